@@ -1,0 +1,119 @@
+"""Find, explain, edit and measure the direction in a chat model that makes it refuse.
+
+The names of `__all__` are imported from their rooms when they are first used, so that
+`import refusal_lens` costs milliseconds.
+
+>>> import refusal_lens
+>>> refusal_lens.__version__
+'0.1.0'
+>>> "find_direction" in dir(refusal_lens)
+True
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "errors": ("InputError",),
+    "runs": ("Run",),
+    "prompts": ("Contrast", "PromptPair"),
+    "chat": ("ChatFormat", "Rendered"),
+    "model": ("ChatModel", "Site"),
+    "activations": ("cache_residuals", "mean_residuals"),
+    "interventions": ("Edit", "ablate", "add", "affine", "applied", "clamp", "subtract"),
+    "metrics": ("kl_divergence", "refusal_metric"),
+    "directions": (
+        "Candidates",
+        "Direction",
+        "NoCandidateError",
+        "Selection",
+        "Thresholds",
+        "find_direction",
+        "score_candidates",
+        "select",
+    ),
+    "evaluation": ("complete", "phrase_judge", "refusal_rate"),
+    "attribution": ("attribute", "attribute_sources"),
+    "report": ("write_report",),
+    "pipeline": ("RunConfig", "run_pipeline"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+if TYPE_CHECKING:
+    from refusal_lens.activations import cache_residuals, mean_residuals
+    from refusal_lens.attribution import attribute, attribute_sources
+    from refusal_lens.chat import ChatFormat, Rendered
+    from refusal_lens.directions import (
+        Candidates,
+        Direction,
+        NoCandidateError,
+        Selection,
+        Thresholds,
+        find_direction,
+        score_candidates,
+        select,
+    )
+    from refusal_lens.errors import InputError
+    from refusal_lens.evaluation import complete, phrase_judge, refusal_rate
+    from refusal_lens.interventions import Edit, ablate, add, affine, applied, clamp, subtract
+    from refusal_lens.metrics import kl_divergence, refusal_metric
+    from refusal_lens.model import ChatModel, Site
+    from refusal_lens.pipeline import RunConfig, run_pipeline
+    from refusal_lens.prompts import Contrast, PromptPair
+    from refusal_lens.report import write_report
+    from refusal_lens.runs import Run
+
+__all__ = [
+    "Candidates",
+    "ChatFormat",
+    "ChatModel",
+    "Contrast",
+    "Direction",
+    "Edit",
+    "InputError",
+    "NoCandidateError",
+    "PromptPair",
+    "Rendered",
+    "Run",
+    "RunConfig",
+    "Selection",
+    "Site",
+    "Thresholds",
+    "ablate",
+    "add",
+    "affine",
+    "applied",
+    "attribute",
+    "attribute_sources",
+    "cache_residuals",
+    "clamp",
+    "complete",
+    "find_direction",
+    "kl_divergence",
+    "mean_residuals",
+    "phrase_judge",
+    "refusal_metric",
+    "refusal_rate",
+    "run_pipeline",
+    "score_candidates",
+    "select",
+    "subtract",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room (PEP 562)."""
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,136 @@
+"""Reading a model over many prompts: residual streams, their means, and last-position logits.
+
+Everything streams batch by batch, so that memory does not grow with the number of prompts unless a
+value per prompt is what was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from .chat import Rendered
+from .model import ChatModel, Site
+from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations
+
+OnProgress = Callable[[int, int], None]
+"""Called with (prompts done, prompts in all)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Means:
+    """Mean resid_pre over prompts, [position layer d_model] in float64, and how many prompts."""
+
+    mean: PositionLayerVectors
+    n: int
+    positions: tuple[str, ...]
+
+
+def mean_residuals(
+    model: ChatModel,
+    prompts: Sequence[str] | Rendered,
+    *,
+    batch_size: int = 32,
+    on_progress: OnProgress | None = None,
+) -> Means:
+    """Mean over prompts of resid_pre at every post-instruction position and layer.
+
+    Streams in float64 (paper, section 2.3; the reference implementation accumulates likewise): memory does
+    not grow with the number of prompts.
+    """
+    rendered = as_rendered(model, prompts)
+    shape = (len(rendered.positions), model.n_layers, model.d_model)
+    total = torch.zeros(shape, dtype=torch.float64)
+    for _, held in _streams(model, rendered, batch_size, on_progress):
+        total += held.double().sum(0).cpu()
+    return Means(total / len(rendered), len(rendered), rendered.positions)
+
+
+def cache_residuals(
+    model: ChatModel,
+    prompts: Sequence[str] | Rendered,
+    *,
+    positions: Sequence[int] | None = None,
+    batch_size: int = 32,
+    on_progress: OnProgress | None = None,
+) -> PromptActivations:
+    """resid_pre of every prompt, [prompt position layer d_model], on the CPU in the model's dtype.
+
+    positions: which post-instruction positions to keep, negative, e.g. ``[-1]``; default all of them.
+    """
+    rendered = as_rendered(model, prompts)
+    wanted = list(range(-len(rendered.positions), 0)) if positions is None else list(positions)
+    rows = torch.empty(
+        (len(rendered), len(wanted), model.n_layers, model.d_model), dtype=model.dtype
+    )
+    for index, held in _streams(model, rendered, batch_size, on_progress):
+        rows[index] = held[:, wanted].cpu()
+    return rows
+
+
+def map_last_logits(
+    model: ChatModel,
+    prompts: Sequence[str] | Rendered,
+    *,
+    number: Callable[[LastLogits], Tensor] = Tensor.cpu,
+    batch_size: int = 32,
+    on_progress: OnProgress | None = None,
+) -> Shaped[Tensor, "prompt *values"]:
+    """``number(last-position logits)`` for every prompt, in the prompts' order, on the CPU.
+
+    number maps [batch d_vocab] to [batch ...]; by default the logits themselves.
+    """
+    rendered = as_rendered(model, prompts)
+    values: dict[int, Tensor] = {}
+    for index, batch in rendered.batches(batch_size):
+        values.update(zip((int(i) for i in index), number(model.logits(batch)).cpu(), strict=True))
+        if on_progress is not None:
+            on_progress(len(values), len(rendered))
+    return torch.stack([values[i] for i in range(len(rendered))])
+
+
+def mean_next_token_probabilities(
+    model: ChatModel, prompts: Sequence[str] | Rendered, *, batch_size: int = 32
+) -> Probabilities:
+    """Mean over prompts of the next-token distribution at the last position (paper, Fig. 9)."""
+    rendered = as_rendered(model, prompts)
+    total = torch.zeros(model.d_vocab, dtype=torch.float64)
+    for _, batch in rendered.batches(batch_size):
+        total += model.logits(batch).double().softmax(-1).sum(0).cpu()
+    return total / len(rendered)
+
+
+def as_rendered(model: ChatModel, prompts: Sequence[str] | Rendered) -> Rendered:
+    """Instructions rendered with the model's template; what is rendered already stays as it is."""
+    return prompts if isinstance(prompts, Rendered) else model.chat.render(list(prompts))
+
+
+def _streams(
+    model: ChatModel, rendered: Rendered, batch_size: int, on_progress: OnProgress | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per batch: the rows' indices and their streams [row position layer d_model]."""
+    done = 0
+    for index, batch in rendered.batches(batch_size):
+        held: dict[int, Tensor] = {}
+        spans = batch.post.to(model.device)
+        steps = torch.arange(len(rendered.positions), device=model.device)
+        at = spans[:, :1] + steps
+
+        def keep(layer: int, at: Tensor = at, held: dict[int, Tensor] = held) -> Callable[[Tensor], None]:
+            def take(x: Tensor) -> None:
+                where = at.to(x.device)[..., None].expand(-1, -1, x.shape[-1])
+                held[layer] = x.gather(1, where).to(model.device)
+
+            return take
+
+        hooks = [(Site("resid_pre", layer), keep(layer)) for layer in range(model.n_layers)]
+        with model.hooked(hooks):
+            model.logits(batch)
+        done += len(batch)
+        yield torch.as_tensor(index), torch.stack([held[i] for i in range(model.n_layers)], 2)
+        if on_progress is not None:
+            on_progress(done, len(rendered))

@@ -1,0 +1,211 @@
+"""The causal check beside the attribution: replace heads' outputs at the last token and look.
+
+Zero ablation, mean ablation, and patching from another condition, each beside random sets of as
+many heads in the same layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from ..activations import as_rendered
+from ..chat import Rendered
+from ..directions import Direction
+from ..errors import InputError
+from ..metrics import refusal_metric
+from ..model import ChatModel, Site
+from ..model.writers import wide
+from ..shapes import PerPrompt
+from .heads import Head, by_head, check_heads, check_target
+
+HeadOutputs = Mapping[int, Float[Tensor, "_ head d_head"]]
+"""Head outputs z at the last token by layer; with one row, the same for every prompt."""
+
+
+def last_head_outputs(
+    model: ChatModel,
+    prompts: Sequence[str] | Rendered,
+    *,
+    layers: Sequence[int],
+    batch_size: int = 32,
+) -> dict[int, Float[Tensor, "prompt head d_head"]]:
+    """Z at the last token of every prompt, by layer, in the model's dtype on the CPU."""
+    rendered = as_rendered(model, prompts)
+    store: dict[int, Tensor] = {}
+
+    def keep(layer: int, rows: Tensor) -> Callable[[Tensor], None]:
+        def take(z: Tensor) -> None:
+            last = by_head(z, model.n_heads)[:, -1].cpu()
+            store.setdefault(layer, last.new_empty((len(rendered), *last.shape[1:])))[rows] = last
+
+        return take
+
+    for rows, batch in rendered.batches(batch_size):
+        index = rows.cpu()
+        with model.hooked([(Site("z", layer), keep(layer, index)) for layer in layers]):
+            model.logits(batch)
+    return store
+
+
+@contextmanager
+def replaced_heads(
+    model: ChatModel, heads: Sequence[Head], values: HeadOutputs | None = None
+) -> Iterator[ChatModel]:
+    """Set the chosen heads' outputs z at the last token; zero without values.
+
+    values: layer to [prompt head d_head], one row per row of the batch that runs inside, or one
+    for all.
+    """
+    by_layer: dict[int, list[int]] = {}
+    for head in heads:
+        by_layer.setdefault(head.layer, []).append(head.head)
+
+    def replace(layer: int) -> Callable[[Tensor], Tensor]:
+        def edit(z: Tensor) -> Tensor:
+            chosen = by_layer[layer]
+            new = by_head(z, model.n_heads).clone()
+            new[:, -1, chosen] = 0 if values is None else values[layer][:, chosen].to(new)
+            return new.reshape(z.shape)
+
+        return edit
+
+    with model.hooked([(Site("z", layer), replace(layer)) for layer in sorted(by_layer)]):
+        yield model
+
+
+def random_head_sets(
+    heads: Sequence[Head], n_heads: int, *, n_sets: int, seed: int
+) -> tuple[tuple[Head, ...], ...]:
+    """Up to n_sets different random sets with as many heads in each layer as the given one has.
+
+    Drawn from the layer's other heads where those are enough, else from all of them; never the
+    given set itself. There are fewer sets where there are not enough.
+    """
+    counts = Counter(head.layer for head in heads)
+    pools = {layer: _pool(layer, k, heads, n_heads) for layer, k in sorted(counts.items())}
+    given_is_possible = all(len(pool) == n_heads for pool in pools.values())
+    possible = math.prod(math.comb(len(pools[at]), k) for at, k in counts.items())
+    wanted = min(n_sets, possible - given_is_possible)
+    seen: set[frozenset[Head]] = {frozenset(heads)}
+    rng = np.random.default_rng(seed)
+    found: list[tuple[Head, ...]] = []
+    while len(found) < wanted:
+        picked = tuple(
+            Head(layer, int(h))
+            for layer, pool in pools.items()
+            for h in sorted(rng.choice(pool, counts[layer], replace=False))
+        )
+        if frozenset(picked) not in seen:
+            seen.add(frozenset(picked))
+            found.append(picked)
+    return tuple(found)
+
+
+def _pool(layer: int, k: int, heads: Sequence[Head], n_heads: int) -> list[int]:
+    taken = {head.head for head in heads if head.layer == layer}
+    others = [h for h in range(n_heads) if h not in taken]
+    return others if len(others) >= k else list(range(n_heads))
+
+
+def head_effects(
+    model: ChatModel,
+    prompts: Sequence[str] | Rendered,
+    direction: Direction,
+    *,
+    heads: Sequence[Head],
+    values: HeadOutputs | None,
+    refusal_tokens: Sequence[int],
+    edit: str,
+    n_random: int = 8,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> pd.DataFrame:
+    """Replace the heads, and random sets of as many in the same layers; measure both effects.
+
+    values: None for zero ablation; one row per layer for mean ablation; one per prompt for
+    patching. edit is what the rows are called. Columns edit, heads ("none", "top", "random 0",
+    ...), prompt, projection (``<resid_pre[l*], r^>`` at the last token) and metric (refusal
+    metric).
+    Raises InputError for heads at or past l*.
+    """
+    target = check_target(model, direction, None)
+    check_heads(model, tuple(heads))
+    late = [str(head) for head in heads if head.layer >= target]
+    if late:
+        raise InputError(
+            f"heads {', '.join(late)}: at or past layer {target}, so they cannot change what "
+            "resid_pre of that layer holds; choose heads of earlier layers"
+        )
+    rendered = as_rendered(model, prompts)
+    sets = {"none": (), "top": tuple(heads)}
+    for i, drawn in enumerate(random_head_sets(heads, model.n_heads, n_sets=n_random, seed=seed)):
+        sets[f"random {i}"] = drawn
+    measured = partial(_measure, model, rendered, direction, refusal_tokens, batch_size=batch_size)
+    frames = []
+    for name, chosen in sets.items():
+        projection, metric = measured(chosen, values)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "edit": edit,
+                    "heads": name,
+                    "prompt": range(len(rendered)),
+                    "projection": projection.tolist(),
+                    "metric": metric.tolist(),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def mean_head_outputs(
+    *outputs: Mapping[int, Float[Tensor, "_ head d_head"]],
+) -> dict[int, Float[Tensor, "one head d_head"]]:
+    """The mean over conditions of each condition's mean, a row per layer."""
+    layers = outputs[0].keys()
+    return {
+        layer: torch.stack([one[layer].double().mean(0) for one in outputs]).mean(0)[None]
+        for layer in layers
+    }
+
+
+def _measure(
+    model: ChatModel,
+    rendered: Rendered,
+    direction: Direction,
+    refusal_tokens: Sequence[int],
+    heads: Sequence[Head],
+    values: HeadOutputs | None,
+    *,
+    batch_size: int,
+) -> tuple[Float64[Tensor, " prompt"], PerPrompt]:
+    projection = torch.zeros(len(rendered), dtype=torch.float64)
+    metric = torch.zeros(len(rendered), dtype=torch.float64)
+    for rows, batch in rendered.batches(batch_size):
+        index = rows.cpu()
+        held: list[Tensor] = []
+
+        def keep(x: Tensor, held: list[Tensor] = held) -> None:
+            held.append(wide(x[:, -1]).cpu() @ direction.unit)
+
+        here = None if values is None else {at: _rows(v, index) for at, v in values.items()}
+        reader = (Site("resid_pre", direction.layer), keep)
+        with replaced_heads(model, heads, here), model.hooked([reader]):
+            logits = model.logits(batch)
+        projection[index] = held[0]
+        metric[index] = refusal_metric(logits, refusal_tokens).cpu()
+    return projection, metric
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    return values if len(values) == 1 else values[index]

@@ -1,0 +1,161 @@
+"""Direct feature attribution: ``<resid_pre[l*], r^>`` as a sum over heads, MLPs and embeddings.
+
+The sum is exact (paper, section 5.2, with r^ of unit length): every call adds it up again, layer
+by layer, and refuses to answer where it does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from ..activations import OnProgress, as_rendered
+from ..chat import Rendered
+from ..directions import Direction
+from ..errors import InputError
+from ..model import ChatModel
+from .heads import Head, HeadWriter, check_target, columns_of
+from .reading import StreamReading
+
+PerLayer = Float64[Tensor, "prompt position layer"]
+"""One number per prompt, position and layer below l*."""
+PerPosition = Float64[Tensor, "prompt position"]
+"""One number per prompt and position."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """What each component writes along r^ into ``resid_pre[l*]``, per prompt and position.
+
+    Heads, attention biases and MLPs of the layers below l* only: what later layers write is not
+    in ``resid_pre[l*]``. In the units of the activations.
+    """
+
+    heads: Float64[Tensor, "prompt position layer head"]
+    attention_bias: PerLayer
+    mlps: PerLayer
+    token_embedding: PerPosition
+    position_embedding: PerPosition
+    projection: PerPosition
+    positions: tuple[int, ...]
+    layer: int
+
+    @property
+    def total(self) -> PerPosition:
+        """The sum of all contributions, which equals the projection."""
+        layers = self.heads.sum((2, 3)) + self.attention_bias.sum(2) + self.mlps.sum(2)
+        return layers + self.token_embedding + self.position_embedding
+
+    @property
+    def error(self) -> float:
+        """Largest difference between the sum of contributions and the projection."""
+        return float((self.total - self.projection).abs().max())
+
+    @property
+    def relative_error(self) -> float:
+        """The error as a share of the largest projection."""
+        return self.error / max(float(self.projection.abs().max()), 1e-300)
+
+    def top_heads(self, k: int, *, position: int = -1) -> tuple[Head, ...]:
+        """The k heads with the highest mean contribution at a position, highest first."""
+        n_layers, n_heads = self.heads.shape[2:]
+        if not 1 <= k <= n_layers * n_heads:
+            raise InputError(
+                f"number of top heads: got {k}, need 1 to {n_layers * n_heads} "
+                f"(the heads in layers below {self.layer})"
+            )
+        mean = self.heads[:, self.positions.index(position)].mean(0).flatten()
+        best = mean.argsort(descending=True, stable=True)[:k].tolist()
+        return tuple(Head(i // n_heads, i % n_heads) for i in best)
+
+    def of(self, heads: Sequence[Head], *, position: int = -1) -> Float64[Tensor, "prompt chosen"]:
+        """The contributions of some heads at a position."""
+        at = self.heads[:, self.positions.index(position)]
+        return torch.stack([at[:, head.layer, head.head] for head in heads], 1)
+
+    def frame(self) -> pd.DataFrame:
+        """Mean and population SD over prompts of every component.
+
+        Columns position, component ("head", "attention bias", "mlp", "token embedding", "position
+        embedding", "total", "projection"), layer, head (missing where they do not apply), mean,
+        sd, n.
+        """
+        rows = [
+            {
+                "position": position,
+                "component": component,
+                "layer": layer,
+                "head": head,
+                "mean": float(values.mean()),
+                "sd": float(values.std(correction=0)),
+                "n": len(values),
+            }
+            for i, position in enumerate(self.positions)
+            for component, layer, head, values in self._components(i)
+        ]
+        return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+
+    def _components(self, i: int) -> Iterator[tuple[str, int | None, int | None, Tensor]]:
+        n_layers, n_heads = self.heads.shape[2:]
+        for layer in range(n_layers):
+            for head in range(n_heads):
+                yield "head", layer, head, self.heads[:, i, layer, head]
+            yield "attention bias", layer, None, self.attention_bias[:, i, layer]
+            yield "mlp", layer, None, self.mlps[:, i, layer]
+        yield "token embedding", None, None, self.token_embedding[:, i]
+        yield "position embedding", None, None, self.position_embedding[:, i]
+        yield "total", None, None, self.total[:, i]
+        yield "projection", None, None, self.projection[:, i]
+
+
+def attribute(
+    model: ChatModel,
+    prompts: Sequence[str] | Rendered,
+    direction: Direction,
+    *,
+    layer: int | None = None,
+    positions: Sequence[int] = (-1,),
+    batch_size: int = 32,
+    on_progress: OnProgress | None = None,
+) -> Attribution:
+    """Split ``<resid_pre[l*], r^>`` over heads, MLPs and embeddings, exactly.
+
+    Args:
+        model: any model that shows z and attn_out; norms after the attention, biases, position
+            embeddings, parallel blocks and constant residual multipliers are accounted for.
+        prompts: instructions, or what is rendered already.
+        direction: r; its unit vector is what activations are projected on.
+        layer: l*, by default the direction's own.
+        positions: negative, counted back from the last token of each prompt.
+        batch_size: prompts per forward pass; memory beyond the model's own is one number per
+            head, since W_O is projected on r^ before it meets z.
+        on_progress: called with (prompts done, prompts in all).
+
+    Raises:
+        InputError: the direction is another model's; the layer or a position is out of range; or
+            the contributions do not add up, since something else writes to the residual stream.
+
+    """
+    target = check_target(model, direction, layer)
+    rendered = as_rendered(model, prompts)
+    where = tuple(int(p) for p in positions)
+    writers = [HeadWriter.of(model, below, direction.unit) for below in range(target)]
+    fields: dict[str, Tensor] = {}
+    done = 0
+    for rows, batch in rendered.batches(batch_size):
+        reading = StreamReading(model, writers, direction.unit, columns_of(batch, where))
+        with model.hooked(reading.hooks()):
+            model.logits(batch)
+        reading.check()
+        for name, values in reading.fields().items():
+            whole = fields.setdefault(name, values.new_empty((len(rendered), *values.shape[1:])))
+            whole[rows.cpu()] = values
+        done += len(batch)
+        if on_progress is not None:
+            on_progress(done, len(rendered))
+    return Attribution(**fields, positions=where, layer=target)

@@ -1,0 +1,147 @@
+"""Rendered prompts: left-padded token ids with a span for every region of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..errors import InputError
+from ..shapes import Spans, TokenIds, TokenMask
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt before padding: its ids and the half-open spans of its regions."""
+
+    ids: tuple[int, ...]
+    instruction: tuple[int, int]
+    post: tuple[int, int]
+    answer: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Rendered:
+    """Left-padded token ids of a batch of prompts, and where each region of a row lies.
+
+    Spans are half-open (start, stop) columns of `ids`. In reading order a row holds padding, BOS
+    and template, `instruction`, (template text that merges with some instructions, mostly none),
+    `post`, `answer`, end of turn. `post` has one token per name in `positions`: position i
+    (negative, -1 the last) of a row is column ``post[row, 1] + i``. `answer` holds the prefilled
+    answer and the reply, without the end of turn; it is empty (start = stop = number of columns)
+    when there is neither, and then ``post[:, 1]`` is the number of columns too.
+    """
+
+    ids: TokenIds
+    mask: Int[Tensor, "batch pos"]
+    instruction: Spans
+    post: Spans
+    answer: Spans
+    positions: tuple[str, ...]
+    instructions: tuple[str, ...]
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Sequence[Row],
+        *,
+        pad_id: int,
+        positions: tuple[str, ...],
+        instructions: Sequence[str],
+    ) -> Rendered:
+        """Pad rows on the left to a common length."""
+        width = max(len(row.ids) for row in rows)
+        pads = [width - len(row.ids) for row in rows]
+        ids = torch.tensor([[pad_id] * n + list(r.ids) for n, r in zip(pads, rows, strict=True)])
+        shift = torch.tensor(pads)[:, None]
+        return cls(
+            ids=ids,
+            mask=(torch.arange(width)[None, :] >= shift).long(),
+            instruction=torch.tensor([row.instruction for row in rows]) + shift,
+            post=torch.tensor([row.post for row in rows]) + shift,
+            answer=torch.tensor([row.answer for row in rows]) + shift,
+            positions=positions,
+            instructions=tuple(instructions),
+        )
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    @property
+    def t_inst(self) -> Int[Tensor, " batch"]:
+        """Column of the last instruction token of each row."""
+        return self.instruction[:, 1] - 1
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Number of tokens of each row, padding not counted."""
+        return self.mask.sum(dim=1)
+
+    @property
+    def reply_mask(self) -> TokenMask:
+        """True at answer tokens: prefilled answer and reply, without the end of turn."""
+        return self._inside(self.answer)
+
+    @property
+    def instruction_mask(self) -> TokenMask:
+        """True at instruction tokens."""
+        return self._inside(self.instruction)
+
+    def _inside(self, spans: Spans) -> Bool[Tensor, "batch pos"]:
+        column = torch.arange(self.ids.shape[1], device=self.ids.device)[None, :]
+        return (column >= spans[:, :1]) & (column < spans[:, 1:])
+
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Rendered:
+        """Some rows, without the padding that they all share."""
+        index = self._row_index(rows)
+        start = self.ids.shape[1] - int(self.lengths[index].max()) if len(index) else 0
+        return Rendered(
+            ids=self.ids[index, start:],
+            mask=self.mask[index, start:],
+            instruction=self.instruction[index] - start,
+            post=self.post[index] - start,
+            answer=self.answer[index] - start,
+            positions=self.positions,
+            instructions=tuple(self.instructions[i] for i in index.tolist()),
+        )
+
+    def _row_index(self, rows: slice | Sequence[int] | Tensor) -> Int[Tensor, " rows"]:
+        everything = torch.arange(len(self), device=self.ids.device)
+        if isinstance(rows, slice):
+            return everything[rows]
+        chosen = rows if isinstance(rows, Tensor) else torch.tensor(list(rows), dtype=torch.long)
+        return everything[chosen.to(self.ids.device)]
+
+    def by_length(self) -> Iterator[tuple[Int[Tensor, " rows"], Rendered]]:
+        """Rows grouped by length, so that no group holds any padding: (row indices, group)."""
+        lengths = self.lengths
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero().squeeze(1)
+            yield rows, self[rows]
+
+    def batches(
+        self, batch_size: int, *, sort_by_length: bool = True
+    ) -> Iterator[tuple[Int[Tensor, " rows"], Rendered]]:
+        """Batches of at most `batch_size` rows: (row indices, batch), the longest rows first.
+
+        Longest first, so that a batch that does not fit into memory fails at once.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch size: got {batch_size}, need at least 1")
+        order = torch.arange(len(self), device=self.ids.device)
+        if sort_by_length:
+            order = self.lengths.argsort(descending=True, stable=True)
+        for rows in order.split(batch_size):
+            yield rows, self[rows]
+
+    def to(self, device: torch.device | str) -> Rendered:
+        """The same on another device."""
+        moved = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)

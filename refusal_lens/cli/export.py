@@ -1,0 +1,110 @@
+"""`refusal-lens export`: a run's direction as edited weights or as a file for another tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from refusal_lens.pipeline.export_job import Exported
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    to: Annotated[
+        Literal["checkpoint", "lora", "gguf", "steered", "reference"],
+        typer.Option(
+            help="Edited safetensors, a PEFT adapter, a llama.cpp control vector, a file for "
+            "lm-eval, or the reference implementation's folder."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="New folder, or file for gguf (.gguf), steered (.pt)."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or name of the model to edit  [default: the run's own]"),
+    ] = None,
+    edit: Annotated[
+        Literal["ablate", "add", "subtract"], typer.Option(help="What to do with the direction.")
+    ] = "ablate",
+    strength: Annotated[
+        float, typer.Option(help="Share of it ablated, or multiple of r added.")
+    ] = 1.0,
+    norm_preserving: Annotated[
+        bool, typer.Option("--norm-preserving", help="Stretch what is written back to its length.")
+    ] = False,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Go on where a writer cannot be edited.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Load it again and compare with hooks.")
+    ] = True,
+    n_prompts: Annotated[int, typer.Option(min=1, help="Test prompts of a kind to check.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in the check.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in a forward pass.")] = 32,
+    dtype: Annotated[str | None, typer.Option(help="Of the check  [default: the run's]")] = None,
+    device: Annotated[str | None, typer.Option(help="[default: the best there is]")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what it needs, and write nothing.")
+    ] = False,
+) -> None:
+    """Write the direction of RUN as edited weights, or as a file for another tool.
+
+    Weights are loaded again and compared with the hooks; where they differ the command fails and
+    nothing is left. For research on models that you may modify; nothing is uploaded.
+    """
+    options = {n: v for n, v in locals().items() if n not in ("run", "estimate")}
+    if estimate:
+        for line in _estimate(run, model, trust_remote_code=trust_remote_code):
+            print(line)
+        return
+    if out is None:
+        raise typer.BadParameter("name the folder or file to write", param_hint="--out")
+
+    from refusal_lens.pipeline.export_job import ExportConfig, run_export
+    from refusal_lens.progress import bars
+
+    with bars() as on_progress:
+        done = run_export(run, ExportConfig(**options), on_progress=on_progress)
+    _show(done)
+
+
+def _estimate(run: Path, model: str | None, *, trust_remote_code: bool) -> tuple[str, ...]:
+    import torch
+
+    from refusal_lens.pipeline.export_model import model_folder
+    from refusal_lens.runs import Run
+    from refusal_lens.weights.checkpoint import configuration
+    from refusal_lens.weights.estimate import estimate
+
+    own = Run.read(run).whole()["config"]
+    folder = model_folder(model or own["model"], None if model else own["revision"])
+    config = configuration(folder, trust_remote_code=trust_remote_code)
+    stored = getattr(config, "dtype", None) or torch.float32
+    return estimate(config, dtype=stored, trust_remote_code=trust_remote_code).lines
+
+
+def _show(done: Exported) -> None:
+    """Print the class, the coverage, the parity table and where the result is."""
+    if done.writers is not None:
+        treated = [writer.treatment for writer in done.writers.writers]
+        counts = ", ".join(f"{treated.count(t)} {t}" for t in dict.fromkeys(treated))
+        print(f"{done.writers.architecture}: {done.writers.exactness}; writers: {counts}")
+        for line in (*done.notes, *done.writers.problems):
+            print(f"note: {line}")
+    if done.parity is not None:
+        heads = ("hooks", "files", "apart", "allowed")
+        print(f"{'':<28}{'prompts':<10}" + "".join(f"{head:>12}" for head in heads))
+        for row in done.parity.rows:
+            cells = [row.hooks, row.files, row.difference]
+            shown = [f"{value:>12.4g}" for value in cells]
+            shown.append(f"{'' if row.allowed is None else f'{row.allowed:.2g}':>12}")
+            print(f"{row.quantity:<28}{row.kind:<10}" + "".join(shown))
+    print(f"export: {done.out.resolve()}")

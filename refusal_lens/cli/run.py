@@ -1,0 +1,84 @@
+"""`refusal-lens run`: the main job, from a chat model to a run folder and its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def run(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The run folder; an unfinished one is gone on with.")
+    ],
+    model: Annotated[
+        str, typer.Argument(help="Hugging Face name, a folder, or organism (bundled, offline).")
+    ] = "organism",
+    harmful: Annotated[
+        str | None,
+        typer.Option(help="Prompts to refuse: .txt (a line each), .json, .jsonl, .csv, data set."),
+    ] = None,
+    harmless: Annotated[str | None, typer.Option(help="Prompts to answer, likewise.")] = None,
+    splits: Annotated[
+        str | None, typer.Option(help="Folder of splits in the reference repository's layout.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base model it was tuned from, to compare with.")
+    ] = None,
+    n_train: Annotated[int, typer.Option(min=1, help="Prompts of each kind for the means.")] = 128,
+    n_val: Annotated[int, typer.Option(min=1, help="Prompts of each kind for the scores.")] = 32,
+    n_test: Annotated[int, typer.Option(min=1, help="Prompts of each kind for the tests.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the splits and the nulls.")] = 0,
+    refusal_tokens: Annotated[
+        str | None,
+        typer.Option(help="First tokens of refusals, as texts or ids: I,As  [default: found out]"),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16  [default: float32 on a CPU]")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps  [default: the best there is]")
+    ] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: spread the model over all devices.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch on the hub.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    mode: Annotated[
+        Literal["exhaustive", "lazy"],
+        typer.Option(help="Score every candidate, or only what the choice needs."),
+    ] = "exhaustive",
+    kl_threshold: Annotated[float, typer.Option(help="Most KL on harmless prompts, nats.")] = 0.1,
+    induce_threshold: Annotated[float, typer.Option(help="Least induce score.")] = 0.0,
+    prune_layers: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the last layers to leave out.")
+    ] = 0.2,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in a forward pass.")] = 64,
+    n_null: Annotated[int, typer.Option(min=0, help="Random directions; 0 for no nulls.")] = 32,
+    n_moves: Annotated[int, typer.Option(min=0, help="Norm-matched random moves.")] = 8,
+    null_prompts: Annotated[int, typer.Option(min=1, help="Test prompts for each null.")] = 32,
+    null_tokens: Annotated[int, typer.Option(min=1, help="Longest completion for nulls.")] = 16,
+) -> None:
+    """Find the refusal direction of MODEL, test it, and write a run folder with a page.
+
+    Killed or interrupted, the same command goes on where it was. With changed options it redoes
+    just the steps that depend on them.
+    """
+    options = {name: value for name, value in locals().items() if name != "out"}
+    options["refusal_tokens"] = tuple(refusal_tokens.split(",")) if refusal_tokens else None
+
+    from refusal_lens.pipeline import RunConfig, run_pipeline
+    from refusal_lens.progress import bars
+    from refusal_lens.report.claim import make_claim
+    from refusal_lens.report.folder import RunFolder
+
+    config = RunConfig(**options)
+    with bars() as on_progress:
+        run_pipeline(config, out, on_progress=on_progress)
+    print(make_claim(RunFolder.open(out)).headline)
+    print(f"report: {(out / 'report.html').resolve()}")

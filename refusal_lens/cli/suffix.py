@@ -1,0 +1,68 @@
+"""`refusal-lens suffix`: why an adversarial suffix works, added to a run and its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def suffix(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    text: Annotated[
+        str | None,
+        typer.Option("--suffix", help="The suffix, leading space included, as it stands."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--suffix-file", help='A text file, or JSON with a "suffix".'),
+    ] = None,
+    n_heads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Top heads to follow  [default: 8, or fewer in a small model]"),
+    ] = None,
+    n_random_sets: Annotated[
+        int, typer.Option(min=0, help="Random sets of heads for the causal check.")
+    ] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of random suffixes and head sets.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in a forward pass.")] = 64,
+    dtype: Annotated[str | None, typer.Option(help="[default: the run's]")] = None,
+    device: Annotated[str | None, typer.Option(help="[default: the best there is]")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: spread the model over all devices.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+) -> None:
+    """Follow the heads that write the direction of RUN, with and without an adversarial suffix.
+
+    For a run on the organism the bundled suffix is taken unless another one is given.
+    """
+    if text is not None and file is not None:
+        raise typer.BadParameter("give one of the two", param_hint="--suffix and --suffix-file")
+
+    from refusal_lens.pipeline.suffix_job import run_suffix_study
+    from refusal_lens.progress import bars
+    from refusal_lens.report.sections.suffix import headline
+    from refusal_lens.studies.suffix import read_suffix
+
+    with bars() as on_progress:
+        summary = run_suffix_study(
+            run,
+            suffix=text if file is None else read_suffix(file),
+            n_heads=n_heads,
+            n_random_sets=n_random_sets,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            on_progress=on_progress,
+        )
+    print(headline(summary))
+    print(f"report: {(run / 'report.html').resolve()}")

@@ -1,0 +1,20 @@
+"""Directions: candidates from means, their scores, the selection rule, and the value itself."""
+
+from .candidates import Candidates
+from .direction import Direction
+from .finding import Selection, find_direction
+from .selection import Choice, NoCandidateError, Thresholds, select
+from .sweep import Checkpoint, score_candidates
+
+__all__ = [
+    "Candidates",
+    "Checkpoint",
+    "Choice",
+    "Direction",
+    "NoCandidateError",
+    "Selection",
+    "Thresholds",
+    "find_direction",
+    "score_candidates",
+    "select",
+]

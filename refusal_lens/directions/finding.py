@@ -1,0 +1,199 @@
+"""From a model and a contrast to the selected direction, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+import torch
+
+from ..activations import map_last_logits, mean_next_token_probabilities, mean_residuals
+from ..errors import InputError
+from ..metrics import refusal_metric
+from ..model import ChatModel
+from ..prompts import Contrast, PromptPair
+from ..shapes import PerPrompt
+from .candidates import Candidates, provenance_of
+from .direction import Direction
+from .refusal_tokens import RefusalTokens, choose_refusal_tokens, parse_refusal_tokens
+from .selection import Choice, Thresholds, select
+from .sweep import score_candidates
+from .sweep.sweeping import Mode
+
+LEAST_KEPT = 2
+"""Fewer prompts of a kind than this leave no mean worth the name."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, in all)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Behaved:
+    """One split after filtering by the model's own behaviour.
+
+    pair holds the prompts kept; metrics the refusal metric of all prompts before filtering, positive and
+    negative; kept the masks over them.
+    """
+
+    pair: PromptPair
+    positive_metric: PerPrompt
+    negative_metric: PerPrompt
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many prompts of each kind were kept, of how many."""
+        return {
+            "positive": {"kept": len(self.pair.positive), "of": len(self.positive_metric)},
+            "negative": {"kept": len(self.pair.negative), "of": len(self.negative_metric)},
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A direction with everything that led to it."""
+
+    direction: Direction
+    candidates: Candidates
+    choice: Choice
+    refusal_tokens: RefusalTokens
+    train: Behaved
+    val: Behaved
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Every candidate with its scores and the reason why it does not pass."""
+        return self.choice.table
+
+
+def pick_refusal_tokens(
+    model: ChatModel,
+    pair: PromptPair,
+    *,
+    given: Sequence[str | int] | None = None,
+    batch_size: int = 32,
+    at_most: int = 128,
+) -> RefusalTokens:
+    """R as given, else the family's, else discovered on the first prompts of the pair."""
+    if given is not None:
+        return parse_refusal_tokens(model, given)
+    probabilities = partial(mean_next_token_probabilities, model, batch_size=batch_size)
+    return choose_refusal_tokens(
+        model, probabilities(pair.positive[:at_most]), probabilities(pair.negative[:at_most])
+    )
+
+
+def filter_by_behaviour(
+    model: ChatModel,
+    pair: PromptPair,
+    *,
+    refusal_tokens: Sequence[int],
+    split: str,
+    batch_size: int = 32,
+) -> Behaved:
+    """Keep positive prompts with refusal metric > 0 and negative ones with < 0 (paper, appendix B).
+
+    Raises InputError when fewer than two of a kind remain.
+    """
+    metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
+    refused = map_last_logits(model, pair.positive, number=metric, batch_size=batch_size)
+    answered = map_last_logits(model, pair.negative, number=metric, batch_size=batch_size)
+    kept = PromptPair(
+        positive=_where(pair.positive, refused > 0), negative=_where(pair.negative, answered < 0)
+    )
+    for kind, prompts, all_of in (
+        ("positive (to be refused)", kept.positive, pair.positive),
+        ("negative (to be answered)", kept.negative, pair.negative),
+    ):
+        if len(prompts) < LEAST_KEPT:
+            raise InputError(
+                f"{split} prompts: only {len(prompts)} of {len(all_of)} {kind} ones behave so "
+                f"(need {LEAST_KEPT}); does the model refuse them, and are the refusal tokens right?"
+            )
+    return Behaved(kept, refused, answered)
+
+
+def extract_candidates(
+    model: ChatModel,
+    pair: PromptPair,
+    *,
+    data_sha256: str,
+    concept: str = "refusal",
+    batch_size: int = 32,
+    on_progress: Progress | None = None,
+) -> Candidates:
+    """Difference-of-means candidates from one pair of prompt sets."""
+    means = []
+    for kind, prompts in (("positive", pair.positive), ("negative", pair.negative)):
+        said = None if on_progress is None else partial(on_progress, f"{kind} activations")
+        means.append(mean_residuals(model, prompts, batch_size=batch_size, on_progress=said))
+    facts = provenance_of(
+        model.chat,
+        concept=concept,
+        model=model.name,
+        revision=model.revision,
+        data_sha256=data_sha256,
+    )
+    return Candidates.from_means(*means, **facts)
+
+
+def find_direction(
+    model: ChatModel,
+    contrast: Contrast,
+    *,
+    refusal_tokens: Sequence[str | int] | None = None,
+    thresholds: Thresholds | None = None,
+    mode: Mode = "exhaustive",
+    batch_size: int = 32,
+    on_progress: Progress | None = None,
+) -> Selection:
+    """The direction that the paper's rule selects, with candidates, scores and counts.
+
+    mode "lazy" scores just what the same choice needs. batch_size: prompts in a pass that reads activations;
+    the sweep over candidates finds its own.
+
+    Filters prompts by the model's own behaviour, takes the difference of means on train, scores on val,
+    selects. Raises NoCandidateError (with the scored table) when no candidate passes.
+    """
+    rule = thresholds or Thresholds()
+    tokens = pick_refusal_tokens(
+        model, contrast.train, given=refusal_tokens, batch_size=batch_size
+    )
+    train, val = (
+        filter_by_behaviour(
+            model, pair, refusal_tokens=tokens.ids, split=split, batch_size=batch_size
+        )
+        for split, pair in (("train", contrast.train), ("val", contrast.val))
+    )
+    candidates = extract_candidates(
+        model,
+        train.pair,
+        data_sha256=contrast.sha256,
+        concept=contrast.name,
+        batch_size=batch_size,
+        on_progress=on_progress,
+    )
+    table = score_candidates(
+        model,
+        candidates,
+        positive=val.pair.positive,
+        negative=val.pair.negative,
+        refusal_tokens=tokens.ids,
+        mode=mode,
+        rule=rule,
+        on_progress=None if on_progress is None else partial(on_progress, "scores"),
+    )
+    choice = select(
+        table,
+        model.n_layers,
+        kl_threshold=rule.kl_threshold,
+        induce_threshold=rule.induce_threshold,
+        prune_layers=rule.prune_layers,
+    )
+    direction = candidates.direction(choice.position, choice.layer)
+    return Selection(direction, candidates, choice, tokens, train, val)
+
+
+def _where(prompts: Sequence[str], keep: torch.Tensor) -> tuple[str, ...]:
+    return tuple(p for p, k in zip(prompts, keep.tolist(), strict=True) if k)

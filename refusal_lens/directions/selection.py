@@ -1,0 +1,158 @@
+"""The paper's selection rule over a table of scored candidates, with a reason for each rejection."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ..errors import InputError
+
+SCORES = ("bypass", "induce", "kl")
+NOT_NEEDED = "not needed"
+"""The reason of a candidate that a lazy sweep did not have to score in full."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The rule's settings: kl <= kl_threshold, induce >= induce_threshold, layer < int((1 - prune) L).
+
+    Boundaries are inclusive and the layer bound is floored, as in the reference implementation (the
+    paper's text has strict inequalities and no floor).
+    """
+
+    kl_threshold: float = 0.1
+    induce_threshold: float = 0.0
+    prune_layers: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prune_layers < 1:
+            raise InputError(f"prune_layers: got {self.prune_layers}, need 0 <= share < 1")
+        if math.isnan(self.kl_threshold) or math.isnan(self.induce_threshold):
+            raise InputError("selection thresholds: got NaN, need numbers")
+
+    def layer_bound(self, n_layers: int) -> int:
+        """The first layer that the rule never takes, ``int(L (1 - prune))``."""
+        return int(n_layers * (1.0 - self.prune_layers))
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What the rule takes: (position, layer), its scores, and the table with passes and reason."""
+
+    position: int
+    layer: int
+    scores: dict[str, float]
+    table: pd.DataFrame
+    thresholds: Thresholds
+
+    @property
+    def n_passing(self) -> int:
+        """How many candidates pass the rule."""
+        return int(self.table["passes"].sum())
+
+
+class NoCandidateError(InputError):
+    """No candidate passes the rule; ``table`` has the reason for each."""
+
+    def __init__(self, message: str, table: pd.DataFrame) -> None:
+        super().__init__(message)
+        self.table = table
+
+
+def select(
+    table: pd.DataFrame,
+    n_layers: int,
+    *,
+    kl_threshold: float = 0.1,
+    induce_threshold: float = 0.0,
+    prune_layers: float = 0.2,
+) -> Choice:
+    """The candidate of least bypass among those that pass the rule (paper, appendix C.1).
+
+    table needs the columns position, layer, bypass, induce, kl; ties go to the earlier position, then
+    the lower layer. Raises NoCandidateError, with the nearest miss in its message, when none passes.
+    """
+    rule = Thresholds(kl_threshold, induce_threshold, prune_layers)
+    judged = judge(table, n_layers, rule)
+    passing = judged[judged["passes"]]
+    if passing.empty:
+        raise NoCandidateError(explain_failure(judged, n_layers, rule), judged)
+    best = passing.sort_values(["bypass", "position", "layer"], kind="stable").iloc[0]
+    return Choice(
+        position=int(best["position"]),
+        layer=int(best["layer"]),
+        scores={name: float(best[name]) for name in SCORES},
+        table=judged,
+        thresholds=rule,
+    )
+
+
+def judge(table: pd.DataFrame, n_layers: int, rule: Thresholds) -> pd.DataFrame:
+    """The table with ``passes`` and ``reason`` ("" for those that pass), rows in their order."""
+    missing = {"position", "layer", *SCORES} - set(table.columns)
+    if missing:
+        raise InputError(f"candidate table: no column {', '.join(sorted(missing))}")
+    judged = table.copy()
+    reasons = [_reason(row, n_layers, rule) for row in table.to_dict("records")]
+    judged["passes"] = [reason == "" for reason in reasons]
+    judged["reason"] = reasons
+    return judged
+
+
+def _reason(row: dict, n_layers: int, rule: Thresholds) -> str:
+    """Every condition that fails, in words; "" when none does."""
+    bound = rule.layer_bound(n_layers)
+    if row["layer"] >= bound:
+        return f"layer >= {bound} (last {rule.prune_layers:.0%} of layers)"
+    if row.get("skipped"):
+        return f"{NOT_NEEDED}: {row['skipped']}"
+    unknown = [name for name in SCORES if math.isnan(row[name])]
+    if unknown:
+        return "NaN: " + ", ".join(unknown)
+    fails = []
+    if row["kl"] > rule.kl_threshold:
+        fails.append(f"kl {row['kl']:.3g} > {rule.kl_threshold:g}")
+    if row["induce"] < rule.induce_threshold:
+        fails.append(f"induce {row['induce']:.3g} < {rule.induce_threshold:g}")
+    return "; ".join(fails)
+
+
+def explain_failure(judged: pd.DataFrame, n_layers: int, rule: Thresholds) -> str:
+    """Why no candidate passes: how many fail each condition, and the one that comes nearest."""
+    inside = judged[judged["layer"] < rule.layer_bound(n_layers)]
+    known = inside.dropna(subset=list(SCORES))
+    over, under = known["kl"] > rule.kl_threshold, known["induce"] < rule.induce_threshold
+    counts = (
+        f"{len(judged) - len(inside)} in the last {rule.prune_layers:.0%} of layers, "
+        f"{len(inside) - len(known)} NaN, {int(over.sum())} with kl > {rule.kl_threshold:g}, "
+        f"{int(under.sum())} with induce < {rule.induce_threshold:g}"
+    )
+    message = f"selection: 0 of {len(judged)} candidates pass ({counts})"
+    if known.empty:
+        return f"{message}; no admissible candidate has scores; try another dtype (float32)"
+    near = known.loc[_distance(known, rule).idxmin()]
+    advice = []
+    if near["kl"] > rule.kl_threshold:
+        advice.append(f"--kl-threshold {_round_up(near['kl']):g}")
+    if near["induce"] < rule.induce_threshold:
+        advice.append(f"--induce-threshold {-_round_up(-near['induce']):g}")
+    return (
+        f"{message}; nearest miss: position {int(near['position'])}, layer {int(near['layer'])} "
+        f"({near['reason']}); relax with {' '.join(advice)}"
+    )
+
+
+def _distance(known: pd.DataFrame, rule: Thresholds) -> pd.Series:
+    """How far each candidate is from passing, in nats: log-ratio of kl plus log-odds of induce."""
+    smallest = 1e-6
+    ratio = known["kl"].clip(lower=smallest) / max(rule.kl_threshold, smallest)
+    lack = (rule.induce_threshold - known["induce"]).clip(lower=0)
+    return ratio.map(math.log).clip(lower=0) + lack
+
+
+def _round_up(value: float) -> float:
+    """Two significant digits, never below the value."""
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - 1) if value else 0.01
+    return math.ceil(value / step) * step

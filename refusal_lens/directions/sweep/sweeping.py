@@ -1,0 +1,248 @@
+"""The verbs: `sweep`, with all that it can tell, and `score_candidates` for the table alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from ...activations import as_rendered
+from ...chat import Rendered
+from ...errors import InputError
+from ...model import ChatModel
+from ..candidates import Candidates
+from .batches import Load, Tokens, common_prefix, make_batches, unpadded
+from .budget import Memory, measured_load, memory_of
+from .checked import checked_road
+from .engine import Engine
+from .plans import Rule, exhaustive, lazy
+from .roads import Road
+from .state import NAMES, Checkpoint, Index, Scores, Stats, key_of
+
+Mode = Literal["exhaustive", "lazy"]
+LEAST_PREFIX = 2
+"""Fewer shared tokens than this are not worth a pass of their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Scores of the candidates, what they cost, and the checkpoint of the finished sweep."""
+
+    table: pd.DataFrame
+    stats: Stats
+    checkpoint: Checkpoint
+
+
+def score_candidates(
+    model: ChatModel,
+    candidates: Candidates,
+    *,
+    positive: Sequence[str] | Rendered,
+    negative: Sequence[str] | Rendered,
+    refusal_tokens: Sequence[int],
+    mode: Mode = "exhaustive",
+    rule: Rule | None = None,
+    budget: int | None = None,
+    memory: int | None = None,
+    batch_size: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    resume: Checkpoint | None = None,
+    on_block: Callable[[Checkpoint], None] | None = None,
+) -> pd.DataFrame:
+    """bypass, induce and kl of every candidate (paper, appendix C.1); see `sweep`.
+
+    One row per candidate: position, position_name, layer, norm, bypass, induce, kl. A lazy table
+    has a column skipped besides: why a NaN score was not needed, or "".
+    """
+    return sweep(
+        model,
+        candidates,
+        positive=positive,
+        negative=negative,
+        refusal_tokens=refusal_tokens,
+        mode=mode,
+        rule=rule,
+        budget=budget,
+        memory=memory,
+        batch_size=batch_size,
+        on_progress=on_progress,
+        resume=resume,
+        on_block=on_block,
+    ).table
+
+
+def sweep(
+    model: ChatModel,
+    candidates: Candidates,
+    *,
+    positive: Sequence[str] | Rendered,
+    negative: Sequence[str] | Rendered,
+    refusal_tokens: Sequence[int],
+    mode: Mode = "exhaustive",
+    rule: Rule | None = None,
+    budget: int | None = None,
+    memory: int | None = None,
+    batch_size: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    resume: Checkpoint | None = None,
+    on_block: Callable[[Checkpoint], None] | None = None,
+) -> Sweep:
+    """Score candidates: mean refusal metric and KL under the edit that each stands for.
+
+    bypass: mean refusal metric of the positive prompts under ablation. induce: of the negative
+    prompts with the raw candidate added at its layer. kl: mean KL(plain || ablated) at the last
+    position of the negative prompts. Candidates of norm at most 1e-8 are rounding noise: they score
+    as the unedited model.
+
+    mode: "exhaustive" scores everything; "lazy" only what the rule's choice needs, which is the
+    same choice (with the same error when there is none), and leaves NaN elsewhere. budget: tokens
+    per pass, at least one prompt; by default measured. memory: bytes that passes may hold, by
+    default a quarter of what is free. batch_size: at most so many prompts side by side.
+    on_progress: called with work done and work in all (tokens times blocks; an estimate in lazy
+    mode). on_block: called with a checkpoint after each block of candidates; resume: one of these,
+    to go on from. Raises InputError for NaN logits of the unedited model, and for a checkpoint of
+    another sweep.
+    """
+    started = time.perf_counter()
+    if mode not in ("exhaustive", "lazy"):
+        raise InputError(f'sweep mode: got {mode!r}, need "exhaustive" or "lazy"')
+    if mode == "lazy" and rule is None:
+        raise InputError(
+            "lazy sweep: no rule, need the Thresholds of the selection; try rule=Thresholds()"
+        )
+    if budget is not None and budget < 1:
+        raise InputError(f"sweep budget: got {budget} tokens, need at least 1")
+    sides = [unpadded(as_rendered(model, side)) for side in (positive, negative)]
+    key = key_of(candidates, sides[0], sides[1], refusal_tokens)
+    if resume is not None and resume.key != key:
+        raise InputError(
+            "sweep checkpoint: of other candidates, prompts or refusal tokens; start afresh"
+        )
+    prompts = [*sides[0], *sides[1]]
+    prefix = common_prefix(prompts) if resume is None else resume.prefix
+    prefix = prefix if prefix >= LEAST_PREFIX else 0
+    held = memory_of(model, memory)
+    with checked_road(model, candidates, prompts, prefix=prefix) as road:
+        load = _load(model, road, candidates, prompts, held, budget, mode, resume)
+        tried = time.perf_counter() - started
+        engine = Engine(
+            model,
+            road,
+            candidates,
+            positive=sides[0],
+            negative=sides[1],
+            refusal_tokens=refusal_tokens,
+            load=load,
+            memory=held,
+            at_most=batch_size,
+            scores=_resumed(resume),
+        )
+        _run(engine, candidates.index(), mode, rule, on_progress, on_block, key)
+        stats = Stats(
+            road=road.name,
+            load=load,
+            prefix=road.prefix,
+            passes=engine.count.passes,
+            block_tokens=engine.count.block_tokens,
+            unembedded=engine.count.unembedded,
+            evaluations=dict(engine.count.evaluations),
+            seconds=time.perf_counter() - started,
+            trial_seconds=tried,
+        )
+        return Sweep(_table(candidates, engine.scores), stats, _checkpoint(engine, key))
+
+
+def _load(
+    model: ChatModel,
+    road: Road,
+    candidates: Candidates,
+    prompts: Sequence[Tokens],
+    memory: Memory,
+    budget: int | None,
+    mode: Mode,
+    resume: Checkpoint | None,
+) -> Load:
+    """The load of the checkpoint, else the budget asked for, else what measuring finds."""
+    if resume is not None:
+        return resume.load
+    if budget is not None:
+        return Load(budget)
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    middle = by_length[len(by_length) // 2]
+    (batch,) = make_batches(prompts, [middle], Load(2**62), members=1, skip=road.prefix)
+    vectors = candidates.mean_diffs.flatten(0, 1)
+    tokens = len(vectors) * sum(len(one) - road.prefix for one in prompts)
+    return measured_load(
+        road,
+        batch,
+        vectors,
+        n_layers=model.n_layers,
+        most=memory.tokens,
+        # A lazy sweep does about a quarter of an exhaustive one's work.
+        work=tokens * model.n_layers / (4 if mode == "lazy" else 1),
+    )
+
+
+def _run(
+    engine: Engine,
+    index: Sequence[Index],
+    mode: Mode,
+    rule: Rule | None,
+    on_progress: Callable[[int, int], None] | None,
+    on_block: Callable[[Checkpoint], None] | None,
+    key: str,
+) -> None:
+    engine.run_baseline()
+    engine.settle_noise(index)
+    tasks = (
+        exhaustive(engine, index)
+        if rule is None or mode == "exhaustive"
+        else lazy(engine, index, rule)
+    )
+    start = engine.count.units
+    for number, task in enumerate(tasks):
+        if number == 0 and on_progress is not None:
+            on_progress(0, max(1, round(task.units + task.rest())))
+        task.do()
+        if on_block is not None:
+            on_block(_checkpoint(engine, key))
+        if on_progress is not None:
+            done = engine.count.units - start
+            on_progress(round(done), max(1, round(done + task.rest())))
+
+
+def _resumed(resume: Checkpoint | None) -> Scores:
+    scores = Scores()
+    for name, position, layer, value in () if resume is None else resume.scores:
+        scores.values[name][position, layer] = value
+    return scores
+
+
+def _checkpoint(engine: Engine, key: str) -> Checkpoint:
+    rows = [
+        (name, position, layer, value)
+        for name in NAMES
+        for (position, layer), value in engine.scores.values[name].items()
+    ]
+    return Checkpoint(key, engine.load, engine.road.prefix, tuple(rows))
+
+
+def _table(candidates: Candidates, scores: Scores) -> pd.DataFrame:
+    rows = []
+    for position, layer in candidates.index():
+        vector = candidates.mean_diffs[position, layer]
+        rows.append(
+            {
+                "position": position,
+                "position_name": candidates.positions[position],
+                "layer": layer,
+                "norm": float(vector.norm()),
+                **{name: scores.get(name, (position, layer)) for name in NAMES},
+                "skipped": scores.skipped.get((position, layer), ""),
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table if scores.skipped else table.drop(columns="skipped")

@@ -1,0 +1,43 @@
+"""A chat model beside the base model that it was tuned from (paper, Fig. 24)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from ..activations import cache_residuals
+from ..interventions import HasVector
+from ..metrics import cosine_similarity
+from ..model import ChatModel
+
+
+def agreement(mine: Sequence[str], theirs: Sequence[str]) -> float:
+    """Share of replies that are equal, letter for letter."""
+    return sum(a == b for a, b in zip(mine, theirs, strict=True)) / len(mine)
+
+
+def cosine_in_both(
+    chat: ChatModel,
+    base: ChatModel,
+    direction: HasVector,
+    *,
+    prompts: Mapping[str, Sequence[str]],
+    batch_size: int = 32,
+) -> pd.DataFrame:
+    """Cosine of resid_pre at the last position with the chat model's r, in both models, by layer.
+
+    prompts: kind -> instructions. Columns kind, condition ("chat" or "base"), layer, position, mean, sd, n.
+    """
+    rows = []
+    for name, model in (("chat", chat), ("base", base)):
+        for kind, each in prompts.items():
+            streams = cache_residuals(model, each, positions=[-1], batch_size=batch_size)
+            cosines = cosine_similarity(streams[:, 0], direction.vector)
+            mean, sd = cosines.mean(0).tolist(), cosines.std(0, unbiased=False).tolist()
+            shared = {"kind": kind, "condition": name, "position": -1, "n": len(cosines)}
+            rows += [
+                shared | {"layer": layer, "mean": mean[layer], "sd": sd[layer]}
+                for layer in range(model.n_layers)
+            ]
+    return pd.DataFrame(rows)[["kind", "condition", "layer", "position", "mean", "sd", "n"]]

@@ -1,0 +1,68 @@
+"""What a model replies, plain or edited, and how often it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+from ..activations import map_last_logits
+from ..interventions import Edit, applied
+from ..metrics import binomial_standard_error, refusal_metric
+from ..model import ChatModel
+from .judges import Judge, phrase_judge
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One reply: refusal is the judge's verdict, metric the refusal metric (log-odds, nats)."""
+
+    instruction: str
+    response: str
+    refusal: bool
+    evidence: str
+    metric: float
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its binomial standard error, of n."""
+
+    rate: float
+    se: float
+    n: int
+
+
+def complete(
+    model: ChatModel,
+    instructions: Sequence[str],
+    *,
+    refusal_tokens: Sequence[int],
+    edit: Edit | None = None,
+    judge: Judge = phrase_judge,
+    max_new_tokens: int = 512,
+    batch_size: int = 64,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Completion]:
+    """Greedy replies under an edit (or none), judged, with the refusal metric of each prompt."""
+    rendered = model.chat.render(list(instructions))
+    metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
+    with nullcontext() if edit is None else applied(model, edit):
+        metrics = map_last_logits(model, rendered, number=metric, batch_size=batch_size)
+        replies = model.generate(
+            rendered, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_progress
+        )
+    return [
+        Completion(instruction, reply, bool(score.value), score.evidence, value)
+        for instruction, reply, score, value in zip(
+            instructions, replies, map(judge, replies), metrics.tolist(), strict=True
+        )
+    ]
+
+
+def refusal_rate(completions: Sequence[Completion]) -> Rate:
+    """Share of refusals with its binomial standard error (paper, appendix D.4)."""
+    n = len(completions)
+    rate = sum(c.refusal for c in completions) / n
+    return Rate(rate, binomial_standard_error(rate, n), n)

@@ -1,0 +1,116 @@
+"""Nulls: what edits of the same kind and size do in random directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..interventions import Ablate, Add, Deflect, Edit, HasVector, applied
+from ..metrics import refusal_metric
+from ..model import ChatModel
+from .judges import Judge, phrase_judge
+
+ROWS = 512
+"""Rows (prompts times directions) in one batch of generation."""
+
+
+MakeEdit = Callable[[Tensor], Edit]
+"""From random unit vectors [rows 1 d_model] to the edit that is the null, one vector per row."""
+
+
+def random_units(n: int, d_model: int, *, seed: int) -> Tensor:
+    """N directions drawn evenly from the sphere, [n d_model] float64."""
+    noise = torch.randn(n, d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return noise / noise.norm(dim=-1, keepdim=True)
+
+
+def nulls(
+    model: ChatModel,
+    direction: HasVector,
+    *,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    kinds: tuple[str, str] = ("harmful", "harmless"),
+    refusal_tokens: Sequence[int],
+    n: int = 32,
+    n_moves: int = 8,
+    seed: int = 0,
+    max_new_tokens: int = 16,
+    judge: Judge = phrase_judge,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Refusal under random edits: columns null, index, kind, metric, refusal_rate, n (prompts).
+
+    random_direction: ablate u on the positive prompts, for n directions. norm_matched_move, for the first
+    n_moves of them: on the positive prompts
+    ``x - (x . r^) u`` (as far as ablation moves), on the negative ones ``x + ||r|| u`` at r's layer (as far as
+    addition moves).
+    """
+    r = direction.vector.double().cpu()
+    size = float(r.norm())
+    units = random_units(n, r.shape[-1], seed=seed)
+    moved = units[:n_moves]
+    sorts: list[tuple[str, str, Sequence[str], Tensor, MakeEdit]] = [
+        ("random_direction", kinds[0], positive, units, Ablate),
+        ("norm_matched_move", kinds[0], positive, moved, lambda u: Deflect(r, u)),
+        ("norm_matched_move", kinds[1], negative, moved, lambda u: Add(size * u, direction.layer)),
+    ]
+    total = len(units) + 2 * len(moved)
+    rows: list[dict] = []
+    for null, kind, prompts, drawn, make in sorts:
+        measured = _measure(
+            model,
+            prompts,
+            drawn,
+            make=make,
+            refusal_tokens=refusal_tokens,
+            max_new_tokens=max_new_tokens,
+            judge=judge,
+            on_rows=None if on_progress is None else partial(_tell, on_progress, len(rows), total),
+        )
+        rows += [{"null": null, "kind": kind, "n": len(prompts)} | row for row in measured]
+    return pd.DataFrame(rows)[["null", "index", "kind", "metric", "refusal_rate", "n"]]
+
+
+def _tell(on_progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    on_progress(before + done, total)
+
+
+def _measure(
+    model: ChatModel,
+    prompts: Sequence[str],
+    units: Tensor,
+    *,
+    make: MakeEdit,
+    refusal_tokens: Sequence[int],
+    max_new_tokens: int,
+    judge: Judge,
+    on_rows: Callable[[int], None] | None,
+) -> list[dict]:
+    """Mean metric and refusal rate per random direction, several directions to a batch."""
+    metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
+    together = max(1, ROWS // len(prompts))
+    rows = []
+    for start in range(0, len(units), together):
+        some = units[start : start + together]
+        rendered = model.chat.render(list(prompts) * len(some))
+        per_row = some.repeat_interleave(len(prompts), 0)[:, None]
+        with applied(model, make(per_row)):
+            values = metric(model.logits(rendered)).cpu()
+            replies = model.generate(
+                rendered, max_new_tokens=max_new_tokens, batch_size=len(rendered)
+            )
+        refused = torch.tensor([float(judge(reply).value or 0) for reply in replies])
+        for i, (m, f) in enumerate(
+            zip(values.view(len(some), -1), refused.view(len(some), -1), strict=True)
+        ):
+            rows.append(
+                {"index": start + i, "metric": float(m.mean()), "refusal_rate": float(f.mean())}
+            )
+        if on_rows is not None:
+            on_rows(len(rows))
+    return rows

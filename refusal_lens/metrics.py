@@ -1,0 +1,67 @@
+"""Tensors to numbers: the refusal metric, KL divergence and cross-entropy.
+
+The formulas and their epsilons are those of the paper's reference implementation, computed in
+float64 on the logits that are asked about and on no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from .shapes import LastLogits, Logits, PerPrompt, TokenIds, TokenMask, Vector, Vectors
+
+METRIC_EPSILON = 1e-8
+KL_EPSILON = 1e-6
+
+
+def refusal_metric(logits: LastLogits, refusal_tokens: Sequence[int]) -> PerPrompt:
+    """``ln(P + eps) - ln(1 - P + eps)``, P the probability that the next token is in R.
+
+    Log-odds of a refusal at the first reply token (paper, section 2.4 and appendix B), in nats,
+    float64, with eps = 1e-8, so that it saturates at +-18.42.
+    """
+    probabilities = logits.double().softmax(-1)
+    chance = probabilities[:, list(refusal_tokens)].sum(-1)
+    return (chance + METRIC_EPSILON).log() - (1 - chance + METRIC_EPSILON).log()
+
+
+def kl_divergence(baseline: LastLogits, edited: LastLogits) -> PerPrompt:
+    """``sum_v p (ln(p + eps) - ln(q + eps))`` with p the baseline and q the edited model.
+
+    In nats, float64, eps = 1e-6 (paper, appendix C.1); the epsilon makes it slightly smaller than the true
+    divergence, and it may fall a little below zero.
+    """
+    p = baseline.double().softmax(-1)
+    q = edited.double().softmax(-1)
+    return (p * ((p + KL_EPSILON).log() - (q + KL_EPSILON).log())).sum(-1)
+
+
+def cross_entropy(logits: Logits, ids: TokenIds, scored: TokenMask) -> tuple[float, int]:
+    """Sum of ``-ln p(token)`` over the scored tokens, in nats, and how many they are.
+
+    ``scored[b, i]`` asks for the prediction of token ``ids[b, i]``, which the logits at ``i - 1`` make;
+    the first position of a row can therefore not be scored.
+    """
+    if bool(scored[:, 0].any()):
+        raise ValueError("cross_entropy: the first token of a row has no prediction to score")
+    total, n = 0.0, 0
+    for row, tokens, asked in zip(logits[:, :-1], ids[:, 1:], scored[:, 1:], strict=True):
+        log_probabilities = row[asked].double().log_softmax(-1)
+        total -= float(log_probabilities.gather(-1, tokens[asked][:, None]).sum())
+        n += int(asked.sum())
+    return total, n
+
+
+def cosine_similarity(x: Vectors, r: Vector) -> Float64[Tensor, "*axes"]:
+    """``x . r / (||x|| ||r||)`` along the last axis, float64; 0 where x or r is zero."""
+    x, r = x.double(), r.double()
+    return (x @ r) / (x.norm(dim=-1) * r.norm()).clamp_min(1e-30)
+
+
+def binomial_standard_error(rate: float, n: int) -> float:
+    """``sqrt(p (1 - p) / n)``, the error bar of the paper's refusal rates (appendix D.4)."""
+    return float(torch.tensor(rate * (1 - rate) / n, dtype=torch.float64).sqrt())

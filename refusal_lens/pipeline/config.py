@@ -1,0 +1,80 @@
+"""What a run is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import organism
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every setting of `refusal-lens run`; the names are those of its options.
+
+    model: Hugging Face name, folder, or "organism". Prompts come from harmful and harmless (files or data
+    set names), from splits (a folder in the reference repository's layout), or, with neither, from the
+    organism's toy world. base: the base model that the chat model was tuned from, to compare with (the
+    organism's own by default). n_null random directions and n_moves norm-matched moves
+    make the nulls.
+    """
+
+    model: str = "organism"
+    base: str | None = None
+    harmful: str | None = None
+    harmless: str | None = None
+    splits: str | None = None
+    n_train: int = 128
+    n_val: int = 32
+    n_test: int = 100
+    seed: int = 0
+    refusal_tokens: tuple[str, ...] | None = None
+    dtype: str | None = None
+    device: str | None = None
+    revision: str | None = None
+    device_map: str | None = None
+    trust_remote_code: bool = False
+    system: str | None = None
+    kl_threshold: float = 0.1
+    induce_threshold: float = 0.0
+    prune_layers: float = 0.2
+    mode: Literal["exhaustive", "lazy"] = "exhaustive"
+    max_new_tokens: int = 512
+    batch_size: int = 64
+    n_null: int = 32
+    n_moves: int = 8
+    null_prompts: int = 32
+    null_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("n_train", "n_val", "n_test", "max_new_tokens", "batch_size", "null_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: got {getattr(self, name)}, need at least 1")
+        if self.n_null < 0 or self.null_prompts < 1:
+            raise InputError(f"n_null: got {self.n_null}, need 0 (no nulls) or more")
+        if (self.harmful is None) != (self.harmless is None):
+            raise InputError("harmful and harmless prompts: got one of them, need both or neither")
+        if self.harmful is not None and self.splits is not None:
+            raise InputError("prompts: got files and a splits folder, need one of them")
+        if self.model != "organism" and self.harmful is None and self.splits is None:
+            raise InputError(
+                f"prompts for {self.model}: none given, and the bundled ones are of the organism's toy world; "
+                "name --harmful and --harmless, or --splits"
+            )
+
+    @property
+    def base_model(self) -> str | None:
+        """The base model to compare with, or None."""
+        if self.base is None and self.model == "organism":
+            return str(organism.folder("base"))
+        return self.base
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able settings."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+    def pick(self, *names: str) -> dict[str, Any]:
+        """Some of the settings, for a step's key."""
+        return {name: self.as_dict()[name] for name in names}

@@ -1,0 +1,425 @@
+"""Exports of a finished run's direction: weights and files for other tools, checked against the hooks."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .. import __version__, interventions
+from ..directions import Candidates, Direction
+from ..errors import InputError
+from ..evaluation import phrase_judge
+from ..metrics import refusal_metric
+from ..model import ChatModel
+from ..progress import Progress
+from ..report import write_report
+from ..runs import Run, read_csv, read_json, read_jsonl, write_csv, write_json
+from ..weights import (
+    Job,
+    Orthogonalise,
+    WeightEdit,
+    Writers,
+    orthogonalise,
+    prepare,
+    shift,
+    write_adapter,
+    write_checkpoint,
+    write_gguf,
+    write_reference,
+    write_steered,
+    writers_of,
+    writers_of_config,
+)
+from ..weights.checkpoint import configuration
+from ..weights.hooks import hooked
+from ..weights.memory import huggingface
+from ..weights.moving import require_room
+from ..weights.parity import Parity, Scores, parity, score
+from ..weights.shards import DTYPES
+from .export_model import check_belongs, model_folder
+
+log = logging.getLogger(__name__)
+
+Format = Literal["checkpoint", "lora", "gguf", "steered", "reference"]
+EditName = Literal["ablate", "add", "subtract"]
+ANOTHER_MODEL = 0.5
+"""Mean difference of the refusal metric from the run's own, in nats, that another model would make."""
+NOTE = (
+    "Edited weights for research on a model that one may modify. They refuse less, or more, than the model "
+    "that they were made from; its licence still holds. Nothing was uploaded."
+)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export, and how: the names are those of the options of `refusal-lens export`."""
+
+    to: Format
+    out: Path
+    model: str | None = None
+    edit: EditName = "ablate"
+    strength: float = 1.0
+    norm_preserving: bool = False
+    allow_partial: bool = False
+    check: bool = True
+    n_prompts: int = 32
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    dtype: str | None = None
+    device: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.norm_preserving and self.edit != "ablate":
+            raise InputError(f"norm-preserving edit: got --edit {self.edit}, need ablate")
+        if self.n_prompts < 1 or self.max_new_tokens < 1:
+            raise InputError("prompts and tokens of the check: need at least 1 of each")
+
+
+@dataclass
+class Exported:
+    """What was written: the map of writers and the parity table where there are any."""
+
+    out: Path
+    writers: Writers | None = None
+    parity: Parity | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def run_export(
+    folder: str | Path, config: ExportConfig, *, on_progress: Progress | None = None
+) -> Exported:
+    """Export a run's direction, check it against the hooks, and note it in the run folder and its page.
+
+    Raises InputError for anything that cannot be used, an edit that cannot be made, or files that do not
+    equal the hooks; OSError when writing fails. Either way nothing is left at `config.out`.
+    """
+    work = _Export(Path(folder), config, on_progress)
+    done = getattr(work, f"_to_{config.to}")()
+    work.record(done)
+    return done
+
+
+class _Export:
+    """One export: the run's facts, read when they are needed."""
+
+    def __init__(self, folder: Path, config: ExportConfig, on_progress: Progress | None) -> None:
+        self.config = config
+        self.run = Run.read(folder)
+        self.whole = self.run.whole()
+        self.on_progress = on_progress
+        self.direction = Direction.load(self.run.output("direction.safetensors"))
+        self.dtype = config.dtype or self.whole["config"]["dtype"]
+
+    @property
+    def edit(self) -> WeightEdit:
+        c = self.config
+        if c.edit == "ablate":
+            return orthogonalise(self.direction, strength=c.strength, keep_norms=c.norm_preserving)
+        return shift(self.direction, coefficient=c.strength if c.edit == "add" else -c.strength)
+
+    @cached_property
+    def source(self) -> Path:
+        """The folder of the model whose weights are edited, checked to be the direction's own."""
+        own = self.whole["config"]
+        name = self.config.model or own["model"]
+        folder = model_folder(name, own["revision"] if name == own["model"] else None)
+        check_belongs(self.direction, folder, own, trust_remote_code=self.config.trust_remote_code)
+        return folder
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        c = self.config
+        return {
+            "made_by": f"refusal_lens {__version__}",
+            "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "model": self.direction.model,
+            "revision": self.direction.revision,
+            "edit": c.edit,
+            "strength": c.strength,
+            "norm_preserving": c.norm_preserving,
+            "direction": {**self.direction.provenance, "vector": self.direction.vector.tolist()},
+            "note": NOTE,
+        }
+
+    # ---------------------------------------------------------------- formats
+
+    def _to_checkpoint(self) -> Exported:
+        job = self._prepared(new_biases=True)
+        done = Exported(self.config.out, job.writers, notes=list(job.writers.notes))
+        require_room(self.config.out, job.total_bytes)
+        wanted = self._hook_scores()
+
+        def check(hidden: Path) -> None:
+            done.parity = self._parity(job, wanted, lambda: self._load(str(hidden)))
+
+        write_checkpoint(
+            job,
+            self.config.out,
+            provenance=self._of_weights(job),
+            progress=self._bytes(job.total_bytes),
+            check=check,
+        )
+        return done
+
+    def _to_lora(self) -> Exported:
+        job = self._prepared(new_biases=False)
+        done = Exported(self.config.out, job.writers, notes=_lora_notes(job.writers))
+        require_room(self.config.out, 0)
+        wanted = self._hook_scores()
+
+        def check(hidden: Path) -> None:
+            done.parity = self._parity(job, wanted, lambda: self._load_adapted(hidden))
+
+        write_adapter(
+            job,
+            self.config.out,
+            provenance=self._of_weights(job),
+            allow_partial=self.config.allow_partial,
+            trust_remote_code=self.config.trust_remote_code,
+            progress=self._bytes(job.edited_bytes),
+            check=check,
+        )
+        return done
+
+    def _prepared(self, *, new_biases: bool) -> Job:
+        return prepare(
+            self.source,
+            self.edit,
+            allow_partial=self.config.allow_partial,
+            trust_remote_code=self.config.trust_remote_code,
+            new_biases=new_biases,
+        )
+
+    def _to_gguf(self) -> Exported:
+        self._fresh_file(".gguf")
+        architecture = (
+            configuration(self.source, trust_remote_code=self.config.trust_remote_code)
+            .get_text_config()
+            .model_type
+        )
+        write_gguf(
+            self.config.out, self.edit, architecture=architecture, provenance=self.provenance
+        )
+        return Exported(self.config.out)
+
+    def _to_steered(self) -> Exported:
+        self._fresh_file(".pt")
+        model, writers = writers_of_config(
+            configuration(self.source, trust_remote_code=self.config.trust_remote_code),
+            trust_remote_code=self.config.trust_remote_code,
+        )
+        base = getattr(model, "base_model_prefix", "")
+        write_steered(self.config.out, self.edit, writers, base=base, provenance=self.provenance)
+        return Exported(self.config.out, writers)
+
+    def _to_reference(self) -> Exported:
+        if self.config.edit != "ablate" or self.config.strength != 1:
+            raise InputError(
+                "reference folder: holds the direction alone, need no --edit and no --strength"
+            )
+        candidates = Candidates.load(self.run.output("candidates.safetensors"))
+        write_reference(self.config.out, self.direction, candidates, provenance=self.provenance)
+        return Exported(self.config.out)
+
+    def _fresh_file(self, suffix: str) -> None:
+        out = self.config.out
+        if out.suffix != suffix:
+            raise InputError(f"output file {out}: got suffix {out.suffix!r}, need {suffix!r}")
+        if out.exists():
+            raise InputError(f"output file {out}: is there already; choose another name")
+
+    def _of_weights(self, job: Job) -> dict[str, Any]:
+        return {
+            **self.provenance,
+            "exactness": job.writers.exactness,
+            "notes": list(job.writers.notes),
+            "left_unedited": list(job.writers.problems),
+            "edited_tensors": sorted(job.changes),
+            "added_tensors": [each.name for each in job.added],
+        }
+
+    def _bytes(self, total: int) -> Any:
+        done = 0
+
+        def progress(moved: int) -> None:
+            nonlocal done
+            done += moved
+            if self.on_progress is not None:
+                self.on_progress("bytes", min(done, total), total)
+
+        return progress
+
+    # ---------------------------------------------------------------- hooks against files
+
+    def _load(self, name: str) -> ChatModel:
+        c = self.config
+        return ChatModel.load(
+            name,
+            device=c.device,
+            dtype=self.dtype,
+            system=self.whole["config"]["system"],
+            trust_remote_code=c.trust_remote_code,
+        )
+
+    def _load_adapted(self, adapter: Path) -> ChatModel:
+        """The original model with the adapter as peft loads it."""
+        import peft
+        from transformer_lens.model_bridge import TransformerBridge
+        from transformers import AutoModelForCausalLM
+
+        plain = self._load(str(self.source))
+        chat, device, dtype = plain.chat, plain.device, plain.dtype
+        del plain
+        gc.collect()
+        hf: Any = AutoModelForCausalLM.from_pretrained(
+            self.source,
+            dtype=dtype,
+            attn_implementation="eager",
+            trust_remote_code=self.config.trust_remote_code,
+        )
+        hf.to(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of merging, which is not done
+            adapted = peft.PeftModel.from_pretrained(hf, str(adapter)).eval()
+        bridge = TransformerBridge.boot_transformers(
+            str(self.source),
+            hf_model=adapted.base_model.model,
+            tokenizer=chat.tokenizer,
+            dtype=dtype,
+        )
+        return ChatModel.wrap(bridge, chat=chat, name=str(adapter))
+
+    def _hook_scores(self) -> Scores | None:
+        """The test prompts under hooks, before anything is written; None without a check."""
+        if not self.config.check:
+            return None
+        original = self._load(str(self.source))
+        self._check_same_model(original)
+        return self._scores(original, self._hooks(original))
+
+    def _scores(self, model: ChatModel, under: AbstractContextManager[Any] | None = None) -> Scores:
+        return score(
+            model,
+            self.prompts,
+            self.edit,
+            refuses=lambda reply: bool(phrase_judge(reply).value),
+            under=under,
+            max_new_tokens=self.config.max_new_tokens,
+            batch_size=self.config.batch_size,
+        )
+
+    def _parity(
+        self, job: Job, wanted: Scores | None, load: Callable[[], ChatModel]
+    ) -> Parity | None:
+        """The table of hooks against files; raises unless they agree as far as the class promises."""
+        if wanted is None:
+            return None
+        gc.collect()
+        got = self._scores(load())
+        stored = {DTYPES[job.checkpoint.tensors[name].dtype] for name in job.changes}
+        coarsest = min(stored or {torch.float32}, key=lambda d: (d.itemsize, d == torch.float16))
+        edit, complete = self.edit, not job.writers.problems
+        preserving = isinstance(edit, Orthogonalise) and edit.keep_norms
+        table = parity(
+            wanted,
+            got,
+            refusal_tokens=self.tokens,
+            dtype=coarsest,
+            exact=job.writers.exactness != "post-norm",
+            cleans=isinstance(edit, Orthogonalise) and edit.strength == 1,
+            promised=complete and not preserving,
+        )
+        table.require(str(self.config.out))
+        return table
+
+    def _hooks(self, model: ChatModel) -> AbstractContextManager[Any]:
+        """The hooks that the run measured with; for a part of an ablation, one for every write.
+
+        Hooks on the stream itself would take such a part anew at every layer.
+        """
+        edit = self.edit
+        if isinstance(edit, Orthogonalise) and edit.strength != 1:
+            module = huggingface(model)
+            return hooked(module, writers_of(module), edit)
+        if isinstance(edit, Orthogonalise):
+            return interventions.applied(model, interventions.ablate(self.direction))
+        return interventions.applied(
+            model, interventions.add(self.direction, coefficient=edit.coefficient)
+        )
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """The refusal tokens."""
+        found: list[int] = read_json(self.run.output("summary.json"))["refusal_tokens"]
+        return found
+
+    @cached_property
+    def prompts(self) -> dict[str, list[str]]:
+        """The first test prompts of each kind."""
+        rows = [r for r in read_jsonl(self.run.output("prompts.jsonl")) if r["split"] == "test"]
+        kinds = dict.fromkeys(row["kind"] for row in rows)
+        return {
+            kind: [r["instruction"] for r in rows if r["kind"] == kind][: self.config.n_prompts]
+            for kind in kinds
+        }
+
+    def _check_same_model(self, model: ChatModel) -> None:
+        """Raise InputError when the model does not say what the run's model said."""
+        metrics = read_csv(self.run.output("metrics.csv"))
+        for kind, texts in self.prompts.items():
+            rows = metrics[(metrics["kind"] == kind) & (metrics["condition"] == "baseline")]
+            then = rows.sort_values("index")["metric"].to_numpy(float)[: min(8, len(texts))]
+            logits = model.logits(model.chat.render(texts[: len(then)])) if len(then) else None
+            if logits is None:
+                continue
+            now = refusal_metric(logits, self.tokens).cpu().numpy()
+            apart = float(abs(now - then).mean())
+            if not apart <= ANOTHER_MODEL:
+                raise InputError(
+                    f"model {self.source}: its refusal metric on {kind} prompts is {apart:.1f} nats from the "
+                    f"run's; is it another model than {self.direction.model}?"
+                )
+
+    # ---------------------------------------------------------------- what stays in the run folder
+
+    def record(self, done: Exported) -> None:
+        """Write the coverage report and the export's record to the run folder, and render its page."""
+        c, name = self.config, self.config.out.stem or self.config.out.name
+        entry = {
+            **{k: v for k, v in self.provenance.items() if k not in ("direction", "note")},
+            "to": c.to,
+            "out": str(c.out.resolve()),
+            "from": str(self.source) if c.to != "reference" else None,
+            "exactness": done.writers.exactness if done.writers else None,
+            "left_unedited": list(done.writers.problems) if done.writers else [],
+            "notes": done.notes,
+            "parity": [asdict(row) | {"equal": row.equal} for row in done.parity.rows]
+            if done.parity
+            else None,
+        }
+        with Run.open(self.run.path) as run:
+            write_json(run.path / "exports" / f"{name}.json", entry)
+            if done.writers is not None:
+                write_csv(run.path / "writers.csv", done.writers.frame())
+        write_report(self.run.path)
+
+
+def _lora_notes(writers: Writers) -> list[str]:
+    notes = [note for note in writers.notes if "unedited values" not in note]
+    if writers.tied:
+        notes.append(
+            f"{writers.tied} shares the embedding's values: load the adapter on the model, do not merge it, or "
+            "the merge would change the unembedding too"
+        )
+    return notes

@@ -1,0 +1,363 @@
+"""The steps of the main job, one function each: they read files of the run and write files of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..activations import cache_residuals, mean_next_token_probabilities
+from ..directions import (
+    Candidates,
+    Checkpoint,
+    Direction,
+    NoCandidateError,
+    Thresholds,
+    score_candidates,
+    select,
+)
+from ..directions.finding import extract_candidates, filter_by_behaviour, pick_refusal_tokens
+from ..directions.refusal_tokens import top_tokens
+from ..errors import InputError
+from ..evaluation import (
+    complete,
+    cosine_by_layer,
+    cosine_in_both,
+    nulls,
+    principal_components,
+    reply_loss,
+)
+from ..interventions import Edit, ablate, add, subtract
+from ..model import ChatModel
+from ..prompts import Contrast, PromptPair
+from ..runs import Run, Step, read_csv, read_json, read_jsonl
+from .config import RunConfig
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with (what, done, in all)."""
+
+CONDITIONS = {
+    0: ("baseline", "ablation", "subtraction"),
+    1: ("baseline", "ablation", "addition"),
+}
+"""The conditions of each kind of prompts: 0 for the positive (harmful), 1 for the negative ones."""
+
+
+class Job:
+    """One run's settings, folder and model; the model is loaded when a step first needs it."""
+
+    def __init__(self, config: RunConfig, run: Run, on_progress: OnProgress | None) -> None:
+        self.config = config
+        self.run = run
+        self.on_progress = on_progress
+
+    @cached_property
+    def model(self) -> ChatModel:
+        """The chat model under study."""
+        c = self.config
+        return ChatModel.load(
+            c.model,
+            device=c.device,
+            dtype=c.dtype,
+            revision=c.revision,
+            device_map=c.device_map,
+            trust_remote_code=c.trust_remote_code,
+            system=c.system,
+        )
+
+    @cached_property
+    def contrast(self) -> Contrast:
+        """The prompts, split."""
+        c = self.config
+        sizes: dict[str, Any] = {name: getattr(c, name) for name in ("n_train", "n_val", "n_test", "seed")}
+        if c.splits is not None:
+            return Contrast.from_reference_splits(c.splits, **sizes)
+        if c.harmful is not None and c.harmless is not None:
+            load = Contrast.from_files if looks_like_a_file(c.harmful) else Contrast.from_datasets
+            return load(c.harmful, c.harmless, **sizes)
+        return Contrast.refusal(**sizes)
+
+    def path(self, name: str) -> Any:
+        """A file of the run."""
+        return self.run.path / name
+
+    def said(self, what: str) -> Callable[[int, int], None] | None:
+        """Progress of one step, or None when nobody listens."""
+        return None if self.on_progress is None else partial(self.on_progress, what)
+
+    # What earlier steps left, read back from their files so that a resumed run sees just the same.
+
+    @cached_property
+    def behaviour(self) -> dict[str, Any]:
+        """Refusal tokens and counts of kept prompts."""
+        return read_json(self.path("behaviour.json"))
+
+    @cached_property
+    def refusal_tokens(self) -> tuple[int, ...]:
+        """R."""
+        return tuple(self.behaviour["refusal_tokens"]["ids"])
+
+    @cached_property
+    def direction(self) -> Direction:
+        """The selected direction."""
+        return Direction.load(self.path("direction.safetensors"))
+
+    def kept(self, split: str) -> PromptPair:
+        """The prompts of a split that the model's own behaviour kept."""
+        rows = read_jsonl(self.path("prompts.jsonl"))
+        first, second = self.contrast.kinds
+        return PromptPair(
+            *(
+                tuple(
+                    r["instruction"]
+                    for r in rows
+                    if r["split"] == split and r["kind"] == kind and r["kept"]
+                )
+                for kind in (first, second)
+            )
+        )
+
+    def edit(self, condition: str) -> Edit | None:
+        """The edit that a condition's name stands for."""
+        makers: dict[str, Callable[[Direction], Edit]] = {"ablation": ablate, "addition": add, "subtraction": subtract}
+        return None if condition == "baseline" else makers[condition](self.direction)
+
+
+def looks_like_a_file(source: str) -> bool:
+    """Whether a source of prompts is a file, there or missing, rather than a data set's name."""
+    return Path(source).is_file() or Path(source).suffix in (".txt", ".json", ".jsonl", ".csv")
+
+
+def behaviour(job: Job, step: Step) -> None:
+    """Refusal tokens; prompts filtered by the model's own behaviour; likeliest first tokens."""
+    c, model, contrast = job.config, job.model, job.contrast
+    tokens = pick_refusal_tokens(
+        model, contrast.train, given=c.refusal_tokens, batch_size=c.batch_size
+    )
+    rows: list[dict[str, Any]] = []
+    counts: dict[str, Any] = {}
+    baseline: dict[str, float] = {}
+    for split in ("train", "val"):
+        pair = getattr(contrast, split)
+        behaved = filter_by_behaviour(
+            model, pair, refusal_tokens=tokens.ids, split=split, batch_size=c.batch_size
+        )
+        counts[split] = dict(zip(contrast.kinds, behaved.counts.values(), strict=True))
+        kept = (set(behaved.pair.positive), set(behaved.pair.negative))
+        values = (behaved.positive_metric, behaved.negative_metric)
+        # The mean over the kept prompts of the last split, val: what bypass and induce start from.
+        means = (float(values[0][values[0] > 0].mean()), float(values[1][values[1] < 0].mean()))
+        baseline = dict(zip(contrast.kinds, means, strict=True))
+        for kind, prompts, mine, metric in zip(
+            contrast.kinds, (pair.positive, pair.negative), kept, values, strict=True
+        ):
+            rows += [
+                {"split": split, "kind": kind, "instruction": p, "kept": p in mine, "metric": m}
+                for p, m in zip(prompts, metric.tolist(), strict=True)
+            ]
+    for kind, prompts in zip(
+        contrast.kinds, (contrast.test.positive, contrast.test.negative), strict=True
+    ):
+        rows += [{"split": "test", "kind": kind, "instruction": p, "kept": True} for p in prompts]
+    likely = []
+    for kind, prompts in zip(
+        contrast.kinds, (contrast.train.positive, contrast.train.negative), strict=True
+    ):
+        p = mean_next_token_probabilities(model, prompts, batch_size=c.batch_size)
+        likely.append(top_tokens(model, p).assign(kind=kind))
+    step.write_json(
+        "behaviour.json",
+        {
+            "refusal_tokens": asdict(tokens),
+            "kept_prompts": counts,
+            "baseline": baseline,
+            "duplicates_removed": contrast.duplicates_removed,
+            "source": contrast.source,
+            "model": describe(model),
+        },
+    )
+    step.write_jsonl("prompts.jsonl", rows)
+    step.write_csv("top_tokens.csv", pd.concat(likely)[["kind", "token_id", "token", "probability"]])
+
+
+def describe(model: ChatModel) -> dict[str, Any]:
+    """The facts about a model that a summary names."""
+    return {
+        "model": model.name,
+        "revision": model.revision,
+        "n_layers": model.n_layers,
+        "d_model": model.d_model,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "positions": list(model.chat.positions),
+        "template_sha256": model.chat.template_sha256,
+    }
+
+
+def candidates(job: Job, step: Step) -> None:
+    """Difference-of-means candidates."""
+    found = extract_candidates(
+        job.model,
+        job.kept("train"),
+        data_sha256=job.contrast.sha256,
+        concept=job.contrast.name,
+        batch_size=job.config.batch_size,
+        on_progress=job.on_progress,
+    )
+    with step.writing("candidates.safetensors") as path:
+        found.save(path)
+
+
+def scores(job: Job, step: Step) -> None:
+    """bypass, induce and kl of every candidate; an interrupted sweep goes on after its last block."""
+    c, val = job.config, job.kept("val")
+    records = step.records
+    table = score_candidates(
+        job.model,
+        Candidates.load(job.path("candidates.safetensors")),
+        positive=val.positive,
+        negative=val.negative,
+        refusal_tokens=job.refusal_tokens,
+        mode=c.mode,
+        rule=Thresholds(c.kl_threshold, c.induce_threshold, c.prune_layers),
+        on_progress=job.said("scores"),
+        resume=Checkpoint.from_json(records[-1]["sweep"]) if records else None,
+        on_block=lambda checkpoint: step.keep({"sweep": checkpoint.to_json()}),
+    )
+    step.write_csv("scores.csv", table)
+
+
+def selection(job: Job, step: Step) -> None:
+    """The rule, the table with reasons, and the direction file."""
+    c = job.config
+    found = Candidates.load(job.path("candidates.safetensors"))
+    try:
+        choice = select(
+            read_csv(job.path("scores.csv"), text=("position_name",)),
+            found.n_layers,
+            kl_threshold=c.kl_threshold,
+            induce_threshold=c.induce_threshold,
+            prune_layers=c.prune_layers,
+        )
+    except NoCandidateError as error:
+        step.write_csv("candidates.csv", error.table)
+        raise
+    step.write_csv("candidates.csv", choice.table)
+    with step.writing("direction.safetensors") as path:
+        found.direction(choice.position, choice.layer).save(path)
+
+
+def completions(job: Job, step: Step, *, side: int, condition: str) -> None:
+    """Replies of one kind of prompts under one condition."""
+    c, kind = job.config, job.contrast.kinds[side]
+    done = complete(
+        job.model,
+        _side(job.contrast.test, side),
+        refusal_tokens=job.refusal_tokens,
+        edit=job.edit(condition),
+        max_new_tokens=c.max_new_tokens,
+        batch_size=max(c.batch_size, 1),
+        on_progress=job.said(f"completions, {kind}, {condition}"),
+    )
+    step.write_jsonl(f"completions/{kind}_{condition}.jsonl", [asdict(one) for one in done])
+
+
+def losses(job: Job, step: Step) -> None:
+    """On-distribution CE of the plain model's own harmless replies under each edit."""
+    rows = read_jsonl(job.path(f"completions/{job.contrast.kinds[1]}_baseline.jsonl"))
+    instructions = [row["instruction"] for row in rows]
+    replies = [row["response"] for row in rows]
+    table = []
+    for condition in ("baseline", "ablation", "addition", "subtraction"):
+        loss = reply_loss(job.model, instructions, replies, edit=job.edit(condition))
+        table.append({"condition": condition, **asdict(loss), "perplexity": loss.perplexity})
+    columns = ["condition", "ce", "perplexity", "n_tokens"]
+    step.write_csv("losses.csv", pd.DataFrame(table)[columns])
+
+
+def null_edits(job: Job, step: Step) -> None:
+    """Random directions and norm-matched random moves."""
+    c, test = job.config, job.contrast.test
+    table = nulls(
+        job.model,
+        job.direction,
+        positive=test.positive[: c.null_prompts],
+        negative=test.negative[: c.null_prompts],
+        kinds=job.contrast.kinds,
+        refusal_tokens=job.refusal_tokens,
+        n=c.n_null,
+        n_moves=c.n_moves,
+        seed=c.seed,
+        max_new_tokens=c.null_tokens,
+        on_progress=job.said("nulls"),
+    )
+    step.write_csv("nulls.csv", table)
+
+
+def geometry(job: Job, step: Step) -> None:
+    """Cosine with r by layer under each condition, and principal components of the plain model."""
+    contrast, c = job.contrast, job.config
+    prompts = {kind: _side(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
+    edits = {
+        kind: {condition: job.edit(condition) for condition in CONDITIONS[side]}
+        for side, kind in enumerate(contrast.kinds)
+    }
+    step.write_csv(
+        "curves.csv",
+        cosine_by_layer(
+            job.model,
+            job.direction,
+            prompts=prompts,
+            edits=edits,
+            batch_size=c.batch_size,
+            on_progress=job.said("cosine by layer"),
+        ),
+    )
+    streams = {
+        kind: cache_residuals(job.model, each, positions=[-1], batch_size=c.batch_size)
+        for kind, each in prompts.items()
+    }
+    step.write_csv("pca.csv", principal_components(streams))
+
+
+def base_comparison(job: Job, step: Step) -> None:
+    """Replies of the base model to the harmful prompts, and cosine with r by layer in both models."""
+    c, contrast = job.config, job.contrast
+    assert c.base_model is not None
+    base = ChatModel.load(
+        c.base_model,
+        device=c.device,
+        dtype=c.dtype,
+        device_map=c.device_map,
+        trust_remote_code=c.trust_remote_code,
+        system=c.system,
+        base=None,
+    )
+    if base.d_model != job.model.d_model or base.n_layers != job.model.n_layers:
+        raise InputError(
+            f"base model {c.base_model}: has {base.n_layers} layers of {base.d_model}, need "
+            f"{job.model.n_layers} of {job.model.d_model}; is it the base of {c.model}?"
+        )
+    kind = contrast.kinds[0]
+    done = complete(
+        base,
+        contrast.test.positive,
+        refusal_tokens=job.refusal_tokens,
+        max_new_tokens=c.max_new_tokens,
+        batch_size=c.batch_size,
+        on_progress=job.said(f"completions, {kind}, base model"),
+    )
+    step.write_jsonl(f"completions/{kind}_base.jsonl", [asdict(one) for one in done])
+    prompts = {kind: _side(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
+    table = cosine_in_both(
+        job.model, base, job.direction, prompts=prompts, batch_size=c.batch_size
+    )
+    step.write_csv("base_curves.csv", table)
+
+
+def _side(pair: PromptPair, side: int) -> Sequence[str]:
+    return pair.positive if side == 0 else pair.negative

@@ -1,0 +1,104 @@
+"""Cosine similarity with the refusal direction by layer (paper, Figs. 5, 22 and 24)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from refusal_lens.plotting import theme
+
+_ORDER = tuple(theme.CONDITIONS)
+
+
+def cosine_by_layer(
+    curves: pd.DataFrame,
+    *,
+    position: int | None = None,
+    selected_layer: int | None = None,
+    conditions: Sequence[str] | None = None,
+) -> go.Figure:
+    """Mean cosine with r^ by layer, with population-SD bands, for each kind and condition.
+
+    Args:
+        curves: rows (kind, condition, layer, position, mean, sd); a `quantity` column, where there
+            is one, must say "cosine" for a row to count. Other kinds than harmful and harmless (a
+            suffix, another model) take spare colours.
+        position: which token; the last one there is unless given.
+        selected_layer: the layer that r was taken from, marked by a line.
+        conditions: which to draw, all unless given.
+    """
+    rows = curves[curves["quantity"] == "cosine"] if "quantity" in curves else curves
+    place = int(rows["position"].max()) if position is None else position
+    rows = rows[rows["position"] == place]
+    kinds = list(dict.fromkeys(rows["kind"]))
+    figure = go.Figure()
+    for condition in _sorted(rows["condition"], conditions):
+        for kind in kinds:
+            series = rows[(rows["kind"] == kind) & (rows["condition"] == condition)]
+            if not series.empty:
+                _add_series(figure, series.sort_values("layer"), theme.kind_colour(kind, kinds))
+    if selected_layer is not None:
+        figure.add_vline(
+            x=selected_layer, line={"color": theme.GREY, "width": 1},
+            annotation={
+                "text": f"r taken here (layer {selected_layer})", "yanchor": "bottom", "y": 1,
+                "xanchor": "center", "font": {"size": 11.5, "color": theme.RULE},
+            },
+        )  # fmt: skip
+    figure.add_hline(y=0, line={"color": theme.GREY, "width": 1}, layer="below")
+    figure.update_xaxes(title_text="Layer", hoverformat="d")
+    figure.update_yaxes(title_text="Cosine similarity with refusal direction")
+    figure.update_layout(hovermode="x unified")
+    return theme.finish(figure, 440)
+
+
+def _sorted(found: pd.Series, wanted: Sequence[str] | None) -> list[str]:
+    names = list(dict.fromkeys(found))
+    ranked = [c for c in _ORDER if c in names] + [c for c in names if c not in _ORDER]
+    return ranked if wanted is None else [c for c in ranked if c in wanted]
+
+
+def _add_series(figure: go.Figure, series: pd.DataFrame, colour: str) -> None:
+    kind, condition = str(series["kind"].iloc[0]), str(series["condition"].iloc[0])
+    group = f"{kind} {condition}"
+    layers, mean = series["layer"].tolist(), series["mean"].to_numpy(float)
+    if "sd" in series and series["sd"].notna().any():
+        sd = series["sd"].to_numpy(float)
+        figure.add_trace(_band(layers, mean - sd, mean + sd, colour=colour, group=group))
+    edit = theme.EDITS.get(condition, theme.label(condition))
+    name = theme.label(kind) + ("" if condition == "baseline" else f", {edit}")
+    figure.add_trace(
+        go.Scatter(
+            x=layers,
+            y=mean.tolist(),
+            mode="lines",
+            name=name,
+            legendgroup=group,
+            line={
+                "color": colour,
+                "dash": theme.DASHES.get(condition, "dashdot"),
+                # Both ablated curves lie on zero: the lower one is drawn wider so that it shows.
+                "width": 4 if group == "harmful ablation" else 2.2,
+            },
+            hovertemplate="%{y:.3f}",
+        )
+    )
+
+
+def _band(
+    layers: list[int], low: np.ndarray, high: np.ndarray, *, colour: str, group: str
+) -> go.Scatter:
+    return go.Scatter(
+        x=layers + layers[::-1],
+        y=[*high.tolist(), *low[::-1].tolist()],
+        fill="toself",
+        fillcolor=theme.faded(colour, 0.13),
+        line={"width": 0},
+        mode="lines",
+        legendgroup=group,
+        showlegend=False,
+        hoverinfo="skip",
+    )

@@ -1,0 +1,117 @@
+"""Figures of the suffix study that are about conditions and prompts rather than heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from refusal_lens.plotting import theme
+from refusal_lens.plotting.cosine import cosine_by_layer
+
+
+def suffix_cosine(values: pd.DataFrame, *, selected_layer: int | None = None) -> go.Figure:
+    """Cosine with r by layer at the last token, a line per condition (paper, Fig. 5).
+
+    Args:
+        values: rows of quantity "cosine", one per prompt, condition and layer. Bands are one
+            population standard deviation over prompts.
+        selected_layer: the layer that r was taken from.
+    """
+    rows = values[values["quantity"] == "cosine"]
+    grouped = rows.groupby(["condition", "layer"], sort=False)["value"]
+    curves = grouped.agg(mean="mean", sd=lambda v: v.std(ddof=0)).reset_index()
+    curves = curves.rename(columns={"condition": "kind"}).assign(condition="baseline", position=-1)
+    curves["layer"] = curves["layer"].astype(int)
+    return cosine_by_layer(curves, selected_layer=selected_layer)
+
+
+def suffix_refusal(values: pd.DataFrame) -> go.Figure:
+    """Refusal rate (with its standard error) and refusal metric of each prompt, per condition.
+
+    Args:
+        values: rows of quantity "refused" (0 or 1) and "metric", one per prompt and condition.
+    """
+    conditions = list(dict.fromkeys(values["condition"]))
+    names = [c.replace(" + ", " +<br>").replace(" suffix", "<br>suffix") for c in conditions]
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.1)
+    for name, condition in zip(names, conditions, strict=True):
+        own = values[values["condition"] == condition]
+        colour = theme.kind_colour(condition, conditions)
+        refused = own.loc[own["quantity"] == "refused", "value"]
+        rate = float(refused.mean())
+        figure.add_trace(
+            go.Bar(
+                x=[name],
+                y=[rate],
+                error_y={"type": "data", "array": [(rate * (1 - rate) / len(refused)) ** 0.5]},
+                text=[f"{rate:.2f}"],
+                textposition="inside" if rate > 0.2 else "outside",
+                marker={"color": colour},
+                hovertemplate=f"%{{y:.3f}}, n = {len(refused)}<extra></extra>",
+            ),
+            row=1,
+            col=1,
+        )
+        metric = own.loc[own["quantity"] == "metric", "value"]
+        figure.add_trace(_points(name, metric.tolist(), colour), row=1, col=2)
+    figure.add_hline(y=0, row=1, col=2, line={"color": theme.RULE, "width": 1, "dash": "dot"})
+    figure.update_yaxes(title_text="Refusal rate", range=[0, 1.12], row=1, col=1)
+    figure.update_yaxes(title_text="Refusal metric (log-odds)", row=1, col=2)
+    figure.update_xaxes(showgrid=False, ticks="", tickfont={"size": 11.5})
+    figure.update_layout(showlegend=False, bargap=0.4)
+    return theme.finish(figure, 400)
+
+
+def _points(name: str, values: list[float], colour: str) -> go.Box:
+    return go.Box(
+        x=[name] * len(values),
+        y=values,
+        boxpoints="all",
+        jitter=0.5,
+        pointpos=0,
+        marker={"color": colour, "size": 4, "opacity": 0.5},
+        line={"width": 1.2, "color": theme.RULE},
+        fillcolor="rgba(255, 255, 255, 0)",
+        hovertemplate="%{y:.2f}<extra></extra>",
+    )
+
+
+def suffix_losses(
+    lost: pd.DataFrame, *, pairs: Sequence[tuple[str, str]] | None = None
+) -> go.Figure:
+    """What each prompt loses to the suffix, one loss against another, with Pearson's r.
+
+    Args:
+        lost: one row per prompt; a column per quantity lost.
+        pairs: (x, y) columns of the panels; neighbouring columns unless given.
+    """
+    names = list(lost.columns)
+    shown = list(pairs) if pairs is not None else list(pairwise(names))
+    titles = [f"r = {theme.number(lost[x].corr(lost[y]))}, n = {len(lost)}" for x, y in shown]
+    figure = make_subplots(rows=1, cols=len(shown), subplot_titles=titles, horizontal_spacing=0.12)
+    for col, (x, y) in enumerate(shown, start=1):
+        figure.add_trace(
+            go.Scatter(
+                x=lost[x].tolist(),
+                y=lost[y].tolist(),
+                mode="markers",
+                marker={"color": theme.BLUE, "size": 6, "opacity": 0.55},
+                hovertemplate="(%{x:.3g}, %{y:.3g})<extra></extra>",
+            ),
+            row=1,
+            col=col,
+        )
+        figure.update_xaxes(title_text=_sentence(x), row=1, col=col)
+        figure.update_yaxes(title_text=_sentence(y), row=1, col=col)
+    figure.update_layout(showlegend=False)
+    theme.left_titles(figure, len(shown))
+    return theme.finish(figure, 380)
+
+
+def _sentence(name: str) -> str:
+    shown = theme.label(name)
+    return shown[:1].upper() + shown[1:]

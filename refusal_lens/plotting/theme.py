@@ -1,0 +1,154 @@
+"""What every figure shares: one template, one meaning per colour, text that cannot act as markup.
+
+Colours are Okabe and Ito's (2008), told apart under every common colour blindness. Colour says
+which instructions (harmful, harmless), a dash or a hatch says which condition (baseline,
+ablation, addition, subtraction), grey says chance, and yellow is kept for the selected candidate.
+Positions, which are neither, take the colours that are left.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PINK = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY, RULE, INK = "#999999", "#5A5A5A", "#222222"
+SHADE, VEIL = "rgba(0, 0, 0, 0.06)", "rgba(255, 255, 255, 0.4)"
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+KINDS = {"harmful": VERMILLION, "harmless": BLUE}
+DASHES = {"baseline": "solid", "ablation": "dot", "addition": "dash", "subtraction": "dash"}
+HATCHES = {"baseline": "", "ablation": "/", "addition": ".", "subtraction": "x"}
+CONDITIONS = {
+    "baseline": "no intervention",
+    "ablation": "directional ablation",
+    "addition": "activation addition (+r)",
+    "subtraction": "activation subtraction (\u2212r)",
+}
+EDITS = {
+    "ablation": "r ablated",
+    "addition": "r added",
+    "subtraction": "r subtracted",
+}
+NULLS = {
+    ("random_direction", "harmful"): "random direction ablated",
+    ("norm_matched_move", "harmful"): "random move as large as ablation\u2019s",
+    ("norm_matched_move", "harmless"): "random move of norm \u2016r\u2016 added",
+}
+_POSITION_COLOURS = (BLACK, GREEN, ORANGE, PINK, SKY)
+_POSITION_DASHES = ("solid", "dash", "dot")
+_POSITION_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")
+_SPARE_COLOURS = (GREEN, PINK, SKY, ORANGE)
+_LONGEST_LABEL = 28
+
+_AXIS = {
+    "showline": True,
+    "linecolor": "#8A8A8A",
+    "ticks": "outside",
+    "tickcolor": "#8A8A8A",
+    "ticklen": 4,
+    "gridcolor": "#ECECEC",
+    "zeroline": False,
+    "automargin": True,
+    "title": {"standoff": 8, "font": {"size": 13}},
+}
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": [VERMILLION, BLUE, GREEN, ORANGE, PINK, SKY, BLACK],
+        "margin": {"l": 64, "r": 24, "t": 40, "b": 52},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "hoverlabel": {"font": {"family": FONT, "size": 12}, "align": "left", "namelength": -1},
+        "legend": {"bgcolor": "rgba(255, 255, 255, 0)", "font": {"size": 12}, "tracegroupgap": 4},
+        "annotationdefaults": {"font": {"size": 13}, "showarrow": False},
+        "barcornerradius": 1,
+    }
+)
+
+
+def visible(text: str) -> str:
+    r"""The text on one line with nothing hidden: `\n` as two characters, edge spaces as `␣`.
+
+    >>> visible("\n\n"), visible(" I"), visible("")
+    ('\\n\\n', '␣I', '∅')
+    """
+    if not text:
+        return "\u2205"
+    shown = "".join(c if c.isprintable() else _escaped(c) for c in text)
+    body = shown.strip(" ")
+    lead = len(shown) - len(shown.lstrip(" "))
+    tail = len(shown) - lead - len(body)
+    return "\u2423" * lead + body + "\u2423" * tail
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def label(text: str) -> str:
+    """Text made safe for a figure: visible, short, and free of the tags that plotly would obey."""
+    shown = visible(text)
+    if len(shown) > _LONGEST_LABEL:
+        shown = shown[: _LONGEST_LABEL - 1] + "\u2026"
+    return html.escape(shown, quote=False)
+
+
+def position_label(position: int, name: str = "") -> str:
+    r"""A post-instruction position as figures name it, for example `-1 \n`."""
+    number = str(position).replace("-", "\u2212")
+    return f"{number}  {label(name)}" if name else number
+
+
+def number(value: float) -> str:
+    """A measurement to four significant digits."""
+    return f"{value:.4g}"
+
+
+def kind_colour(kind: str, kinds: Sequence[str] = ()) -> str:
+    """The colour of a set of instructions; an unknown set takes a spare one by its place."""
+    if kind in KINDS:
+        return KINDS[kind]
+    spare = [k for k in kinds if k not in KINDS]
+    return _SPARE_COLOURS[spare.index(kind) % len(_SPARE_COLOURS) if kind in spare else 0]
+
+
+def faded(colour: str, opacity: float) -> str:
+    """A hex colour as rgba with this opacity."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {opacity})"
+
+
+def position_style(index: int) -> tuple[str, str, str]:
+    """Colour, dash and marker of the index-th position counted from the last; the triple is unique.
+
+    Unique for the first 15 positions; templates have 3 to 12.
+    """
+    n = len(_POSITION_COLOURS)
+    dash = _POSITION_DASHES[(index // n) % len(_POSITION_DASHES)]
+    return _POSITION_COLOURS[index % n], dash, _POSITION_SYMBOLS[index % len(_POSITION_SYMBOLS)]
+
+
+def finish(figure: go.Figure, height: int, *, legend: str = "right") -> go.Figure:
+    """Put a figure into the house template, its legend right of the axes or on top of them."""
+    figure.update_layout(template=TEMPLATE, height=height)
+    if legend == "top":
+        figure.update_layout(
+            legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0},
+            margin={"t": 72},
+        )
+    else:
+        figure.update_layout(legend={"x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
+    return figure
+
+
+def left_titles(figure: go.Figure, n_titles: int) -> None:
+    """Move the first n subplot titles from the middle to the left edge of their panels."""
+    axes = list(figure.select_xaxes())
+    for title, axis in zip(figure.layout.annotations[:n_titles], axes, strict=False):
+        title.update(x=axis.domain[0], xanchor="left", align="left", font={"size": 13})

@@ -1,0 +1,7 @@
+"""Prompts: contrasting sets of instructions, split for training, validation and test."""
+
+from __future__ import annotations
+
+from .contrast import Contrast, PromptPair
+
+__all__ = ["Contrast", "PromptPair"]

@@ -1,0 +1,26 @@
+"""A finished run to one self-contained page; also a run of the reference implementation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from refusal_lens.report.folder import is_reference_run
+from refusal_lens.report.page import write_report
+
+
+def write_reference_report(folder: str | Path, out: str | Path) -> Path:
+    """Apply the selection rule to a reference run and write it as a run of ours; its page's path.
+
+    Raises:
+        InputError: a damaged or foreign folder, an `out` that holds something else, or no candidate
+            that passes the rule (then everything is written before).
+
+    """
+    # Not at the top: the rule lives beside the models, whose libraries take seconds to load and are
+    # not needed to render a run of ours.
+    from refusal_lens.report.reference import convert_reference_run
+
+    return convert_reference_run(folder, out)
+
+
+__all__ = ["is_reference_run", "write_reference_report", "write_report"]

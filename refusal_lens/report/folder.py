@@ -1,0 +1,167 @@
+"""A run folder as the report reads it: whole, partial or damaged, never trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from refusal_lens.errors import InputError
+from refusal_lens.runs import read_csv, read_json, read_jsonl
+
+EVALUATIONS = "select_direction/direction_evaluations.json"
+METADATA = "direction_metadata.json"
+"""The files by which a run folder of the reference implementation is known."""
+
+_MARKS = ("manifest.json", "summary.json", "run.json", "candidates.csv")
+_TEXT = ("position_name", "reason", "skipped", "quantity", "kind", "condition", "token", "null",
+         "dataset", "passes", "instruction", "split")  # fmt: skip
+_WHOLE = ("position", "layer", "token_id")
+_COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "candidates.csv": {"numbers": ("position", "layer", "bypass", "induce", "kl")},
+    "curves.csv": {"numbers": ("layer", "position", "mean"), "words": ("kind", "condition")},
+    "base_curves.csv": {"numbers": ("layer", "position", "mean"), "words": ("kind", "condition")},
+    "metrics.csv": {"numbers": ("metric",), "words": ("kind", "condition")},
+    "top_tokens.csv": {"numbers": ("token_id", "probability"), "words": ("kind", "token")},
+    "pca.csv": {"numbers": ("layer", "pc1", "pc2"), "words": ("kind",)},
+    "nulls.csv": {"numbers": ("refusal_rate",), "words": ("null", "kind")},
+    "losses.csv": {"numbers": ("ce", "perplexity", "n_tokens"), "words": ("condition",)},
+}
+
+Rate = dict[str, float]
+"""A refusal rate: "rate", and where known "se" and "n"."""
+
+
+def is_reference_run(folder: str | Path) -> bool:
+    """Whether a folder is laid out as a run of the reference implementation."""
+    return any((Path(folder) / name).is_file() for name in (EVALUATIONS, METADATA))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run, finished or not; a file that is not there reads as None."""
+
+    path: Path
+    summary: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The run at this path. InputError when the folder holds no run or a damaged one."""
+        path = Path(path)
+        if not path.is_dir():
+            raise InputError(f"run folder at {path}: no such folder; need one that a run wrote")
+        if not any((path / mark).is_file() for mark in _MARKS):
+            raise InputError(
+                f"run folder at {path}: got none of {', '.join(_MARKS)}, need a folder written by "
+                "refusal-lens run or by the reference implementation; try its parent or a subfolder"
+            )
+        return cls(path, _object(path / "summary.json"), _object(path / "manifest.json"))
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """A CSV file of the run, its columns checked; None when it is missing or has no rows.
+
+        Raises:
+            InputError: the file cannot be what it is named.
+
+        """
+        path = self.path / name
+        if not path.is_file():
+            return None
+        rows: pd.DataFrame = read_csv(path, text=_TEXT)
+        numbers, words = _COLUMNS[name]["numbers"], _COLUMNS[name].get("words", ())
+        missing = [column for column in (*numbers, *words) if column not in rows]
+        if missing:
+            raise InputError(f"{path}: got no column {', '.join(missing)}; make it again")
+        if rows.empty:
+            return None
+        for column in numbers:
+            if not pd.api.types.is_numeric_dtype(rows[column]):
+                raise InputError(f"{path}: got words in column {column}, need numbers")
+        for column in set(_WHOLE) & set(numbers):
+            rows[column] = _integers(rows[column], path)
+        if "passes" in rows:
+            rows["passes"] = rows["passes"].str.lower().isin(("true", "1"))
+        return rows
+
+    def completions(self, kind: str, condition: str) -> list[dict[str, Any]]:
+        """The rows of one completions file (instruction, response, refusal, metric), else none."""
+        path = self.path / "completions" / f"{kind}_{condition}.jsonl"
+        rows = read_jsonl(path) if path.is_file() else []
+        for number, row in enumerate(rows, start=1):
+            if not {"instruction", "response"} <= set(row):
+                raise InputError(f"{path} entry {number}: need instruction and response")
+        return rows
+
+    def value(self, *keys: str) -> Any:
+        """summary[keys[0]][keys[1]]..., None where any of them is missing."""
+        found: Any = self.summary
+        for key in keys:
+            if not isinstance(found, Mapping) or key not in found:
+                return None
+            found = found[key]
+        return found
+
+    def number(self, *keys: str) -> float | None:
+        """A finite number of the summary, else None."""
+        found = self.value(*keys)
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            return None
+        return float(found) if math.isfinite(found) else None
+
+    @property
+    def selected(self) -> tuple[int, int] | None:
+        """(position, layer) of the selected candidate."""
+        position, layer = self.number("selected", "position"), self.number("selected", "layer")
+        return None if position is None or layer is None else (int(position), int(layer))
+
+    @property
+    def n_layers(self) -> int | None:
+        """Layers of the model, when the summary tells."""
+        layers = self.number("n_layers")
+        return None if layers is None else int(layers)
+
+    @property
+    def rates(self) -> dict[str, dict[str, Rate]]:
+        """Kind to condition to rate: the well-formed entries of the summary."""
+        table = self.value("refusal_rate")
+        found: dict[str, dict[str, Rate]] = {}
+        for kind in table if isinstance(table, Mapping) else ():
+            conditions = table[kind] if isinstance(table[kind], Mapping) else {}
+            scores = {c: self._rate(kind, c) for c in conditions}
+            found[kind] = {c: score for c, score in scores.items() if score}
+        return {kind: scores for kind, scores in found.items() if scores}
+
+    def null_rates(self, null: str, kind: str) -> np.ndarray:
+        """Refusal rate of every random draw of one null on one kind of instructions."""
+        nulls = self.table("nulls.csv")
+        if nulls is None:
+            return np.array([])
+        rows = nulls[(nulls["null"] == null) & (nulls["kind"] == kind)]
+        return rows["refusal_rate"].dropna().to_numpy(float)
+
+    def _rate(self, kind: str, condition: str) -> Rate:
+        fields = {f: self.number("refusal_rate", kind, condition, f) for f in ("rate", "se", "n")}
+        if fields["rate"] is None:
+            return {}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: got a JSON {type(value).__name__}, need an object")
+    return value
+
+
+def _integers(column: pd.Series, path: Path) -> pd.Series:
+    if not (np.isfinite(column) & (column % 1 == 0)).all():
+        raise InputError(f"{path}: need whole numbers in column {column.name}")
+    return column.astype(int)

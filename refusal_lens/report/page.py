@@ -1,0 +1,176 @@
+"""A run folder to one HTML file that opens anywhere, offline."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from refusal_lens import __version__
+from refusal_lens.report.claim import Claim, make_claim
+from refusal_lens.report.folder import RunFolder
+from refusal_lens.report.markup import MINUS, Html, Plot, Section, number, text
+from refusal_lens.report.sections import SECTIONS
+from refusal_lens.report.style import DRAW, STYLE, TABLES
+from refusal_lens.runs import write_text
+
+_PLOTLY_FILE = "plotly.min.js"
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Write report.html and figures/ of a run into its folder; returns the page's path.
+
+    The page holds every section whose data the folder has and says which are missing. Each figure
+    is also a small page of its own in figures/, beside one copy of plotly.js.
+
+    Raises:
+        InputError: the folder holds no run, or a damaged one.
+        OSError: the folder cannot be written.
+
+    """
+    run = RunFolder.open(run_folder)
+    sections, missing = render_sections(run)
+    _write_figures(run.path / "figures", sections)
+    page = run.path / "report.html"
+    write_text(page, _page(run, make_claim(run), sections, missing))
+    return page
+
+
+def render_sections(run: RunFolder) -> tuple[list[Section], list[str]]:
+    """The sections that the run has data for, and for each other one what it would need."""
+    sections, missing = [], []
+    for entry in SECTIONS:
+        section = entry.render(run)
+        if section is not None:
+            sections.append(section)
+        elif not entry.optional:
+            missing.append(f"{entry.title} (needs {entry.needs})")
+    return sections, missing
+
+
+def _plots(sections: Sequence[Section]) -> Iterator[Plot]:
+    for section in sections:
+        yield from (part for part in section.parts if isinstance(part, Plot))
+
+
+def _write_figures(folder: Path, sections: Sequence[Section]) -> None:
+    plots = list(_plots(sections))
+    if not plots:
+        return
+    write_text(folder / _PLOTLY_FILE, _plotly_js())
+    for plot in plots:
+        scripts = f'<script src="{_PLOTLY_FILE}"></script><script>{DRAW}</script>'
+        body = f'<div class="page">{_figure(plot)}</div>{scripts}'
+        write_text(folder / f"{plot.name}.html", _document(plot.name, body))
+
+
+def _page(run: RunFolder, claim: Claim, sections: Sequence[Section], missing: Sequence[str]) -> str:
+    links = "".join(f'<a href="#{s.key}">{text(s.title)}</a>' for s in sections)
+    scripts = [_plotly_js(), DRAW, TABLES] if any(_plots(sections)) else [TABLES]
+    body = "".join(
+        (
+            '<div class="page">',
+            _header(run, claim),
+            f'<nav aria-label="Sections">{links}</nav><main>',
+            *(_section(section) for section in sections),
+            f"</main>{_footer(missing)}</div>",
+            *(f"<script>{script}</script>" for script in scripts),
+        )
+    )
+    return _document(f"{_model(run)}: refusal direction", body, policy=_policy(scripts))
+
+
+def _document(title: str, body: str, *, policy: str = "") -> str:
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"{policy}<title>{text(title)}</title><style>{STYLE}</style></head>\n<body>{body}</body></html>\n"
+    )
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Let the browser run these scripts alone and fetch nothing: a second line of defence."""
+    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
+    rules = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "font-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return f'<meta http-equiv="Content-Security-Policy" content="{rules}">'
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _plotly_js() -> str:
+    """plotly.js with the line ends that an HTML parser would give it, so that its hash holds."""
+    return str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _header(run: RunFolder, claim: Claim) -> str:
+    evidence = "".join(f"<li>{text(sentence)}</li>" for sentence in claim.evidence)
+    facts = "".join(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in _facts(run))
+    return (
+        '<header><p class="overline">refusal_lens \u00b7 '
+        f"{text(run.path.resolve().name)}</p><h1>{text(claim.headline)}</h1>"
+        f'<ul>{evidence}</ul><dl class="facts">{facts}</dl></header>'
+    )
+
+
+def _facts(run: RunFolder) -> list[tuple[str, str]]:
+    facts = [("model", str(run.value("model") or "not recorded"))]
+    if run.selected is not None:
+        position, layer = run.selected
+        facts.append(("layer", f"{layer}" + (f" of {run.n_layers}" if run.n_layers else "")))
+        facts.append(("position", str(position).replace("-", MINUS)))
+    for name, keys, digits in _FACTS:
+        if run.number(*keys) is not None:
+            facts.append((name, number(run.number(*keys), digits)))
+    return facts
+
+
+_FACTS: tuple[tuple[str, tuple[str, ...], int], ...] = (
+    ("bypass", ("scores", "bypass"), 2),
+    ("induce", ("scores", "induce"), 2),
+    ("KL", ("scores", "kl"), 3),
+    ("metric, harmful", ("baseline", "harmful"), 2),
+    ("metric, harmless", ("baseline", "harmless"), 2),
+    ("candidates", ("n_candidates",), 0),
+    ("that pass", ("n_passing",), 0),
+)
+
+
+def _model(run: RunFolder) -> str:
+    return str(run.value("model") or run.path.resolve().name)
+
+
+def _section(section: Section) -> str:
+    parts = (p.source if isinstance(p, Html) else _figure(p) for p in section.parts)
+    return f'<section id="{section.key}"><h2>{text(section.title)}</h2>{"".join(parts)}</section>'
+
+
+def _figure(plot: Plot) -> str:
+    spec, height = f"spec-{plot.name}", int(plot.figure.layout.height or 450)
+    return (
+        f'<figure><div class="plot" data-name="{plot.name}" data-spec="{spec}" '
+        f'style="min-height: {height}px"></div><script type="application/json" id="{spec}">'
+        f"{_json(plot.figure)}</script><figcaption>{text(plot.caption)}</figcaption></figure>"
+    )
+
+
+def _json(figure: go.Figure) -> str:
+    """The figure as JSON in which nothing can end a script element or start a tag."""
+    source = str(figure.to_json())
+    for character in "<>&\u2028\u2029":
+        source = source.replace(character, f"\\u{ord(character):04x}")
+    return source
+
+
+def _footer(missing: Sequence[str]) -> str:
+    listed = text("; ".join(missing))
+    note = f'<p class="missing">Not in this run folder: {listed}.</p>' if missing else ""
+    return f"<footer>{note}<p>Written by refusal_lens {text(__version__)}.</p></footer>"

@@ -1,0 +1,40 @@
+"""Cosine similarity with the direction by layer."""
+
+from __future__ import annotations
+
+from refusal_lens.plotting import cosine_by_layer
+from refusal_lens.report.folder import RunFolder
+from refusal_lens.report.markup import MINUS, Plot, Section
+
+_CAPTION = (
+    "Mean over test instructions at {where}; the bands are one population standard deviation. "
+    "The ablated curves lie at zero by construction. Layer l is the residual stream entering "
+    "block l."
+)
+
+_BASE = (
+    "The chat model and the base model that it was tuned from, both with the chat model\u2019s "
+    "direction, at the last token (as in Fig. 24 of the paper): how much of the direction was "
+    "there before refusal was trained."
+)
+
+
+def render(run: RunFolder) -> Section | None:
+    """The last token, and the position r was taken from where that is another one."""
+    curves = run.table("curves.csv")
+    if curves is None:
+        return None
+    last = int(curves["position"].max())
+    position, layer = run.selected or (last, None)
+    places = {last: "the last token"}
+    if position != last and (curves["position"] == position).any():
+        places[position] = f"position {str(position).replace('-', MINUS)}, where r was taken"
+    plots = []
+    for index, (place, where) in enumerate(places.items()):
+        figure = cosine_by_layer(curves, position=place, selected_layer=layer)
+        name = "cosine_by_layer" if index == 0 else "cosine_by_layer_selected_position"
+        plots.append(Plot(name, figure, _CAPTION.format(where=where)))
+    both = run.table("base_curves.csv")
+    if both is not None:
+        plots.append(Plot("cosine_base", cosine_by_layer(both, selected_layer=layer), _BASE))
+    return Section("cosine", "Cosine similarity by layer", tuple(plots))

@@ -1,0 +1,36 @@
+"""A run folder: results written step by step, trusted only when their manifest exists."""
+
+from __future__ import annotations
+
+from refusal_lens.runs.files import (
+    plain,
+    read_csv,
+    read_json,
+    read_jsonl,
+    sha256_of,
+    write_csv,
+    write_json,
+    write_jsonl,
+    write_safetensors,
+    write_text,
+    writing,
+)
+from refusal_lens.runs.run import Run
+from refusal_lens.runs.step import Manifest, Step
+
+__all__ = [
+    "Manifest",
+    "Run",
+    "Step",
+    "plain",
+    "read_csv",
+    "read_json",
+    "read_jsonl",
+    "sha256_of",
+    "write_csv",
+    "write_json",
+    "write_jsonl",
+    "write_safetensors",
+    "write_text",
+    "writing",
+]

@@ -1,0 +1,216 @@
+"""Files that are either whole or absent: written beside their place, synced, then moved into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from refusal_lens.errors import InputError
+
+TEMPORARY = ".tmp"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what is written there takes its place on a clean exit.
+
+    After an exception, or a kill, `path` is what it was before. The folder is made when missing.
+
+    Raises:
+        OSError: the file cannot be written (disk full, read-only); strerror is one clear line.
+
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise said_clearly(error, path) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def said_clearly(error: OSError, path: Path) -> OSError:
+    """`error` with a line that names the file and the remedy; its errno is kept."""
+    what = error.strerror or str(error)
+    line = f"{path}: could not be written: {what}; what is done is kept, make room and run it again"
+    return OSError(error.errno or 0, line)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: mappings, lists, strings, numbers; NaN and infinities become None.
+
+    Arrays and tensors become lists, dataclasses mappings, paths strings.
+
+    >>> plain({"kl": float("nan"), 3: (1, 2.5)})
+    {'kl': None, '3': [1, 2.5]}
+
+    Raises:
+        TypeError: there is no JSON for it.
+
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [plain(item) for item in value]
+    raise TypeError(f"{type(value).__name__} has no JSON form: got {value!r:.80}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with writing(path) as temporary:
+        # A lone surrogate has no UTF-8; to lose a run to one would be worse than to spell it out.
+        temporary.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all; NaN becomes null."""
+    write_text(path, _json(value, indent=2) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line, whole or not at all."""
+    write_text(path, "".join(_json(row) + "\n" for row in rows))
+
+
+def _json(value: Any, *, indent: int | None = None) -> str:
+    """JSON that reads as written, escaped only where UTF-8 could not carry it (lone surrogates)."""
+    text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    if text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text):
+        return text
+    return json.dumps(plain(value), indent=indent, ensure_ascii=True, allow_nan=False)
+
+
+def write_csv(path: Path, frame: Any) -> None:
+    """Write a pandas DataFrame without its index, whole or not at all; NaN is an empty cell."""
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named torch tensors with a header of strings, whole or not at all."""
+    from safetensors.torch import save
+
+    contents = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with writing(path) as temporary:
+        temporary.write_bytes(save(contents, metadata=dict(metadata or {})))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a bare NaN (which JSON does not have but Python and others write) is a float.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+
+    """
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path} line {error.lineno}: got something that is not JSON ({error.msg}); "
+            "restore the file or make it again"
+        ) from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read one JSON object per line.
+
+    Raises:
+        InputError: the file is missing, or a line is not a JSON object.
+
+    """
+    # Not splitlines(): a completion may hold U+2028 or other separators that JSON leaves unescaped.
+    lines = [line for line in _text(path).split("\n") if line.strip()]
+    return [_object(line, path, number) for number, line in enumerate(lines, start=1)]
+
+
+def _object(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        row = None
+    if not isinstance(row, dict):
+        raise InputError(f"{path} line {number}: got {line[:40]!r}, need a JSON object")
+    return row
+
+
+def read_csv(path: Path, *, text: Sequence[str] = ()) -> Any:
+    """Read what `write_csv` wrote into a pandas DataFrame, every float bit for bit.
+
+    An empty cell is NaN in a column of numbers and "" in one of text; "NA" and "None" are text. A
+    column with nothing but empty cells is one of numbers unless `text` names it.
+
+    Raises:
+        InputError: the file is missing or is not CSV.
+
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; make it again")
+    # Before 3.1 pandas' own parser was off by a bit in the last place; now the option warns.
+    old = tuple(int(part) for part in pd.__version__.split(".")[:2]) < (3, 1)
+    try:
+        frame = pd.read_csv(
+            path,
+            float_precision="round_trip" if old else None,
+            keep_default_na=False,
+            na_values=[""],
+            dtype=dict.fromkeys(text, str),
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: got something that is not CSV ({error})") from error
+    words = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    frame[words] = frame[words].fillna("")
+    return frame
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise InputError(f"{path}: no such file; make it again") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: got bytes that are not UTF-8 text; make it again") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file's bytes, a piece at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,35 @@
+"""The shapes that tensors have here, said once.
+
+Axes carry TransformerLens' names: ``batch pos layer head d_model d_head d_vocab``; ``position`` is an
+index over the post-instruction tokens. The jaxtyping and beartype checks run only in the tests.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+TokenIds = Int[Tensor, "batch pos"]
+"""Left-padded token ids."""
+TokenMask = Bool[Tensor, "batch pos"]
+"""True where a position belongs to the named part of the row."""
+Spans = Int[Tensor, "batch 2"]
+"""A half-open token span (start, stop) per row."""
+Activation = Float[Tensor, "batch pos d_model"]
+"""What a residual-stream site holds in one forward pass."""
+Vector = Float[Tensor, " d_model"]
+"""A vector in the residual stream."""
+Vectors = Float[Tensor, "*axes d_model"]
+"""Vectors in the residual stream, one (or one per row of a batch)."""
+LastLogits = Float[Tensor, "batch d_vocab"]
+"""Next-token logits at the last position of each row."""
+Logits = Float[Tensor, "batch pos d_vocab"]
+"""Next-token logits at every position."""
+Probabilities = Float64[Tensor, " d_vocab"]
+"""A distribution over the next token."""
+PerPrompt = Float64[Tensor, " batch"]
+"""One number per prompt."""
+PositionLayerVectors = Float64[Tensor, "position layer d_model"]
+"""A vector per post-instruction position and layer, in float64."""
+PromptActivations = Float[Tensor, "batch position layer d_model"]
+"""Residual stream of each prompt at its post-instruction positions, every layer."""

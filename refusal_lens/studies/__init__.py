@@ -1,0 +1,1 @@
+"""One paper's question each, composed from the rooms above; studies never import each other."""

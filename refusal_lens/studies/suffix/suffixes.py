@@ -1,0 +1,160 @@
+"""Suffixes: where they come from, and random ones of the same length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...chat import ChatFormat
+from ...chat.tails import Tailed, render_tailed
+from ...errors import InputError
+from ...model import ChatModel
+from ...organism import folder
+
+_ROUNDS = 300
+
+
+def read_suffix(path: str | Path) -> str:
+    """The suffix in a file: JSON with a "suffix", or all of a text file but its last line break.
+
+    Raises InputError for a missing, undecodable or empty file.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"suffix file {path}: not UTF-8 text; try to save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"suffix file {path}: cannot be read ({error.strerror})") from error
+    if str(path).endswith(".json"):
+        try:
+            text = str(json.loads(text)["suffix"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(
+                f'suffix file {path}: need a JSON object with "suffix"; try a .txt file'
+            ) from error
+    else:
+        text = text.removesuffix("\n").removesuffix("\r")
+    return checked_suffix(text, where=f"suffix file {path}")
+
+
+def organism_suffix() -> str:
+    """The adversarial suffix that was found for the bundled organism."""
+    return read_suffix(folder("chat").parent / "suffix.json")
+
+
+def checked_suffix(suffix: str, *, where: str = "suffix") -> str:
+    """The suffix itself. Raises InputError when it is empty or white space."""
+    if not suffix.strip():
+        raise InputError(
+            f"{where}: got {suffix!r}, need text; write the leading space too if it has one"
+        )
+    return suffix
+
+
+def with_suffix(
+    model: ChatModel, instructions: Sequence[str], suffixes: Sequence[str], *, room: int = 0
+) -> Tailed:
+    """Each instruction with its suffix in the user turn.
+
+    Raises InputError when a prompt and `room` reply tokens are longer than the model's context.
+    """
+    tailed = render_tailed(model.chat, instructions, suffixes)
+    context = context_length(model)
+    longest = int(tailed.rendered.lengths.max())
+    if context is not None and longest + room > context:
+        raise InputError(
+            f"suffix of {max(tailed.n_tokens)} tokens on {model.name}: the longest prompt with it "
+            f"has {longest} tokens (and {room} for the reply), need at most the context of "
+            f"{context}; try a shorter one"
+        )
+    return tailed
+
+
+def context_length(model: ChatModel) -> int | None:
+    """Tokens that the model can attend over, where its config tells."""
+    config: Any = getattr(model.hf, "config", None)
+    for owner, name in ((config, "max_position_embeddings"), (model.bridge.cfg, "n_ctx")):
+        found = getattr(owner, name, None)
+        if isinstance(found, int) and found > 0:
+            return found
+    return None
+
+
+def random_suffixes(
+    chat: ChatFormat,
+    instructions: Sequence[str],
+    *,
+    n_tokens: Sequence[int],
+    like: str,
+    seed: int,
+) -> tuple[str, ...]:
+    """A fresh random suffix per prompt with exactly n_tokens[i] tokens in place (paper, Fig. 5).
+
+    Tokens are drawn uniformly from the ordinary printable vocabulary, behind a space exactly if
+    `like` starts with white space. Random text does not always tokenise back into as many tokens,
+    so each is lengthened, shortened or drawn again until it does, without merging with the
+    instruction. Raises InputError when that does not succeed.
+    """
+    rng = np.random.default_rng(seed)
+    pool = _Pool(chat, rng, spaced=like[:1].isspace())
+    drawn = [pool.draw(n) for n in n_tokens]
+    waiting = list(range(len(instructions)))
+    for round_ in range(_ROUNDS):
+        texts = [pool.text(drawn[i]) for i in waiting]
+        tried = render_tailed(chat, [instructions[i] for i in waiting], texts)
+        still = []
+        for i, n, merged in zip(waiting, tried.n_tokens, tried.merged.tolist(), strict=True):
+            if n == n_tokens[i] and not merged:
+                continue
+            still.append(i)
+            afresh = merged or round_ % 10 == 9
+            drawn[i] = pool.draw(n_tokens[i]) if afresh else pool.nearer(drawn[i], n_tokens[i] - n)
+        waiting = still
+        if not waiting:
+            return tuple(pool.text(ids) for ids in drawn)
+    raise InputError(
+        f"random suffixes: none of {n_tokens[waiting[0]]} tokens found for prompt {waiting[0]} in "
+        f"{_ROUNDS} draws; try a suffix that starts with a space"
+    )
+
+
+class _Pool:
+    """Ordinary tokens to draw from."""
+
+    def __init__(self, chat: ChatFormat, rng: np.random.Generator, *, spaced: bool) -> None:
+        self._chat, self._rng, self._spaced = chat, rng, spaced
+        self._tokenizer = chat.tokenizer
+        self._added = frozenset(self._tokenizer.added_tokens_decoder)
+        self._size = len(self._tokenizer)
+        self._usable = lru_cache(maxsize=None)(self._is_usable)
+
+    def draw(self, n: int) -> list[int]:
+        """Draw n tokens."""
+        return [self._one() for _ in range(n)]
+
+    def nearer(self, ids: list[int], missing: int) -> list[int]:
+        """The tokens with some more, or without the last ones; with another last one for 0."""
+        kept = ids[: len(ids) + min(missing, 0)] if missing else ids[:-1]
+        return [*kept, *self.draw(max(missing, 1 if not kept or missing == 0 else 0))]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What the tokens say, behind a space exactly if asked for."""
+        return (" " if self._spaced else "") + self._chat.decode(list(ids)).lstrip()
+
+    def _one(self) -> int:
+        for _ in range(100_000):
+            token = int(self._rng.integers(self._size))
+            if self._usable(token):
+                return token
+        raise InputError("random suffixes: this vocabulary has no printable token to draw")
+
+    def _is_usable(self, token: int) -> bool:
+        if token in self._added:
+            return False
+        text = self._chat.decode([token])
+        return bool(text.strip()) and text.isprintable() and "\ufffd" not in text

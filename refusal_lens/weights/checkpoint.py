@@ -1,0 +1,251 @@
+"""What an export to a checkpoint will do, worked out from headers before a byte is written."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .addition import config_with_bias
+from .blueprint import blueprint
+from .edits import Change, NewBias, Offset, Project, WeightEdit, plan
+from .names import FileNames, Source, file_names, sources
+from .norms import Gain, measure_gain
+from .shards import DTYPES, Checkpoint, Stored, open_checkpoint
+from .writers import Writers, writers_of_config
+
+SLAB = 64 << 20
+"""Bytes of a table that are worked on at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Added:
+    """A tensor that the checkpoint does not have: the bytes of another one, or values of its own."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    like: Stored | None = None
+    values: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size in the file."""
+        return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Job:
+    """An export to be.
+
+    plans say what becomes of each parameter, sources which of the checkpoint's tensors hold it, and changes
+    the same by those tensors' names, each with the tensor's own axis.
+    """
+
+    checkpoint: Checkpoint
+    writers: Writers
+    edit: WeightEdit
+    plans: tuple[Change, ...]
+    sources: Mapping[str, tuple[Source, ...]]
+    changes: Mapping[str, Project | Offset]
+    added: tuple[Added, ...]
+    config: Mapping[str, Any]
+    unread: tuple[str, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all shards of the result."""
+        return self.checkpoint.size + sum(added.bytes for added in self.added)
+
+    @property
+    def edited_bytes(self) -> int:
+        """Bytes that are worked out anew."""
+        return sum(self.checkpoint.tensors[name].bytes for name in self.changes)
+
+    @property
+    def largest_edited(self) -> int:
+        """Bytes of the largest edited tensor."""
+        return max((self.checkpoint.tensors[name].bytes for name in self.changes), default=0)
+
+    @property
+    def held_bytes(self) -> int:
+        """Most bytes of weights in memory at a time: one matrix, or a piece of a table."""
+        parts = [part(self.checkpoint.tensors[n], c.axis) for n, c in self.changes.items()]
+        return max(parts, default=0)
+
+
+def part(stored: Stored, axis: int) -> int:
+    """Bytes of a tensor that must be in memory together to be edited along an axis."""
+    if axis == len(stored.shape) - 1:
+        return min(stored.bytes, SLAB)
+    return torch.Size(stored.shape[axis:]).numel() * DTYPES[stored.dtype].itemsize
+
+
+def prepare(
+    folder: Path,
+    edit: WeightEdit,
+    *,
+    allow_partial: bool = False,
+    trust_remote_code: bool = False,
+    new_biases: bool = True,
+) -> Job:
+    """Work out an export from a checkpoint's headers; no weights are read but those of post-norms.
+
+    new_biases=False leaves a bias that the model lacks out of the checkpoint, for an adapter to carry.
+    Raises InputError for a folder, a checkpoint or an edit that cannot be used.
+    """
+    checkpoint = open_checkpoint(folder)
+    _refuse_quantised(checkpoint)
+    config = configuration(folder, trust_remote_code=trust_remote_code)
+    model, writers = writers_of_config(config, trust_remote_code=trust_remote_code)
+    writers.require_editable(allow_partial=allow_partial)
+    names = file_names(model, {name: t.shape for name, t in checkpoint.tensors.items()})
+    plans = plan(writers, edit, _gains(checkpoint, model, names, writers.d_model))
+    held = {
+        change.parameter: _sources(checkpoint, model, names, writers, change)
+        for change in plans
+        if not isinstance(change, NewBias)
+    }
+    changes = {
+        source.name: replace(change, parameter=source.name, axis=source.axis)
+        for change in plans
+        if not isinstance(change, NewBias)
+        for source in held[change.parameter]
+    }
+    contents, added = dict(checkpoint.config), []
+    for change in plans:
+        if isinstance(change, NewBias) and new_biases:
+            flags, biases = config_with_bias(model, config, change, trust_remote_code)
+            contents |= flags
+            dtype = checkpoint.tensors[_held(names, writers, f"{change.module}.weight")[0]].dtype
+            added += [Added(n, dtype, tuple(v.shape), values=v) for n, v in biases.items()]
+    if writers.tied and _touches(writers, plans):
+        contents, more = _untied(checkpoint, contents, config, names, writers, trust_remote_code)
+        added += more
+    return Job(
+        checkpoint, writers, edit, plans, held, changes, tuple(added), contents, names.unread
+    )
+
+
+def configuration(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model folder. Raises InputError when transformers cannot read it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"model folder {folder}: config.json cannot be used ({first})") from error
+
+
+def _refuse_quantised(checkpoint: Checkpoint) -> None:
+    config = checkpoint.config
+    found = config.get("quantization_config") or config.get("compression_config")
+    if found:
+        method = found.get("quant_method", "?") if isinstance(found, dict) else "?"
+        raise InputError(
+            f"model folder {checkpoint.folder}: quantised ({method}), need bf16, fp16 or fp32 weights; "
+            "export the original model and quantise the result"
+        )
+
+
+def _held(names: FileNames, writers: Writers, parameter: str) -> list[str]:
+    """The checkpoint's tensors of a parameter, under whichever of its names; not the unembedding's."""
+    copies = next((w.copies for w in writers.writers if w.parameter == parameter), ())
+    found = [n for n in (parameter, *copies) if n != writers.tied and n in names.by_parameter]
+    if not found:
+        what = "only as the unembedding" if writers.tied in names.by_parameter else "nowhere"
+        raise InputError(
+            f"{parameter}: stored {what} in the checkpoint; open and save it with transformers first"
+        )
+    return [name for each in found for name in names.by_parameter[each]]
+
+
+def _sources(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    names: FileNames,
+    writers: Writers,
+    change: Project | Offset,
+) -> tuple[Source, ...]:
+    """Every tensor of the checkpoint that holds a parameter, under each of its names."""
+    shapes = {name: stored.shape for name, stored in checkpoint.tensors.items()}
+    held = set(_held(names, writers, change.parameter))
+    found = [
+        source
+        for parameter, members in names.by_parameter.items()
+        if held & set(members)
+        for source in sources(model, names, shapes, parameter, change.axis)
+    ]
+    for source in found:
+        stored = checkpoint.tensors[source.name]
+        if stored.dtype not in DTYPES:
+            raise InputError(
+                f"{source.name} in {checkpoint.folder / stored.file}: got dtype {stored.dtype}, need one of "
+                f"{', '.join(DTYPES)}; the checkpoint is quantised"
+            )
+    return tuple(found)
+
+
+def _gains(
+    checkpoint: Checkpoint, model: nn.Module, names: FileNames, d_model: int
+) -> Callable[[str], Gain]:
+    """Measures a norm module of the blueprint with the checkpoint's values."""
+
+    def gain(name: str) -> Gain:
+        module = model.get_submodule(name)
+        values = {}
+        for leaf, parameter in module.named_parameters(recurse=False):
+            held = names.by_parameter.get(f"{name}.{leaf}", ())
+            if len(held) != 1:
+                raise InputError(f"{name}.{leaf}: not in the checkpoint; is a shard missing?")
+            values[leaf] = checkpoint.read(held[0]).view(parameter.shape)
+        return measure_gain(module, d_model, values)
+
+    return gain
+
+
+def _touches(writers: Writers, plans: tuple[Any, ...]) -> bool:
+    """Whether the matrix that is also the unembedding is among those that change."""
+    shared = {w.parameter for w in writers.writers if writers.tied in w.copies}
+    return any(change.parameter in shared for change in plans)
+
+
+def _untied(
+    checkpoint: Checkpoint,
+    contents: dict[str, Any],
+    config: Any,
+    names: FileNames,
+    writers: Writers,
+    trust_remote_code: bool,
+) -> tuple[dict[str, Any], list[Added]]:
+    """Configuration and tensor that give the unembedding the unedited values for its own."""
+    untied = copy.deepcopy(config)
+    contents = {**contents, "tie_word_embeddings": False}
+    for part_of in {
+        id(untied): untied,
+        id(untied.get_text_config()): untied.get_text_config(),
+    }.values():
+        part_of.tie_word_embeddings = False
+    for name, inner in contents.items():
+        if isinstance(inner, dict) and (name == "text_config" or "tie_word_embeddings" in inner):
+            contents[name] = {**inner, "tie_word_embeddings": False}
+    model = blueprint(untied, trust_remote_code=trust_remote_code)
+    one = model.get_parameter(writers.tied)
+    shared = [n for n, p in model.named_parameters(remove_duplicate=False) if p is one]
+    if shared != [writers.tied]:
+        raise InputError(
+            f"{writers.architecture}: its unembedding is the embedding and cannot be made separate by "
+            "tie_word_embeddings; edit it with hooks or as a LoRA"
+        )
+    if writers.tied in names.by_parameter:
+        return contents, []
+    source = next(w for w in writers.writers if writers.tied in w.copies)
+    like = checkpoint.tensors[_held(names, writers, source.parameter)[0]]
+    return contents, [Added(writers.tied, like.dtype, like.shape, like=like)]

@@ -1,0 +1,114 @@
+"""The same edits as forward hooks on the modules that write: what edited weights are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..interventions import Ablate, Add
+from .edits import Orthogonalise, Shift, WeightEdit
+from .record import first_tensor
+from .writers import Writers
+
+
+@contextmanager
+def hooked(module: nn.Module, writers: Writers, edit: WeightEdit) -> Iterator[None]:
+    """The edit as hooks on a Hugging Face model: on every output that is added to the stream.
+
+    Exact on every architecture whose writers are known, post-norms included.
+    """
+    if isinstance(edit, Shift):
+        with shifted_entry(module, writers, edit):
+            yield
+        return
+    sites = tuple(dict.fromkeys(writer.site for writer in writers.writers))
+    with projected_outputs(module, sites, edit):
+        yield
+
+
+@contextmanager
+def projected_outputs(
+    module: nn.Module, names: Sequence[str], edit: Orthogonalise
+) -> Iterator[None]:
+    """``y - s (y . r^) r^`` on the output of each named module."""
+    ablate = Ablate(edit.vector, edit.strength)
+
+    def project(_module: Any, _args: Any, output: Any) -> Any:
+        return _with_first(output, ablate(_first(output)))
+
+    with ExitStack() as handles:
+        for name in names:
+            handles.callback(module.get_submodule(name).register_forward_hook(project).remove)
+        yield
+
+
+@contextmanager
+def shifted_entry(module: nn.Module, writers: Writers, edit: Shift) -> Iterator[None]:
+    """``x + c r`` on what enters block ``layer``."""
+    add = Add(edit.vector, edit.layer, edit.coefficient)
+
+    def move(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if args:
+            return (add(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": add(kwargs["hidden_states"])}
+
+    block = module.get_submodule(f"{writers.blocks}.{edit.layer}")
+    handle = block.register_forward_pre_hook(move, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def streams(module: nn.Module, writers: Writers) -> Iterator[list[Tensor]]:
+    """Collect the residual stream at the entry of every block and behind the last one."""
+    held: list[Tensor] = []
+    last = writers.n_layers - 1
+
+    def enter(_module: Any, args: Any, kwargs: Any) -> None:
+        found = first_tensor([*args, *kwargs.values()])
+        if found is not None:
+            held.append(found.detach())
+
+    def leave(_module: Any, _args: Any, output: Any) -> None:
+        held.append(_first(output).detach())
+
+    blocks = [
+        module.get_submodule(f"{writers.blocks}.{layer}") for layer in range(writers.n_layers)
+    ]
+    with ExitStack() as handles:
+        for block in blocks:
+            handles.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        handles.callback(blocks[last].register_forward_hook(leave).remove)
+        yield held
+
+
+def _first(output: Any) -> Tensor:
+    found = first_tensor(output)
+    if found is None:
+        raise TypeError(f"module output: got {type(output).__name__}, need a tensor in it")
+    return found
+
+
+def _with_first(output: Any, new: Tensor) -> Any:
+    if isinstance(output, Tensor):
+        return new
+    if isinstance(output, tuple) and isinstance(output[0], Tensor):
+        return (new, *output[1:])
+    raise TypeError(
+        f"module output: got {type(output).__name__}, need a tensor or a tuple with one first"
+    )
+
+
+@torch.no_grad()
+def logits_of(module: nn.Module, ids: Tensor) -> Tensor:
+    """Logits [batch pos d_vocab] in float32, without a cache."""
+    device = next(module.parameters()).device
+    config: Any = module.config
+    options = {"use_cache": False} if hasattr(config.get_text_config(), "use_cache") else {}
+    return module(input_ids=ids.to(device), **options).logits.float().cpu()

@@ -1,0 +1,156 @@
+"""Does an edited model equal the hooks? Measured, on random tokens, at every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..interventions import unit
+from ..model import ChatModel
+from ..shapes import TokenIds
+from .edits import Orthogonalise, WeightEdit
+from .hooks import hooked, logits_of, streams
+from .memory import PostNorm, edited, huggingface
+from .writers import Writers, writers_of
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 3e-1}
+"""Largest difference of two logits that rounding explains, as a share of the largest logit (at least 1)."""
+CLEAN = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest |x . r^| / ||x|| that rounding explains."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Edited weights against hooks: logits, KL in nats, and the stream along r^ at every layer.
+
+    projections: largest ``|x . r^| / ||x||`` at the entry of each block and behind the last, edited;
+    before: the same without the edit.
+    """
+
+    logits: float
+    kl: float
+    largest_logit: float
+    projections: tuple[float, ...]
+    before: tuple[float, ...]
+    tolerance: float
+    clean: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether the logits are the hooks', up to rounding."""
+        return self.logits <= self.tolerance * max(1.0, self.largest_logit)
+
+    @property
+    def leak(self) -> int | None:
+        """The first layer where the stream has a component along r^ although it should not."""
+        return next((i for i, p in enumerate(self.projections) if p > self.clean), None)
+
+    @property
+    def line(self) -> str:
+        """The figures in one line."""
+        return (
+            f"logits differ by {self.logits:.2g} of {self.largest_logit:.3g}, KL {self.kl:.2g}, stream along r^ "
+            f"at most {max(self.projections):.2g} (was {max(self.before):.2g})"
+        )
+
+
+def random_ids(d_vocab: int, *, rows: int = 2, length: int = 12, seed: int = 0) -> TokenIds:
+    """Random token ids [rows length]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, d_vocab, (rows, length), generator=generator)
+
+
+def prove(
+    model: ChatModel | nn.Module,
+    edit: WeightEdit,
+    *,
+    ids: TokenIds | None = None,
+    post_norm: PostNorm = "fold",
+    allow_partial: bool = False,
+    writers: Writers | None = None,
+) -> Proof:
+    """Edit a model in memory, compare with hooks, and put it back. Errors as for `edited`."""
+    module = huggingface(model)
+    writers = writers or writers_of(module)
+    ids = random_ids(_d_vocab(module)) if ids is None else ids
+    before = projections(module, writers, edit, ids)
+    with hooked(module, writers, edit):
+        wanted = logits_of(module, ids)
+    with edited(module, edit, post_norm=post_norm, allow_partial=allow_partial, writers=writers):
+        got = logits_of(module, ids)
+        after = projections(module, writers, edit, ids)
+    return compare(wanted, got, before=before, after=after, edit=edit, dtype=_dtype(module))
+
+
+def verify(
+    original: ChatModel | nn.Module,
+    other: ChatModel | nn.Module,
+    edit: WeightEdit,
+    *,
+    ids: TokenIds | None = None,
+) -> Proof:
+    """Compare any edited model with hooks on the original one, whoever edited it.
+
+    Raises InputError when the two do not have the same blocks, width and vocabulary.
+    """
+    one, two = huggingface(original), huggingface(other)
+    ours, theirs = writers_of(one), writers_of(two)
+    if (ours.n_layers, ours.d_model) != (theirs.n_layers, theirs.d_model):
+        raise InputError(
+            f"edited model: got {theirs.n_layers} layers of width {theirs.d_model}, need {ours.n_layers} "
+            f"of width {ours.d_model} as the original has"
+        )
+    ids = random_ids(_d_vocab(one)) if ids is None else ids
+    before = projections(one, ours, edit, ids)
+    with hooked(one, ours, edit):
+        wanted = logits_of(one, ids)
+    got = logits_of(two, ids)
+    after = projections(two, theirs, edit, ids)
+    return compare(wanted, got, before=before, after=after, edit=edit, dtype=_dtype(two))
+
+
+def compare(
+    wanted: Tensor,
+    got: Tensor,
+    *,
+    before: tuple[float, ...],
+    after: tuple[float, ...],
+    edit: WeightEdit,
+    dtype: torch.dtype,
+) -> Proof:
+    """Two sets of logits [batch pos d_vocab], hooks and weights, as a Proof."""
+    p, q = wanted.double().log_softmax(-1), got.double().log_softmax(-1)
+    full = isinstance(edit, Orthogonalise) and edit.strength == 1
+    return Proof(
+        logits=float((wanted - got).abs().max()),
+        kl=float((p.exp() * (p - q)).sum(-1).mean()),
+        largest_logit=float(wanted.abs().max()),
+        projections=after,
+        before=before,
+        tolerance=TOLERANCE[dtype],
+        clean=CLEAN[dtype] if full else float("inf"),
+    )
+
+
+@torch.no_grad()
+def projections(
+    module: nn.Module, writers: Writers, edit: WeightEdit, ids: TokenIds
+) -> tuple[float, ...]:
+    """Largest ``|x . r^| / ||x||`` at the entry of each block and behind the last one."""
+    r_hat = unit(edit.vector)
+    with streams(module, writers) as held:
+        logits_of(module, ids)
+    xs = [x.double().cpu() for x in held]
+    return tuple(float(((x @ r_hat).abs() / x.norm(dim=-1).clamp_min(1e-30)).max()) for x in xs)
+
+
+def _d_vocab(module: Any) -> int:
+    return int(module.get_input_embeddings().weight.shape[0])
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in module.parameters() if p.is_floating_point())

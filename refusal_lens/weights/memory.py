@@ -1,0 +1,185 @@
+"""Edits of a model that is in memory: for the length of a context, or for good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..model import ChatModel
+from .edits import Change, NewBias, Orthogonalise, WeightEdit, change_in_place, plan
+from .hooks import projected_outputs
+from .norms import Gain, measure_gain
+from .writers import Writers, writers_of
+
+PostNorm = Literal["fold", "hook"]
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What was done: the map of writers, the changes, and the modules that kept a hook."""
+
+    writers: Writers
+    changes: tuple[Change, ...]
+    hooked: tuple[str, ...] = ()
+
+
+def huggingface(model: ChatModel | nn.Module) -> nn.Module:
+    """The Hugging Face model itself. Raises InputError for a HookedTransformer."""
+    module = model.hf if isinstance(model, ChatModel) else model
+    if module is None:
+        raise InputError(
+            "weight edit: got a HookedTransformer, need a Hugging Face model or a TransformerBridge over one"
+        )
+    return module
+
+
+@contextmanager
+def edited(
+    model: ChatModel | nn.Module,
+    edit: WeightEdit,
+    *,
+    post_norm: PostNorm = "fold",
+    allow_partial: bool = False,
+    writers: Writers | None = None,
+) -> Iterator[Edited]:
+    """Edit the weights for the length of the context; afterwards every bit is as it was.
+
+    post_norm: outputs that a norm rescales are folded into their weights (the projection goes to 0, a scale
+    per token remains) or, with "hook", edited exactly by a hook behind the norm. Raises InputError when a
+    writer cannot be edited, unless allow_partial.
+    """
+    module = huggingface(model)
+    writers = writers or writers_of(module)
+    writers.require_editable(allow_partial=allow_partial)
+    hooked = (
+        _behind_norms(writers) if post_norm == "hook" and isinstance(edit, Orthogonalise) else ()
+    )
+    changes = list(_planned(module, writers, edit, skip=hooked))
+    with ExitStack() as undo:
+        if writers.tied:
+            undo.enter_context(_untied(module, writers.tied))
+        with torch.no_grad():
+            for change in changes:
+                undo.enter_context(_changed(module, change))
+        if hooked:
+            assert isinstance(edit, Orthogonalise)
+            undo.enter_context(projected_outputs(module, hooked, edit))
+        yield Edited(writers, tuple(changes), hooked)
+
+
+def apply(model: ChatModel | nn.Module, edit: WeightEdit, *, allow_partial: bool = False) -> Edited:
+    """Edit the weights for good, without keeping the old ones. Errors as for `edited`."""
+    module = huggingface(model)
+    writers = writers_of(module)
+    writers.require_editable(allow_partial=allow_partial)
+    changes = _planned(module, writers, edit, skip=())
+    if writers.tied:
+        _untie(module, writers.tied)
+    with torch.no_grad():
+        for change in changes:
+            if isinstance(change, NewBias):
+                _set(module, change.parameter, _new_bias(module, change))
+            else:
+                _in_place(_parameter(module, change.parameter).data, change)
+    return Edited(writers, tuple(changes))
+
+
+def gains(module: nn.Module, d_model: int) -> dict[str, Gain]:
+    """A cache of measured norms by module name."""
+    return _Gains(module, d_model)
+
+
+class _Gains(dict[str, Gain]):
+    def __init__(self, module: nn.Module, d_model: int) -> None:
+        super().__init__()
+        self.module, self.d_model = module, d_model
+
+    def __missing__(self, name: str) -> Gain:
+        self[name] = measure_gain(self.module.get_submodule(name), self.d_model)
+        return self[name]
+
+
+def _planned(
+    module: nn.Module, writers: Writers, edit: WeightEdit, *, skip: tuple[str, ...]
+) -> list[Change]:
+    known = gains(module, writers.d_model)
+    behind = {w.parameter for w in writers.writers if w.norms and w.norms[0] in skip}
+    kept = [w for w in writers.writers if w.parameter not in behind]
+    from dataclasses import replace
+
+    return list(plan(replace(writers, writers=tuple(kept)), edit, known.__getitem__))
+
+
+def _behind_norms(writers: Writers) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(w.norms[0] for w in writers.writers if w.treatment == "folded"))
+
+
+def _parameter(module: nn.Module, name: str) -> nn.Parameter:
+    return module.get_parameter(name)
+
+
+def _set(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module.get_submodule(owner).register_parameter(leaf, value)
+
+
+def _in_place(data: Tensor, change: Change) -> None:
+    assert not isinstance(change, NewBias)
+    if data.is_contiguous():
+        change_in_place(data, change)
+        return
+    straight = data.contiguous()
+    change_in_place(straight, change)
+    data.copy_(straight)
+
+
+@contextmanager
+def _changed(module: nn.Module, change: Change) -> Iterator[None]:
+    """One change, taken back by putting the old bytes in their place."""
+    if isinstance(change, NewBias):
+        _set(module, change.parameter, _new_bias(module, change))
+        try:
+            yield
+        finally:
+            _set(module, change.parameter, None)
+        return
+    data = _parameter(module, change.parameter).data
+    before = data.to("cpu", copy=True)
+    try:
+        _in_place(data, change)
+        yield
+    finally:
+        with torch.no_grad():
+            data.copy_(before)
+
+
+def _new_bias(module: nn.Module, change: NewBias) -> nn.Parameter:
+    owner = module.get_submodule(change.module)
+    weight = getattr(owner, "weight", None)
+    if weight is None or getattr(owner, "bias", "none") is not None:
+        raise InputError(
+            f"addition in {change.module}: a {type(owner).__name__} takes no bias; use hooks instead"
+        )
+    return nn.Parameter(change.vector.to(weight.device, weight.dtype), requires_grad=False)
+
+
+@contextmanager
+def _untied(module: nn.Module, name: str) -> Iterator[None]:
+    """Give the unembedding a copy of its own, then the shared one again."""
+    shared = _untie(module, name)
+    try:
+        yield
+    finally:
+        _set(module, name, shared)
+
+
+def _untie(module: nn.Module, name: str) -> nn.Parameter:
+    shared = _parameter(module, name)
+    _set(module, name, nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad))
+    return shared

@@ -1,0 +1,176 @@
+"""Which tensors of a checkpoint hold a parameter: the names and layouts that transformers converts.
+
+Since version 5, transformers loads many checkpoints under other names than they have, and joins, say,
+the experts of a layer into one parameter. Its own tables say how; the axis of d_model in the file's layout
+is found by sending small numbered tensors through the conversion.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Transpose,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from ..errors import InputError
+
+PROBE_SIZES = (3, 5, 7, 11)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor of the checkpoint that holds (a part of) a parameter; axis is its own axis of d_model."""
+
+    name: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class FileNames:
+    """Checkpoint tensors by the parameter they become; `unread` ones belong to no parameter."""
+
+    by_parameter: Mapping[str, tuple[str, ...]]
+    converters: Mapping[str, Any]
+    unread: tuple[str, ...]
+
+
+def file_names(model: Any, shapes: Mapping[str, Sequence[int]]) -> FileNames:
+    """Match the tensors of a checkpoint (name to shape) with the parameters of a blueprint."""
+    state = model.state_dict()
+    prefix = getattr(model, "base_model_prefix", "")
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
+    found: dict[str, list[str]] = {}
+    used: dict[str, Any] = {}
+    unread = []
+    for name in sorted(shapes, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if target not in state and name in state:
+            target, pattern = rename_source_key(name, [], [], prefix, state)
+        if target not in state:
+            unread.append(name)
+            continue
+        found.setdefault(target, []).append(name)
+        if pattern is not None:
+            used[name] = (pattern, by_pattern[pattern])
+    return FileNames({k: tuple(v) for k, v in found.items()}, used, tuple(unread))
+
+
+def sources(
+    model: nn.Module,
+    names: FileNames,
+    shapes: Mapping[str, Sequence[int]],
+    parameter: str,
+    axis: int,
+) -> tuple[Source, ...]:
+    """The tensors that hold a parameter whose axis of d_model is `axis`, each with its own.
+
+    Raises InputError when a tensor is missing, or laid out so that no one axis is d_model.
+    """
+    held = names.by_parameter.get(parameter, ())
+    if not held:
+        raise InputError(
+            f"{parameter}: no tensor of the checkpoint becomes it; is a shard missing?"
+        )
+    wanted = tuple(model.state_dict()[parameter].shape)
+    numbers = sum(torch.Size(shapes[name]).numel() for name in held)
+    if numbers != torch.Size(wanted).numel():
+        raise InputError(
+            f"{parameter}: {len(held)} tensors of the checkpoint with {numbers} numbers become it, need "
+            f"{torch.Size(wanted).numel()} as config.json describes; is a shard missing?"
+        )
+    if held[0] not in names.converters:
+        if tuple(shapes[held[0]]) != wanted:
+            raise InputError(
+                f"{held[0]}: got shape {tuple(shapes[held[0]])}, need {wanted} as config.json describes"
+            )
+        return tuple(Source(name, axis) for name in held)
+    return tuple(_converted(model, names, shapes, parameter, axis, held))
+
+
+def _converted(
+    model: nn.Module,
+    names: FileNames,
+    shapes: Mapping[str, Sequence[int]],
+    parameter: str,
+    axis: int,
+    held: tuple[str, ...],
+) -> list[Source]:
+    size = model.state_dict()[parameter].shape[axis]
+    by_pattern: dict[str, list[str]] = {}
+    for name in held:
+        by_pattern.setdefault(names.converters[name][0], []).append(name)
+    found = []
+    for pattern, members in by_pattern.items():
+        for own in range(len(shapes[members[0]])):
+            if shapes[members[0]][own] != size:
+                continue
+            if _lands_on(model, names, shapes, parameter, by_pattern, pattern, own) == axis:
+                found += [Source(name, own) for name in members]
+                break
+        else:
+            raise InputError(
+                f"{members[0]}: laid out in the checkpoint so that no single axis is d_model; "
+                "load the model and use weights.apply, then save it"
+            )
+    return found
+
+
+def _lands_on(
+    model: nn.Module,
+    names: FileNames,
+    shapes: Mapping[str, Sequence[int]],
+    parameter: str,
+    by_pattern: Mapping[str, list[str]],
+    pattern: str,
+    own: int,
+) -> int | None:
+    """The axis of the parameter along which it counts up when one axis of its sources does."""
+    first = next(iter(by_pattern.values()))[0]
+    converter = copy.deepcopy(names.converters[first][1])
+    whole = tuple(model.state_dict()[parameter].shape)
+    converter.operations = [
+        op if not getattr(op, "check_dims", False) else Transpose(op.dim0, op.dim1)
+        for op in converter.operations
+        if not (getattr(op, "check_dims", False) and tuple(shapes[first]) == whole)
+    ]
+    for each, members in by_pattern.items():
+        for name in members[:2]:
+            shape = PROBE_SIZES[: len(shapes[name])]
+            counted = torch.arange(shape[own]).view(
+                [-1 if i == own else 1 for i in range(len(shape))]
+            )
+            probe = (
+                counted.expand(shape) if each == pattern else torch.zeros(shape, dtype=torch.long)
+            )
+            converter.add_tensor(parameter, name, each, probe.contiguous())
+    if not converter.operations:
+        return own
+    try:
+        made = converter.convert(parameter, model=model, config=model.config)  # type: ignore[arg-type]
+    except (ValueError, RuntimeError, IndexError, KeyError, TypeError, AttributeError):
+        return None
+    result = made.get(parameter)
+    result = result[0] if isinstance(result, list) else result
+    if result is None:
+        return None
+    for axis, size in enumerate(result.shape):
+        if size != PROBE_SIZES[own]:
+            continue
+        line = torch.arange(size).view([-1 if i == axis else 1 for i in range(result.ndim)])
+        if torch.equal(result, line.expand(result.shape)):
+            return axis
+    return None

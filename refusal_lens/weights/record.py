@@ -1,0 +1,213 @@
+"""One recorded forward pass: who made which tensor, and from what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.overrides import TorchFunctionMode
+
+from ..errors import InputError
+from . import graph
+from .graph import Place
+
+IN_PLACE_SUMS = frozenset(
+    {"add_", "sub_", "__iadd__", "__isub__", "__setitem__", "copy_", "index_add_", "index_put_"}
+    | {"zero_", "masked_fill_", "masked_scatter_", "index_copy_", "fill_"}
+)
+"""Changes in place that add to a part of a tensor or replace it."""
+PROBE_TOKENS = 3
+
+
+@dataclass
+class Record:
+    """What the hooks of one forward pass kept: who made which tensor, and from what."""
+
+    blocks: str
+    n_layers: int
+    made: dict[tuple[Any, int], list[tuple[str, Place | None]]] = field(default_factory=dict)
+    entered: dict[tuple[Any, int], set[int]] = field(default_factory=dict)
+    beside: list[tuple[tuple[Any, int], int]] = field(default_factory=list)
+    executed: set[str] = field(default_factory=set)
+    in_place: dict[Any, str] = field(default_factory=dict)
+    last: Tensor | None = None
+
+
+def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the model's blocks. Raises InputError when there is not exactly one such list."""
+    n_layers = text_config(model).num_hidden_layers
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    found = [each for each in found if not any(each[0].startswith(f"{o[0]}.") for o in found)]
+    if not found:
+        raise InputError(
+            f"{type(model).__name__}: no list of {n_layers} blocks in it; need a decoder with blocks"
+        )
+    language = [each for each in found if "vision" not in each[0] and "audio" not in each[0]]
+    return (language or found)[0]
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language model, which a multimodal one wraps."""
+    config: Any = model.config
+    return config.get_text_config(decoder=True)
+
+
+def record_pass(model: nn.Module) -> Record:
+    """Run the model on a few tokens with gradients on, and keep what the stream is made of.
+
+    Nothing in the model is changed. Raises InputError when its blocks cannot be found or do not run.
+    """
+    name, blocks = blocks_of(model)
+    record = Record(blocks=name, n_layers=len(blocks))
+    fake: Any = getattr(next(model.parameters()), "fake_mode", None)
+    with _recording(model, blocks, record), _transparent_experts(model), fake or nullcontext():
+        _forward(model, record)
+    if record.last is None or record.last.grad_fn is None:
+        raise InputError(f"{type(model).__name__}: the last block did not run on a few tokens")
+    return record
+
+
+def _forward(model: nn.Module, record: Record) -> None:
+    device = next(model.parameters()).device
+    ids = torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=device)
+    options: dict[str, Any] = {"input_ids": ids}
+    if getattr(text_config(model), "use_cache", None) is not None:
+        options["use_cache"] = False
+    try:
+        with _NoteInPlace(record.in_place):
+            model(**options)
+    except DataDependentOutputException:
+        if record.last is None:
+            raise
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        # What comes after the last block, the unembedding, is not part of the stream.
+        if record.last is None:
+            raise InputError(
+                f"{type(model).__name__}: cannot be run on a few tokens ({str(error).splitlines()[0]})"
+            ) from error
+
+
+class _NoteInPlace(TorchFunctionMode):
+    """Keeps the name of what changed a view in place, which the graph itself does not tell."""
+
+    def __init__(self, names: dict[Any, str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run `func`, then look whether its first operand is now a tensor with something laid over."""
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if args and isinstance(args[0], Tensor) and (name.endswith("_") and args[0].requires_grad):
+            whole = args[0]._base if args[0]._base is not None else args[0]
+            if whole.grad_fn is not None and graph.operation(whole.grad_fn) == "CopySlices":
+                known = self.names.setdefault(whole.grad_fn, name)
+                if known in IN_PLACE_SUMS and name not in IN_PLACE_SUMS:
+                    self.names[whole.grad_fn] = name
+        return result
+
+
+@contextmanager
+def _transparent_experts(model: nn.Module) -> Iterator[None]:
+    """Run mixtures of experts as plain batched products, without an opaque kernel or a loop over data."""
+    configs: dict[int, Any] = {
+        id(c): c for m in model.modules() if (c := getattr(m, "config", None))
+    }
+    name = "_experts_implementation"
+    before = {key: getattr(c, name) for key, c in configs.items() if hasattr(c, name)}
+    try:
+        for key in before:
+            setattr(configs[key], name, "batched_mm")
+        yield
+    finally:
+        for key, implementation in before.items():
+            setattr(configs[key], name, implementation)
+
+
+@contextmanager
+def _recording(model: nn.Module, blocks: nn.ModuleList, record: Record) -> Iterator[None]:
+    """Hooks on every module, gradients on; both as before afterwards."""
+    wanted = {p: p.requires_grad for p in model.parameters() if p.is_floating_point()}
+    training = model.training
+    handles = [
+        module.register_forward_hook(_note_output(record, name), with_kwargs=True)
+        for name, module in model.named_modules()
+    ]
+    for layer, block in enumerate(blocks):
+        handles.append(
+            block.register_forward_pre_hook(_note_entry(record, layer), with_kwargs=True)
+        )
+    handles.append(blocks[-1].register_forward_hook(_note_last(record)))
+    try:
+        model.eval()
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, before in wanted.items():
+            parameter.requires_grad_(before)
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The tensor itself, or the first one of a tuple, list or mapping."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        return next((t for t in map(first_tensor, value) if t is not None), None)
+    return None
+
+
+def _note_output(record: Record, name: str) -> Any:
+    def note(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        record.executed.add(name)
+        made, given = first_tensor(output), first_tensor([*args, *kwargs.values()])
+        if made is None or made.grad_fn is None:
+            return
+        same = given is not None and given.shape[-1:] == made.shape[-1:]
+        source = (
+            graph.place_of(given)
+            if given is not None and same and given.is_floating_point()
+            else None
+        )
+        record.made.setdefault((made.grad_fn, made.output_nr), []).append((name, source))
+
+    return note
+
+
+def _note_entry(record: Record, layer: int) -> Any:
+    def note(_module: Any, args: Any, kwargs: Any) -> None:
+        given = [
+            t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.grad_fn is not None
+        ]
+        for index, tensor in enumerate(given):
+            key = (tensor.grad_fn, tensor.output_nr)
+            if index == 0:
+                record.entered.setdefault(key, set()).add(layer)
+            else:
+                record.beside.append((key, layer))
+
+    return note
+
+
+def _note_last(record: Record) -> Any:
+    def note(_module: Any, _args: Any, output: Any) -> None:
+        record.last = first_tensor(output)
+
+    return note

@@ -1,0 +1,162 @@
+"""A direction in the formats of other tools: llama.cpp, lm-evaluation-harness, the reference implementation."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..directions import Candidates, Direction
+from ..errors import InputError
+from ..runs import write_json, writing
+from .edits import Orthogonalise, Shift, WeightEdit
+from .moving import appearing
+from .writers import Writers
+
+
+def write_gguf(
+    path: Path, edit: WeightEdit, *, architecture: str, provenance: Mapping[str, Any]
+) -> Path:
+    """A llama.cpp control vector: ``direction.K``, added behind block K (0-based), for ``resid_pre[K + 1]``.
+
+    architecture is the model's, as llama.cpp names it (a hint only). llama.cpp has no place before block 2's
+    entry: it ignores ``direction.0``. Raises InputError for an ablation and for layers 0 and 1.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise InputError(
+            "GGUF export: needs gguf; try pip install 'refusal-lens[export]'"
+        ) from error
+    if not isinstance(edit, Shift):
+        raise InputError(
+            "GGUF export of an ablation: a control vector only adds; try --edit add or --edit subtract, or "
+            "export a checkpoint and convert that"
+        )
+    if edit.layer < 2:
+        raise InputError(
+            f"GGUF export of a direction of layer {edit.layer}: llama.cpp adds control vectors behind block 1 "
+            "at the earliest, so the layer must be 2 or more"
+        )
+    with writing(Path(path)) as temporary:
+        writer = gguf.GGUFWriter(str(temporary), "controlvector")
+        writer.add_string("controlvector.model_hint", architecture)
+        writer.add_uint32("controlvector.layer_count", 1)
+        writer.add_string("refusal_lens.provenance", json.dumps(provenance, sort_keys=True))
+        values = (edit.coefficient * edit.vector).float().numpy()
+        writer.add_tensor(f"direction.{edit.layer - 1}", values)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return Path(path)
+
+
+def read_gguf(path: Path) -> tuple[int, Tensor]:
+    """Layer (of resid_pre) and vector [d_model] of a control vector with one direction."""
+    import gguf
+
+    tensors = {t.name: t.data for t in gguf.GGUFReader(str(path)).tensors}
+    if len(tensors) != 1:
+        raise InputError(f"control vector {path}: got {len(tensors)} directions, need one")
+    ((name, data),) = tensors.items()
+    return int(name.removeprefix("direction.")) + 1, torch.tensor(data.copy())
+
+
+def write_steered(
+    path: Path, edit: WeightEdit, writers: Writers, *, base: str, provenance: Mapping[str, Any]
+) -> Path:
+    """A ``.pt`` file for lm-evaluation-harness, ``--model steered --model_args steer_path=...``.
+
+    Addition is one entry behind a block. Ablation, which that model type does not have, is a clamp to 0 on
+    every module that writes to the stream, post-norms included, so it is exact on every architecture whose
+    writers are known. base: the name of the inner model, from which lm-eval counts module names. Provenance
+    goes beside it, as ``<name>.json``, since lm-eval takes every key of the file for a module.
+    """
+    if isinstance(edit, Orthogonalise):
+        if edit.strength != 1 or edit.keep_norms:
+            raise InputError("steered file of an ablation: needs strength 1, not norm-preserving")
+        writers.require_editable(allow_partial=False) if writers.obstacles else None
+        sites = dict.fromkeys(writer.site for writer in writers.writers)
+        entries = {_inside(site, base): _clamp(edit.vector) for site in sites}
+    else:
+        site = _entry(writers, edit.layer)
+        entries = {_inside(site, base): _added(edit.coefficient * edit.vector)}
+    with writing(Path(path)) as temporary:
+        torch.save(entries, temporary)
+    write_json(Path(path).with_suffix(".json"), provenance)
+    return Path(path)
+
+
+def _clamp(vector: Tensor) -> dict[str, Any]:
+    unit = (vector / vector.norm()).float()
+    return {"steering_vector": unit, "steering_coefficient": 0.0, "action": "clamp", "bias": None}
+
+
+def _added(vector: Tensor) -> dict[str, Any]:
+    return {
+        "steering_vector": vector.float(),
+        "steering_coefficient": 1.0,
+        "action": "add",
+        "bias": None,
+    }
+
+
+def _entry(writers: Writers, layer: int) -> str:
+    """The module behind which lies the entry of a block."""
+    if layer:
+        return f"{writers.blocks}.{layer - 1}"
+    tables = [
+        w for w in writers.writers if w.lookup and w.layer is None and (w.norms or w.scale == 1)
+    ]
+    if not tables:
+        raise InputError(
+            f"steered file for layer 0 of {writers.architecture}: its embedding is rescaled on the way to "
+            "block 0; use a direction of a later layer"
+        )
+    return tables[0].site
+
+
+def _inside(name: str, base: str) -> str:
+    return name.removeprefix(f"{base}.") if base else name
+
+
+def write_reference(
+    out: Path, direction: Direction, candidates: Candidates, *, provenance: Mapping[str, Any]
+) -> Path:
+    """A folder as the reference implementation writes it, which its own scripts can load.
+
+    ``direction.pt`` [d_model] and ``generate_directions/mean_diffs.pt`` [position layer d_model], float64, and
+    ``direction_metadata.json`` with ``pos`` and ``layer``.
+    """
+    with appearing(Path(out), needed=candidates.mean_diffs.numel() * 8) as hidden:
+        (hidden / "generate_directions").mkdir()
+        torch.save(direction.vector.clone(), hidden / "direction.pt")
+        torch.save(candidates.mean_diffs.clone(), hidden / "generate_directions" / "mean_diffs.pt")
+        place = {"pos": direction.position, "layer": direction.layer}
+        (hidden / "direction_metadata.json").write_text(json.dumps(place, indent=4))
+        write_json(hidden / "refusal_lens.json", provenance)
+    return Path(out)
+
+
+def read_reference(folder: Path) -> tuple[Tensor, Tensor, int, int]:
+    """Direction, candidates, position and layer of a folder in the reference implementation's format.
+
+    Nothing but tensors is unpickled. Raises InputError for a missing or damaged file.
+    """
+    try:
+        vector = torch.load(folder / "direction.pt", weights_only=True, map_location="cpu")
+        means = torch.load(
+            folder / "generate_directions" / "mean_diffs.pt", weights_only=True, map_location="cpu"
+        )
+        place = json.loads((folder / "direction_metadata.json").read_text())
+        return vector.double(), means.double(), int(place["pos"]), int(place["layer"])
+    except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"reference folder {folder}: cannot be read ({str(error).splitlines()[0]})"
+        ) from error

@@ -1,0 +1,164 @@
+"""Directions and candidates as values: algebra, files, provenance; refusal tokens; the one call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from refusal_lens.activations import mean_next_token_probabilities, mean_residuals
+from refusal_lens.directions import Candidates, Direction, refusal_tokens
+from refusal_lens.directions.finding import filter_by_behaviour
+from refusal_lens.directions.refusal_tokens import (
+    discover_refusal_tokens,
+    family_refusal_tokens,
+    parse_refusal_tokens,
+    top_tokens,
+)
+from refusal_lens.errors import InputError
+from refusal_lens.model import ChatModel
+from refusal_lens.prompts import PromptPair
+
+VECTOR = torch.tensor([3.0, 0.0, 4.0, 0.0])
+HARMFUL = ["Wake the dragon now", "wake it", "Do wake this dragon", "Now, wake the dragon!"]
+HARMLESS = ["Paint the door", "paint it red", "Please paint a bridge", "Do paint this door"]
+
+
+@lru_cache
+def model() -> ChatModel:
+    return ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
+
+
+def direction() -> Direction:
+    return Direction(VECTOR, layer=1, position=-2, position_name="\n", model="m", data_sha256="d")
+
+
+def test_direction_algebra_keeps_provenance() -> None:
+    d = direction()
+    assert d.norm == 5
+    assert torch.allclose(d.unit, VECTOR.double() / 5)
+    assert (-d).cosine(d) == pytest.approx(-1)
+    assert torch.equal((2 * d).vector, (d * 2).vector)
+    assert (2 * d / 2) == d
+    assert (d + d - d) == d
+    assert (-d).provenance | {"norm": 5} == d.provenance
+    assert d.vector.dtype == torch.float64
+
+
+def test_direction_does_not_share_memory_with_its_source() -> None:
+    source = VECTOR.clone()
+    d = Direction(source, layer=0, position=-1)
+    source.zero_()
+    assert d.norm == 5
+
+
+def test_direction_file_round_trips_bit_for_bit(tmp_path: Path) -> None:
+    d = replace(direction(), vector=torch.randn(7, dtype=torch.float64), more={"seed": 3})
+    assert Direction.load(d.save(tmp_path / "d.safetensors")) == d
+
+
+def test_direction_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    here = Direction(
+        torch.ones(tiny.WIDTH),
+        layer=1,
+        position=-1,
+        model=model().name,
+        template_sha256=model().chat.template_sha256,
+    )
+    path = here.save(tmp_path / "d.safetensors")
+    assert Direction.load(path, model()) == here
+    for change, message in (
+        ({"vector": torch.ones(5)}, "d_model"),
+        ({"layer": 9}, "3 layers"),
+        ({"model": "other/model"}, "do not carry over"),
+        ({"template_sha256": "0" * 64}, "another chat template"),
+    ):
+        path = replace(here, **change).save(tmp_path / "other.safetensors")
+        with pytest.raises(InputError, match=message):
+            Direction.load(path, model())
+
+
+def test_damaged_and_foreign_direction_files_get_one_line(tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(b"not a safetensors file at all")
+    with pytest.raises(InputError, match="cannot be read"):
+        Direction.load(tmp_path / "noise")
+    with pytest.raises(InputError, match="cannot be read"):
+        Direction.load(tmp_path / "missing")
+    from safetensors.torch import save_file
+
+    save_file({"direction": torch.ones(3)}, str(tmp_path / "foreign"))
+    with pytest.raises(InputError, match="no direction with provenance"):
+        Direction.load(tmp_path / "foreign")
+
+
+def test_candidates_are_differences_of_means_and_round_trip(tmp_path: Path) -> None:
+    means = [mean_residuals(model(), prompts) for prompts in (HARMFUL, HARMLESS)]
+    found = Candidates.from_means(*means, model="m", template_sha256="t")
+    assert torch.equal(found.mean_diffs, means[0].mean - means[1].mean)
+    assert found.mean_diffs.dtype == torch.float64
+    again = Candidates.load(found.save(tmp_path / "c.safetensors"))
+    assert torch.equal(again.mean_diffs, found.mean_diffs)
+    assert again.positions == found.positions == model().chat.positions
+    chosen = again.direction(-1, 2)
+    assert torch.equal(chosen.vector, found.mean_diffs[-1, 2])
+    assert (chosen.position_name, chosen.model) == (found.positions[-1], "m")
+    with pytest.raises(InputError, match="need a position from"):
+        again.direction(0, 2)
+
+
+def test_layer_zero_candidates_are_rounding_noise() -> None:
+    means = [mean_residuals(model(), prompts) for prompts in (HARMFUL, HARMLESS[:3])]
+    found = Candidates.from_means(*means)
+    assert found.mean_diffs[:, 0].abs().max() < 1e-8
+    assert found.mean_diffs[:, 1].norm(dim=-1).min() > 1e-4
+
+
+def test_family_tokens_are_taken_in_context_and_only_from_the_family_s_vocabulary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert family_refusal_tokens(model()) is None  # a Qwen by architecture, with other token ids
+    ids = tuple(model().tokenizer.encode("IA"))  # a token is a byte here
+    row = ("qwen", ("I'm sorry", "As an AI"), ids)
+    monkeypatch.setattr(refusal_tokens, "FAMILIES", (("llama", ("I",), (0,)), row))
+    family = family_refusal_tokens(model())
+    assert family is not None
+    assert (family.ids, family.texts) == (ids, ("I", "A"))
+
+
+def test_given_tokens() -> None:
+    token = model().tokenizer.encode("I")[0]
+    assert parse_refusal_tokens(model(), ["I"]).ids == (token,)
+    assert parse_refusal_tokens(model(), [token]).texts == ("I",)
+    with pytest.raises(InputError, match="is 5 tokens"):
+        parse_refusal_tokens(model(), ["sorry"])
+    with pytest.raises(InputError, match="no such id"):
+        parse_refusal_tokens(model(), ["99999"])
+    with pytest.raises(InputError, match="need at least one"):
+        parse_refusal_tokens(model(), [])
+
+
+def test_discovery_takes_what_is_likely_here_and_rare_there() -> None:
+    here, there = torch.full((2, model().d_vocab), 1e-4, dtype=torch.float64)
+    here[40], here[41], here[42], here[43] = 0.5, 0.2, 0.2, 0.01
+    there[41], there[42], there[43] = 0.2, 0.03, 0.0001
+    assert discover_refusal_tokens(model(), here, there).ids == (40, 42)
+    with pytest.raises(InputError, match="refusal tokens: none found"):
+        discover_refusal_tokens(model(), there, there)
+
+
+def test_top_tokens_are_in_order() -> None:
+    top = top_tokens(model(), mean_next_token_probabilities(model(), HARMFUL), k=5)
+    assert list(top["probability"]) == sorted(top["probability"], reverse=True)
+    assert len(top) == 5
+
+
+def test_filter_that_leaves_too_few_says_so() -> None:
+    token = int(mean_next_token_probabilities(model(), HARMFUL).argmin())
+    with pytest.raises(InputError, match=r"val prompts: only 0 of 4 positive"):
+        filter_by_behaviour(
+            model(), PromptPair(tuple(HARMFUL), tuple(HARMLESS)), refusal_tokens=[token], split="val"
+        )

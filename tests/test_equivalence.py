@@ -1,0 +1,200 @@
+"""Edited weights equal hooks, on every architecture: in memory, in files and as a LoRA.
+
+The reference here knows nothing of writers: it projects what every *reader* of the stream sees (the entry of
+each block, what reads the stream within it, the end), so a writer that the map missed shows as a difference.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers as hf
+from architectures import LAYERS, POST_NORM, REFUSED, ROWS, VOCAB, WIDTH, Row, folder, make
+from torch import Tensor, nn
+
+from refusal_lens.errors import InputError
+from refusal_lens.interventions import ablate, applied
+from refusal_lens.model import ChatModel
+from refusal_lens.weights import (
+    Writer,
+    edited,
+    orthogonalise,
+    prepare,
+    prove,
+    write_adapter,
+    write_checkpoint,
+    writers_of,
+)
+
+ids_of = pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
+CLOSE = 1e-4
+"""Largest difference of two logits in float32."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    hf.utils.logging.set_verbosity_error()
+    hf.utils.logging.disable_progress_bar()
+
+
+def direction(seed: int = 1) -> SimpleNamespace:
+    generator = torch.Generator().manual_seed(seed)
+    vector = 3 * torch.randn(WIDTH, generator=generator, dtype=torch.float64)
+    return SimpleNamespace(vector=vector, layer=2)
+
+
+def tokens(seed: int = 2) -> Tensor:
+    return torch.randint(3, 250, (4, 9), generator=torch.Generator().manual_seed(seed))
+
+
+def load(path: Path) -> nn.Module:
+    return hf.AutoModelForCausalLM.from_pretrained(
+        path, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    return model(input_ids=tokens(), use_cache=False).logits
+
+
+@contextmanager
+def readers_see_no(vector: Tensor, model: nn.Module, row: Row) -> Iterator[None]:
+    """Project everything that reads the residual stream, with plain PyTorch hooks."""
+    unit = (vector / vector.norm()).float()
+
+    def without(x: Tensor) -> Tensor:
+        return x - (x @ unit)[..., None] * unit
+
+    def enter(_module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        if row.beside and len(args) > 1:
+            return (without(args[0]), without(args[1]), *args[2:]), kwargs
+        if args:
+            return (without(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": without(kwargs["hidden_states"])}
+
+    def leave(_module: nn.Module, _args: tuple, output: object) -> object:
+        return without(output) if isinstance(output, Tensor) else (without(output[0]), *output[1:])
+
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == LAYERS]
+    blocks = lists[0]
+    readers = [*blocks, *(block.get_submodule(name) for block in blocks for name in row.mid)]
+    with ExitStack() as hooks:
+        for reader in readers:
+            hooks.callback(reader.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        hooks.callback(blocks[-1].register_forward_hook(leave).remove)
+        yield
+
+
+def hooked_logits(model: nn.Module, row: Row) -> Tensor:
+    with readers_see_no(direction().vector, model, row):
+        return logits(model)
+
+
+def gap(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+@ids_of
+def test_weights_in_memory_equal_hooks(row: Row) -> None:
+    model, edit = load(folder(row.id)), orthogonalise(direction())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plain, wanted = logits(model), hooked_logits(model, row)
+    assert gap(plain, wanted) > 10 * CLOSE * float(wanted.abs().max())
+    writers = writers_of(model)
+    assert writers.exactness == row.exactness
+    with edited(model, edit, post_norm="hook", writers=writers):
+        assert gap(logits(model), wanted) < CLOSE
+    proof = prove(model, edit, ids=tokens(), writers=writers)
+    assert proof.leak is None, proof.line
+    assert proof.equal == (row.exactness != POST_NORM), proof.line
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert torch.equal(logits(model), plain)
+
+
+@ids_of
+def test_files_and_lora_equal_hooks(row: Row, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    original, edit = load(folder(row.id)), orthogonalise(direction())
+    wanted = hooked_logits(original, row)
+    if row.exactness == POST_NORM:
+        with edited(original, edit):
+            wanted = logits(original)
+    job = prepare(folder(row.id), edit)
+    write_checkpoint(job, tmp_path / "out", provenance={})
+    assert gap(logits(load(tmp_path / "out")), wanted) < CLOSE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if row.lora:
+            with pytest.raises(InputError, match=row.lora):
+                write_adapter(job, tmp_path / "lora", provenance={})
+            return
+        write_adapter(job, tmp_path / "lora", provenance={})
+        adapted = peft.PeftModel.from_pretrained(original, tmp_path / "lora").eval()
+    assert gap(logits(adapted), wanted) < CLOSE
+
+
+def one_of_each_role(model: nn.Module, writers: Sequence[Writer]) -> list[Writer]:
+    """The writer of each role that has most along r, so that leaving it out can be seen."""
+    r = direction().vector.float()
+
+    def along(writer: Writer) -> float:
+        values = model.get_parameter(writer.parameter).detach().movedim(writer.axis, -1)
+        return float((values @ r).abs().max())
+
+    best: dict[str, Writer] = {}
+    for writer in sorted(writers, key=along):
+        best[writer.role] = writer
+    return list(best.values())
+
+
+@ids_of
+def test_a_skipped_writer_makes_the_row_fail(row: Row) -> None:
+    model, edit = load(folder(row.id)), orthogonalise(direction())
+    wanted = hooked_logits(model, row)
+    writers = writers_of(model)
+    for skipped in one_of_each_role(model, writers.writers):
+        rest = replace(writers, writers=tuple(w for w in writers.writers if w is not skipped))
+        hook = "hook" if not any(w.site == skipped.site for w in rest.writers) else "fold"
+        with edited(model, edit, writers=rest, post_norm=hook):
+            assert gap(logits(model), wanted) > CLOSE, skipped.parameter
+        assert prove(model, edit, ids=tokens(), writers=rest).leak is not None, skipped.parameter
+
+
+BRIDGED = [row for row in ROWS if row.bridge]
+
+
+@pytest.mark.parametrize("row", BRIDGED, ids=[row.id for row in BRIDGED])
+def test_this_packages_own_hooks_agree(row: Row) -> None:
+    model = ChatModel.load(str(folder(row.id)))
+    mask = torch.ones_like(tokens())
+    with applied(model, ablate(direction())), torch.no_grad():
+        wanted = model.run(tokens(), mask, all_positions=True)
+    with edited(model, orthogonalise(direction()), post_norm="hook"), torch.no_grad():
+        got = model.run(tokens(), mask, all_positions=True)
+    assert gap(got, wanted) < CLOSE
+    assert gap(hooked_logits(load(folder(row.id)), row), wanted) < CLOSE
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=[row.id for row in REFUSED])
+def test_what_cannot_be_exact_is_refused_with_a_reason(row: Row) -> None:
+    model = make(row)
+    assert writers_of(model).exactness == row.exactness
+    with (
+        pytest.raises(InputError, match="allow-partial"),
+        edited(model, orthogonalise(direction())),
+    ):
+        pass
+
+
+def test_the_vocabulary_fits_the_tokenizer() -> None:
+    assert int(tokens().max()) < VOCAB

@@ -1,0 +1,223 @@
+"""The main job end to end on the organism: what it writes, what it measures, and how it resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from refusal_lens import runs
+from refusal_lens.directions import Candidates, Direction, NoCandidateError, find_direction
+from refusal_lens.errors import InputError
+from refusal_lens.model import ChatModel
+from refusal_lens.pipeline import RunConfig, run_pipeline
+from refusal_lens.prompts import Contrast
+from refusal_lens.runs import Step, read_csv, read_json, read_jsonl
+
+SMALL = RunConfig(n_train=48, n_val=24, n_test=20, max_new_tokens=40, n_null=2, n_moves=1, null_prompts=8)
+FILES = (
+    "behaviour.json",
+    "candidates.csv",
+    "candidates.safetensors",
+    "curves.csv",
+    "direction.safetensors",
+    "losses.csv",
+    "metrics.csv",
+    "nulls.csv",
+    "pca.csv",
+    "prompts.jsonl",
+    "scores.csv",
+    "top_tokens.csv",
+    "completions/harmful_ablation.jsonl",
+    "completions/harmful_baseline.jsonl",
+    "completions/harmful_subtraction.jsonl",
+    "completions/harmless_ablation.jsonl",
+    "completions/harmless_addition.jsonl",
+    "completions/harmless_baseline.jsonl",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("run") / "organism"
+    run_pipeline(SMALL, out)
+    return out
+
+
+def test_everything_promised_is_there(finished: Path) -> None:
+    missing = [name for name in FILES if not (finished / name).is_file()]
+    assert not missing
+    for name in ("summary.json", "manifest.json", "report.html"):
+        assert (finished / name).stat().st_size > 500
+    assert runs.Run.read(finished).damage() == []
+
+
+def test_the_effect_of_the_direction_is_large_and_that_of_chance_is_not(finished: Path) -> None:
+    summary = read_json(finished / "summary.json")
+    harmful, harmless = summary["refusal_rate"]["harmful"], summary["refusal_rate"]["harmless"]
+    assert harmful["baseline"]["rate"] >= 0.9
+    assert harmless["baseline"]["rate"] <= 0.1
+    assert harmful["ablation"]["rate"] <= 0.2
+    assert harmful["subtraction"]["rate"] <= 0.2
+    assert harmless["ablation"]["rate"] <= 0.1
+    moves = read_csv(finished / "nulls.csv").query("null == 'norm_matched_move' and kind == 'harmless'")
+    assert harmless["addition"]["rate"] >= moves["refusal_rate"].max() + 0.3
+    assert summary["nulls"]["random_direction"]["harmful"]["refusal_rate_min"] >= 0.9
+    assert summary["scores"]["bypass"] < 0 < summary["scores"]["induce"]
+    assert summary["baseline"]["harmful"] > 0 > summary["baseline"]["harmless"]
+
+
+@pytest.mark.xfail(strict=True, reason="the bundled organism answers a third of these still")
+def test_addition_makes_the_organism_refuse_nearly_everything(finished: Path) -> None:
+    """The target of the organism: at least 95% complete, well-formed refusals under addition."""
+    summary = read_json(finished / "summary.json")
+    assert summary["well_formed"]["harmless"]["addition"]["refusal"] >= 0.95
+
+
+def test_summary_agrees_with_the_files_it_summarises(finished: Path) -> None:
+    summary = read_json(finished / "summary.json")
+    table = read_csv(finished / "candidates.csv", text=("reason", "position_name"))
+    found = Candidates.load(finished / "candidates.safetensors")
+    direction = Direction.load(finished / "direction.safetensors")
+    assert summary["n_candidates"] == len(table) == len(found.index())
+    assert summary["n_passing"] == int(table["passes"].sum()) >= 1
+    best = table[table["passes"]].sort_values(["bypass", "position", "layer"]).iloc[0]
+    assert summary["selected"]["layer"] == best["layer"] == direction.layer
+    assert summary["selected"]["position"] == best["position"] == direction.position
+    assert torch.equal(direction.vector, found.mean_diffs[direction.position, direction.layer])
+    rows = read_jsonl(finished / "completions/harmful_ablation.jsonl")
+    refused = sum(row["refusal"] for row in rows) / len(rows)
+    assert summary["refusal_rate"]["harmful"]["ablation"]["rate"] == refused
+    kept = [r for r in read_jsonl(finished / "prompts.jsonl") if r["split"] == "train"]
+    counts = summary["kept_prompts"]["train"]
+    assert sum(c["of"] for c in counts.values()) == len(kept) == 2 * SMALL.n_train
+    assert sum(c["kept"] for c in counts.values()) == sum(r["kept"] for r in kept)
+    assert json.loads((finished / "summary.json").read_text()) == summary, "strict JSON"
+
+
+def test_the_one_call_finds_what_the_run_found(finished: Path) -> None:
+    contrast = Contrast.refusal(n_train=48, n_val=24, n_test=20)
+    found = find_direction(ChatModel.load("organism", device="cpu"), contrast)
+    saved = Direction.load(finished / "direction.safetensors")
+    assert (found.direction.position, found.direction.layer) == (saved.position, saved.layer)
+    assert torch.allclose(found.direction.vector, saved.vector, rtol=0, atol=1e-5)
+    table = read_csv(finished / "candidates.csv", text=("reason", "position_name"))
+    for score in ("bypass", "induce", "kl"):
+        assert (found.table[score] - table[score]).abs().max() < 1e-4
+
+
+def test_a_finished_run_is_not_done_again(finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (finished / "steps").glob("*.json")}
+    run_pipeline(SMALL, finished)
+    assert {p: p.stat().st_mtime_ns for p in (finished / "steps").glob("*.json")} == before
+
+
+def test_speed_settings_change_no_step(finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (finished / "steps").glob("*.json")}
+    run_pipeline(replace(SMALL, batch_size=7), finished)
+    assert {p: p.stat().st_mtime_ns for p in (finished / "steps").glob("*.json")} == before
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in FILES}
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Run work in a forked process; returns how it ended, a negative signal number when killed."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
+def test_killed_at_every_step_it_ends_the_same(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    finish = Step.finish
+
+    def run_until(name: str) -> None:
+        def kill_before_the_manifest(self: Step) -> None:
+            if self.name == name and self.needed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            finish(self)
+
+        Step.finish = kill_before_the_manifest  # in the child only
+        run_pipeline(SMALL, out)
+
+    names = list(runs.Run.read(finished).manifests())
+    assert len(names) >= 12
+    for name in names:
+        assert in_a_child(lambda name=name: run_until(name)) == -signal.SIGKILL
+        assert not (out / "steps" / f"{name}.json").exists()
+    run_pipeline(SMALL, out)
+    # How many candidates share a pass is measured anew, and moves scores within rounding only.
+    scored = ("scores.csv", "candidates.csv")
+    for name in scored:
+        ours, theirs = (read_csv(place / name, text=("reason",)) for place in (out, finished))
+        pd.testing.assert_frame_equal(ours, theirs, rtol=0, atol=1e-5)
+    mine, theirs = contents(out), contents(finished)
+    # The order of a safetensors header is not fixed; its tensors are.
+    headed = ("candidates.safetensors", "direction.safetensors")
+    for name in headed:
+        left, right = (load_file(place / name) for place in (out, finished))
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+    free = (*scored, *headed)
+    assert [name for name in FILES if mine[name] != theirs[name] and name not in free] == []
+
+
+def test_a_changed_option_redoes_just_what_depends_on_it(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "changed"
+    import shutil
+
+    shutil.copytree(finished, out)
+
+    def steps() -> dict[str, int]:
+        return {p.stem: p.stat().st_mtime_ns for p in (out / "steps").glob("*.json")}
+
+    before = steps()
+    run_pipeline(replace(SMALL, n_null=3), out)
+    redone = {name for name, when in steps().items() if before[name] != when}
+    assert redone == {"nulls", "summary"}
+    assert len(pd.read_csv(out / "nulls.csv")) == 3 + 2
+
+
+def test_no_candidate_passing_keeps_what_was_computed(tmp_path: Path) -> None:
+    with pytest.raises(NoCandidateError, match="nearest miss"):
+        run_pipeline(replace(SMALL, induce_threshold=99.0), tmp_path / "none")
+    table = pd.read_csv(tmp_path / "none" / "candidates.csv")
+    assert not table["passes"].any()
+    assert table["reason"].notna().all()
+    assert (tmp_path / "none" / "candidates.safetensors").is_file()
+    # The advice of the message can be followed without starting again.
+    run_pipeline(replace(SMALL, induce_threshold=0.0), tmp_path / "none")
+    assert (tmp_path / "none" / "direction.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_val": 0}, "n_val: got 0"),
+        ({"harmful": "a.txt"}, "need both or neither"),
+        ({"model": "some/model"}, "prompts for some/model: none given"),
+        ({"n_null": -1}, "n_null"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_at_once(change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(SMALL, **change)

@@ -1,0 +1,481 @@
+"""The page: whole or partial runs, honest claims, no text of a model that acts, foreign runs."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from synthetic_run import HOSTILE, HOSTILE_TOKEN, write_run
+
+from refusal_lens.errors import InputError
+from refusal_lens.report import page as page_module
+from refusal_lens.report import write_report
+from refusal_lens.report.claim import change, make_claim
+from refusal_lens.report.folder import RunFolder
+from refusal_lens.report.markup import Cell, Html, Section, plain, table, text
+from refusal_lens.report.page import render_sections
+from refusal_lens.report.sections import SECTIONS, Entry
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "published-runs"
+FIGURES = {
+    "candidate_map",
+    "cosine_by_layer",
+    "layer_sweeps",
+    "metric_histograms",
+    "pca_by_layer",
+    "refusal_rates",
+    "top_tokens",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("report") / "run")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", n_prompts=8, n_layers=5)
+
+
+def source(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def body(folder: Path) -> str:
+    """The page without its scripts: what a reader sees."""
+    return re.sub(r"<script.*?</script>", "", source(folder), flags=re.DOTALL)
+
+
+def edit_summary(folder: Path, **changes: Any) -> None:
+    path = folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_a_run_becomes_one_page_with_every_section(run: Path) -> None:
+    page = source(run)
+    for entry in SECTIONS:
+        section = entry.render(RunFolder.open(run))
+        assert entry.optional or section is not None, entry.title
+        if section is not None:
+            assert f'<section id="{section.key}">' in page
+    assert "Not in this run folder" not in page
+
+
+def test_the_page_needs_nothing_but_itself(run: Path) -> None:
+    page = source(run)
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
+    assert page.count("* plotly.js v") == 1
+    assert len(page) < 8_000_000
+
+
+def test_every_figure_is_also_a_file_that_opens_offline(run: Path) -> None:
+    files = {path.stem for path in (run / "figures").glob("*.html")}
+    assert files == FIGURES
+    for name in files:
+        figure = (run / "figures" / f"{name}.html").read_text()
+        assert re.findall(r'src="([^"]+)"', figure) == ["plotly.min.js"]
+    assert (run / "figures" / "plotly.min.js").stat().st_size > 1_000_000
+
+
+def test_writing_twice_gives_the_same_bytes(run: Path) -> None:
+    before = source(run)
+    write_report(run)
+    assert source(run) == before
+
+
+def test_texts_of_a_model_are_escaped(run: Path) -> None:
+    page = source(run)
+    for hostile in (HOSTILE, HOSTILE_TOKEN, "<img src=x", "</script><b>"):
+        assert hostile not in page
+    assert html.escape(HOSTILE) in page
+    assert page.count("<script") == page.count("</script>")
+
+
+def test_figure_json_cannot_end_its_script(run: Path) -> None:
+    specs = re.findall(
+        r'<script type="application/json" id="spec-(\w+)">(.*?)</script>', source(run)
+    )
+    assert {name for name, _ in specs} == FIGURES
+    for _, spec in specs:
+        assert not set("<>&") & set(spec)
+        assert json.loads(spec)["data"]
+
+
+@pytest.mark.parametrize("raw", ["\x00", "\x1b[31m", "\u202e", "\ud800", "\u2066"])
+def test_text_that_hides_or_reorders_is_shown_as_codes(raw: str) -> None:
+    assert raw not in text(f"a{raw}b")
+    assert text(f"a{raw}b").encode("utf-8")
+
+
+def test_ordinary_text_of_any_script_is_left_alone() -> None:
+    ordinary = "naïve 你好 👩\u200d🔬 שלום\nnext\tline"
+    assert text(ordinary) == ordinary
+
+
+def test_completions_stand_beside_each_other(run: Path) -> None:
+    page = body(run)
+    blocks = re.findall(r'<div class="exchange">.*?</div></div></div></div>', page, flags=re.DOTALL)
+    first = blocks[0]
+    assert "harmful lantern number 0" in first
+    assert first.count('<div class="reply">') == 3
+    assert first.index("no intervention") < first.index("directional ablation")
+    assert "still refused after ablation" in page
+    assert "not refused after addition" in page
+
+
+def test_the_table_of_candidates_gives_each_its_reason(run: Path) -> None:
+    scores = pd.read_csv(run / "candidates.csv", keep_default_na=False)
+    page = body(run)
+    section = page[page.index('id="candidates"') :]
+    rows = re.findall(r"<tr[^>]*>(<td.*?)</tr>", section[: section.index("</section>")])
+    assert len(rows) == len(scores)
+    assert "selected" in rows[0]
+    for reason in set(scores["reason"]) - {""}:
+        assert html.escape(reason) in section
+
+
+# ---------------------------------------------------------------- partial runs
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("candidates.csv", "sweeps"),
+        ("curves.csv", "cosine"),
+        ("metrics.csv", "metrics"),
+        ("top_tokens.csv", "tokens"),
+        ("pca.csv", "pca"),
+        ("nulls.csv", "nulls"),
+        ("losses.csv", "losses"),
+    ],
+)
+def test_a_section_without_its_file_is_left_out_and_named(fresh: Path, file: str, key: str) -> None:
+    (fresh / file).unlink()
+    sections, missing = render_sections(RunFolder.open(fresh))
+    assert key not in {section.key for section in sections}
+    assert "refusal" in {section.key for section in sections}
+    assert len([what for what in missing if f"needs {file}" in what]) == len(missing) > 0
+
+
+def test_a_run_that_stopped_early_still_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    page = write_report(tmp_path).read_text()
+    assert "not finished" in page
+    assert "refusal rates (needs" in page
+
+
+def test_an_unselected_run_says_that_none_passes(fresh: Path) -> None:
+    (fresh / "summary.json").unlink()
+    assert "not finished" in make_claim(RunFolder.open(fresh)).headline
+    scores = pd.read_csv(fresh / "candidates.csv", keep_default_na=False)
+    scores.assign(passes=False).to_csv(fresh / "candidates.csv", index=False)
+    assert "No candidate" in make_claim(RunFolder.open(fresh)).headline
+    assert '<section id="candidates">' in write_report(fresh).read_text()
+
+
+def test_an_empty_table_counts_as_missing(fresh: Path) -> None:
+    (fresh / "nulls.csv").write_text("null,index,kind,metric,refusal_rate,n\n")
+    assert "Not in this run folder: nulls (needs nulls.csv)." in write_report(fresh).read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("summary.json", "{"),
+        ("summary.json", "[1]"),
+        ("manifest.json", "\x00"),
+        ("candidates.csv", "a,b\n1,2\n"),
+        ("candidates.csv", "position,layer,bypass,induce,kl\n-1,x,1,1,1\n"),
+        ("candidates.csv", "position,layer,bypass,induce,kl\n-1,0.5,1,1,1\n"),
+        ("candidates.csv", ""),
+        ("curves.csv", '"'),
+        ("pca.csv", "layer,kind,pc1,pc2\nnan,harmful,1,1\n"),
+        ("completions/harmful_baseline.jsonl", "{not json}\n"),
+        ("completions/harmful_baseline.jsonl", '{"prompt": "x"}\n'),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(fresh: Path, file: str, content: str) -> None:
+    (fresh / file).write_text(content)
+    with pytest.raises(InputError) as caught:
+        write_report(fresh)
+    assert Path(file).name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_named_in_one_line(fresh: Path) -> None:
+    (fresh / "summary.json").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(InputError, match=r"summary\.json"):
+        write_report(fresh)
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, make: bool) -> None:
+    folder = tmp_path / "nothing"
+    if make:
+        folder.mkdir()
+    with pytest.raises(InputError, match="nothing"):
+        write_report(folder)
+
+
+def test_odd_values_in_the_summary_do_not_break_the_page(fresh: Path) -> None:
+    odd = {"rate": "NaN", "se": None}
+    edit_summary(
+        fresh,
+        selected={"position": "x", "layer": None},
+        scores=[1],
+        baseline=None,
+        refusal_tokens="I",
+        n_layers=True,
+        refusal_rate={"harmful": {"baseline": odd}, "harmless": 3},
+        thresholds={"kl_threshold": "0.1"},
+        model=["<b>x</b>"],
+    )
+    assert "<b>x</b>" not in write_report(fresh).read_text()
+
+
+# ---------------------------------------------------------------- the claim
+
+
+def claim_of(folder: Path, **options: float) -> str:
+    run = RunFolder.open(write_run(folder, **options))
+    return make_claim(run).headline
+
+
+def test_a_strong_effect_is_claimed_with_its_numbers(tmp_path: Path) -> None:
+    headline = claim_of(tmp_path / "run", ablated_rate=0.02)
+    assert headline.startswith("Ablating one direction takes organism")
+    assert "98\u202f%" in headline
+    assert "2\u202f%" in headline
+
+
+@pytest.mark.parametrize(
+    ("ablated", "random", "moved", "words"),
+    [
+        (0.98, 0.98, 0.98, "does not lower"),
+        (0.95, 0.98, 0.98, "does not lower"),
+        (0.70, 0.98, 0.98, "only in part"),
+        (0.02, 0.20, 0.98, "not special to this direction"),
+        (0.02, 0.98, 0.20, "the size of the move alone may explain it"),
+        (0.02, 0.98, 0.80, "takes"),
+    ],
+)
+def test_the_words_follow_the_numbers(
+    tmp_path: Path, ablated: float, random: float, moved: float, words: str
+) -> None:
+    headline = claim_of(
+        tmp_path / "run", ablated_rate=ablated, random_rate=random, moved_rate=moved
+    )
+    assert words in headline
+    assert words == "takes" or "takes" not in headline
+
+
+def test_a_rise_and_a_model_that_hardly_refuses_are_said(fresh: Path) -> None:
+    def headline(before: float, after: float) -> str:
+        rates = {"baseline": before, "ablation": after}
+        scores = {c: {"rate": r, "se": 0.01, "n": 100} for c, r in rates.items()}
+        edit_summary(fresh, refusal_rate={"harmful": scores})
+        (fresh / "nulls.csv").unlink(missing_ok=True)
+        edit_summary(fresh, nulls={})
+        return make_claim(RunFolder.open(fresh)).headline
+
+    assert "raises" in headline(0.3, 0.9)
+    assert "refuses only" in headline(0.15, 0.0)
+    assert "does not lower" in headline(0.0, 0.0)
+
+
+def test_an_addition_that_does_nothing_is_not_called_an_effect(fresh: Path) -> None:
+    rate = {"rate": 0.01, "se": 0.01, "n": 100}
+    edit_summary(fresh, refusal_rate={"harmless": {"baseline": rate, "addition": rate}})
+    evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    assert "does not change that measurably" in evidence
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "n", "verdict"),
+    [
+        (0.98, 0.02, 100, "lowers"),
+        (0.02, 0.98, 100, "raises"),
+        (0.98, 0.95, 100, "none"),
+        (1.0, 1.0, 100, "none"),
+        (0.0, 0.0, 100, "none"),
+        (1.0, 0.0, 2, "lowers"),
+        (1.0, 0.5, 4, "none"),
+        (0.6, 0.5, 100, "none"),
+        (0.6, 0.5, 1000, "lowers"),
+    ],
+)
+def test_change_is_a_test_of_two_proportions(
+    before: float, after: float, n: int, verdict: str
+) -> None:
+    assert change({"rate": before, "n": n}, {"rate": after, "n": n}) == verdict
+
+
+# ---------------------------------------------------------------- building blocks
+
+
+def test_a_section_is_a_function_and_a_line(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def render(run: RunFolder) -> Section | None:
+        return Section("mine", "My <study>", (Html("<p>hello</p>"),))
+
+    entries = (Entry("mine", "x", render), Entry("other", "y", lambda run: None, optional=True))
+    monkeypatch.setattr(page_module, "SECTIONS", (*SECTIONS, *entries))
+    page = write_report(fresh).read_text()
+    assert '<section id="mine"><h2>My &lt;study&gt;</h2><p>hello</p></section>' in page
+    assert "needs y" not in page
+
+
+def test_a_table_escapes_heads_and_cells() -> None:
+    made = table(["<i>a</i>"], [[plain("<b>x</b>")], [Cell("&amp;")]], css="sortable")
+    assert "<i>" not in made.source
+    assert "<b>" not in made.source
+    assert made.source.count("<tr>") == 3
+
+
+# ---------------------------------------------------------------- in the browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=30000",
+    "--window-size=1300,2000",
+)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no Chromium on PATH (looked for {', '.join(BROWSERS)})")
+    return found
+
+
+def visit(chromium: str, page: Path, profile: Path) -> tuple[str, list[str]]:
+    """The document after its scripts ran, and everything that the page wrote to the console."""
+    command = [chromium, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
+    environment = {**os.environ, "HOME": str(profile)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+
+def with_script(folder: Path, script: str, name: str) -> Path:
+    """A copy of the page that lets any script run, with one more at its end."""
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", source(folder))
+    path = folder / name
+    path.write_text(page.replace("</body>", f"<script>{script}</script></body>"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def visited(
+    chromium: str, run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, list[str]]:
+    """The page as the browser has it in the end, without its scripts, and its console."""
+    dom, console = visit(chromium, run / "report.html", tmp_path_factory.mktemp("profile"))
+    return re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL), console
+
+
+@pytest.mark.browser
+def test_every_figure_is_drawn_without_a_word_on_the_console(
+    visited: tuple[str, list[str]],
+) -> None:
+    dom, console = visited
+    assert console == []
+    assert f'data-drawn="{len(FIGURES)}/{len(FIGURES)}"' in dom
+    assert dom.count('class="main-svg"') >= len(FIGURES)
+    assert "could not be drawn" not in dom
+
+
+@pytest.mark.browser
+def test_a_script_in_a_completion_does_not_run(visited: tuple[str, list[str]]) -> None:
+    assert "<title>organism: refusal direction</title>" in visited[0]
+    assert "<title>pwned</title>" not in visited[0]
+
+
+@pytest.mark.browser
+def test_no_button_sends_the_data_away(visited: tuple[str, list[str]]) -> None:
+    buttons = set(re.findall(r'data-title="([^"]*)"', visited[0]))
+    assert buttons
+    assert not [title for title in buttons if re.search("cloud|share|edit", title, re.IGNORECASE)]
+
+
+@pytest.mark.browser
+def test_tokens_are_drawn_as_they_are(visited: tuple[str, list[str]]) -> None:
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", visited[0])
+    ticks = {html.unescape(t).replace("\xa0", " ").split("  ")[0] for t in texts}
+    assert {"</script><b>As</b>", "&lt;", "$x$", "%{y}", "\\n\\n", "␣sorry"} <= ticks
+
+
+@pytest.mark.browser
+def test_even_an_unescaped_script_would_not_run(chromium: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    page = write_report(tmp_path)
+    injected = f"<main>{HOSTILE}<img src=x onerror=\"document.title='pwned'\">"
+    page.write_text(page.read_text().replace("<main>", injected))
+    dom, console = visit(chromium, page, tmp_path / "profile")
+    assert "<title>pwned</title>" not in dom
+    assert any("Content Security Policy" in line for line in console)
+
+
+@pytest.mark.browser
+def test_the_browser_tests_can_fail(chromium: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(f"<html><head></head><body>{HOSTILE}<script>console.error('seen');</script>")
+    dom, console = visit(chromium, page, tmp_path / "profile")
+    assert any("seen" in line for line in console)
+    assert "<title>pwned</title>" in dom
+
+
+@pytest.mark.browser
+def test_heads_sort_and_the_box_filters(chromium: str, run: Path, tmp_path: Path) -> None:
+    script = """
+      const table = document.querySelector("#candidates table");
+      const heads = [...table.tHead.rows[0].cells];
+      const read = (i) => [...table.tBodies[0].rows].map((row) => row.cells[i].dataset.sort);
+      const out = {};
+      const kl = heads.findIndex((head) => head.innerText === "KL");
+      heads[kl].querySelector("button").click(); out.up = read(kl);
+      heads[kl].querySelector("button").click(); out.down = read(kl);
+      document.querySelector("input.filter").click();
+      out.shown = [...table.tBodies[0].rows].filter((row) => row.offsetHeight > 0).length;
+      document.documentElement.dataset.out = JSON.stringify(out);
+    """
+    dom, console = visit(chromium, with_script(run, script, "sorting.html"), tmp_path)
+    assert console == []
+    out = json.loads(html.unescape(re.findall(r'data-out="([^"]*)"', dom)[0]))
+    scores = pd.read_csv(run / "candidates.csv")
+    up = [float(value) for value in out["up"]]
+    assert up == sorted(up)
+    assert up[: scores["kl"].notna().sum()] == pytest.approx(sorted(scores["kl"].dropna()))
+    assert [float(value) for value in out["down"]] == up[::-1]
+    assert out["shown"] == scores["passes"].sum()
+
+
+@pytest.mark.browser
+def test_a_figure_file_draws_by_itself(chromium: str, run: Path, tmp_path: Path) -> None:
+    dom, console = visit(chromium, run / "figures" / "layer_sweeps.html", tmp_path)
+    assert console == []
+    assert 'data-drawn="1/1"' in dom

@@ -1,0 +1,557 @@
+"""A run folder: what is trusted and what is redone; kills, damage, locks and full disks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from refusal_lens import progress
+from refusal_lens.errors import InputError
+from refusal_lens.runs import (
+    Run,
+    plain,
+    read_csv,
+    read_json,
+    read_jsonl,
+    write_csv,
+    write_json,
+    write_jsonl,
+    write_safetensors,
+    write_text,
+    writing,
+)
+
+
+def work(folder: Path, *, n: int = 3, threshold: float = 0.1, verify: bool = False) -> list[str]:
+    """A run of three steps, of which the last two build on each other; says which were done."""
+    done = []
+    with Run.open(folder, verify=verify) as run:
+        with run.step("means", inputs={"n": n}) as step:
+            if step.needed:
+                done.append("means")
+                step.write_json("means.json", list(range(n)))
+        with run.step("scores", inputs={"rule": {"threshold": threshold}}, after=["means"]) as step:
+            if step.needed:
+                done.append("scores")
+                rows = [{"x": x} for x in read_json(folder / "means.json") if x > threshold]
+                step.write_csv("tables/scores.csv", pd.DataFrame(rows))
+        with run.step("other", inputs={}) as step:
+            if step.needed:
+                done.append("other")
+                step.write_text("other.txt", "nothing\n")
+        run.finish(config={"n": n, "threshold": threshold})
+    return done
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Every result in the folder; manifests carry times and are no results."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "steps" not in path.parts and path.name != "manifest.json"
+        if path.name != ".lock"
+    }
+
+
+class TestSteps:
+    def test_a_second_run_does_nothing(self, tmp_path: Path) -> None:
+        assert work(tmp_path / "run") == ["means", "scores", "other"]
+        before = outputs(tmp_path / "run")
+        assert work(tmp_path / "run") == []
+        assert outputs(tmp_path / "run") == before
+
+    def test_a_changed_input_redoes_just_what_depends_on_it(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        work(tmp_path)
+        with caplog.at_level(logging.INFO, logger="refusal_lens"):
+            assert work(tmp_path, threshold=1.5) == ["scores"]
+        assert "scores: redone because rule.threshold changed 0.1 -> 1.5" in caplog.messages
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="refusal_lens"):
+            assert work(tmp_path, n=5, threshold=1.5) == ["means", "scores"]
+        assert "means: redone because n changed 3 -> 5" in caplog.messages
+        assert "scores: redone because means changed" in caplog.messages
+        assert list(read_csv(tmp_path / "tables/scores.csv")["x"]) == [2, 3, 4]
+
+    def test_going_back_to_an_earlier_input_never_trusts_what_the_later_one_left(
+        self, tmp_path: Path
+    ) -> None:
+        work(tmp_path, threshold=0.1)
+        with pytest.raises(KeyboardInterrupt), Run.open(tmp_path) as run:
+            inputs = {"rule": {"threshold": 1.5}}
+            with run.step("scores", inputs=inputs, after=["means"]) as step:
+                # As many bytes as the table that threshold 0.1 gives: "x\n1\n2\n".
+                step.write_csv("tables/scores.csv", pd.DataFrame({"x": [8, 9]}))
+                raise KeyboardInterrupt
+        assert work(tmp_path, threshold=0.1) == ["scores"]
+        assert list(read_csv(tmp_path / "tables/scores.csv")["x"]) == [1, 2]
+
+    def test_inputs_compare_as_json_not_as_python(self, tmp_path: Path) -> None:
+        for value in ((1, 2), [1, 2], np.array([1, 2]), torch.tensor([1, 2])):
+            with Run.open(tmp_path) as run, run.step("one", inputs={"ids": value}) as step:
+                reason = step.reason
+        assert reason == ""
+
+    @pytest.mark.parametrize(
+        ("spoil", "reason"),
+        [
+            (lambda f: (f / "means.json").unlink(), "means.json is missing"),
+            (lambda f: (f / "means.json").write_text("[0, 1"), "another size"),
+            (lambda f: (f / "steps/means.json").write_text("{}"), "manifest is damaged"),
+            (lambda f: (f / "steps/means.json").write_text("[1"), "manifest is damaged"),
+            (lambda f: (f / "steps/means.json").write_bytes(b"\xff\xfe"), "manifest is damaged"),
+        ],
+    )
+    def test_damaged_results_are_made_again(
+        self, tmp_path: Path, spoil: Any, reason: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        work(tmp_path)
+        before = outputs(tmp_path)
+        spoil(tmp_path)
+        with caplog.at_level(logging.INFO, logger="refusal_lens"):
+            assert work(tmp_path) == ["means"]
+        assert reason in caplog.text
+        assert outputs(tmp_path) == before
+
+    def test_only_verify_sees_a_change_that_keeps_the_size(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        text = (tmp_path / "means.json").read_text()
+        (tmp_path / "means.json").write_text(text.replace("2", "7"))
+        assert work(tmp_path) == []
+        assert Run.read(tmp_path).damage()
+        assert work(tmp_path, verify=True) == ["means"]
+        assert not Run.read(tmp_path).damage()
+
+    def test_outputs_that_a_redone_step_no_longer_writes_are_gone(self, tmp_path: Path) -> None:
+        for names in (["a.txt", "b.txt"], ["a.txt"]):
+            with Run.open(tmp_path) as run, run.step("s", inputs={"names": names}) as step:
+                for name in names:
+                    step.write_text(name, "x")
+        assert not (tmp_path / "b.txt").exists()
+
+    def test_a_step_that_is_done_writes_nothing(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        with (
+            Run.open(tmp_path) as run,
+            pytest.raises(RuntimeError, match="is done"),
+            run.step("means", inputs={"n": 3}) as step,
+        ):
+            step.write_json("means.json", [])
+
+    @pytest.mark.parametrize("name", ["../out.txt", "/out.txt", "a/../../out.txt"])
+    def test_outputs_stay_inside_of_the_folder(self, tmp_path: Path, name: str) -> None:
+        with (
+            Run.open(tmp_path / "run") as run,
+            pytest.raises(ValueError, match="inside"),
+            run.step("s", inputs={}) as step,
+        ):
+            step.write_text(name, "x")
+        assert not (tmp_path / "out.txt").exists()
+
+    def test_a_step_waits_for_the_ones_it_builds_on(self, tmp_path: Path) -> None:
+        with (
+            Run.open(tmp_path) as run,
+            pytest.raises(InputError, match="'means' is not done"),
+            run.step("scores", inputs={}, after=["means"]),
+        ):
+            pass
+
+    def test_steps_left_behind_by_a_redone_one_are_called_out_of_date(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        with Run.open(tmp_path) as run:
+            with run.step("suffix", inputs={}, after=["scores"]) as step:
+                step.write_text("suffix.txt", "x")
+            assert run.stale() == {}
+        work(tmp_path, threshold=1.5)
+        assert Run.read(tmp_path).stale() == {"suffix": "scores changed"}
+        assert read_json(tmp_path / "manifest.json")["stale"] == {"suffix": "scores changed"}
+
+    def test_files_written_by_others_count(self, tmp_path: Path) -> None:
+        for _ in range(2):
+            with Run.open(tmp_path) as run, run.step("s", inputs={}) as step:
+                needed = step.needed
+                if needed:
+                    (tmp_path / "report.html").write_text("page")
+                    step.adopt("report.html")
+                    with step.writing("sub/own.bin") as temporary:
+                        temporary.write_bytes(b"own")
+        assert not needed
+        assert Run.read(tmp_path).output("sub/own.bin").read_bytes() == b"own"
+
+
+class TestManifestOfTheWhole:
+    def test_it_names_outputs_versions_and_steps(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        whole = read_json(tmp_path / "manifest.json")
+        assert set(whole["outputs"]) == {"means.json", "tables/scores.csv", "other.txt"}
+        assert list(whole["steps"]) == ["means", "scores", "other"]
+        assert {"python", "torch", "transformers", "transformer_lens"} <= set(whole["versions"])
+        assert whole["config"] == {"n": 3, "threshold": 0.1}
+        assert whole["independently_reproducible"] is True
+
+    def test_it_says_why_others_could_not_reproduce_it(self, tmp_path: Path) -> None:
+        with Run.open(tmp_path) as run:
+            run.finish(irreproducible="the model is a local folder")
+        whole = read_json(tmp_path / "manifest.json")
+        assert whole["independently_reproducible"] is False
+        assert whole["reproducibility"] == "the model is a local folder"
+
+    def test_it_is_gone_as_soon_as_a_step_is_done_again(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        with Run.open(tmp_path) as run, run.step("means", inputs={"n": 4}):
+            assert not (tmp_path / "manifest.json").exists()
+
+
+class TestAdditions:
+    def add(self, folder: Path, *, seed: int, fail: bool = False) -> str:
+        """Add a study to a finished run; returns why it was done."""
+        with Run.open(folder) as run:
+            with run.addition("study", inputs={"seed": seed}, after=["scores"]) as step:
+                if step.needed:
+                    step.write_json("study.json", {"seed": seed})
+                    if fail:
+                        raise KeyboardInterrupt
+        return step.reason
+
+    def test_the_run_stays_finished_and_knows_the_study(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        before = Run.read(tmp_path).whole()
+        assert self.add(tmp_path, seed=0) == "it was not done before"
+        after = Run.read(tmp_path).whole()
+        assert set(after["outputs"]) - set(before["outputs"]) == {"study.json"}
+        assert {k: after[k] for k in ("config", "finished")} == {
+            k: before[k] for k in ("config", "finished")
+        }
+        assert self.add(tmp_path, seed=0) == ""
+        assert work(tmp_path) == []
+        assert "study.json" in Run.read(tmp_path).whole()["outputs"]
+
+    def test_stopped_half_way_the_run_stays_finished_without_it(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        self.add(tmp_path, seed=0)
+        with pytest.raises(KeyboardInterrupt):
+            self.add(tmp_path, seed=1, fail=True)
+        whole = Run.read(tmp_path).whole()
+        assert "study.json" not in whole["outputs"]
+        assert set(whole["steps"]) == {"means", "scores", "other"}
+        assert self.add(tmp_path, seed=1) == "it was not done before"
+        assert read_json(tmp_path / "study.json") == {"seed": 1}
+
+    def test_it_needs_a_finished_run(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        (tmp_path / "manifest.json").unlink()
+        with pytest.raises(InputError, match="not finished"):
+            self.add(tmp_path, seed=0)
+
+
+STEPS_BEFORE_THE_KILL = """
+import os, signal, sys
+from pathlib import Path
+from refusal_lens.runs import Run, files, step as steps
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+folder, where, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+with Run.open(folder) as run:
+    for index, this in enumerate(["a", "b", "c"]):
+        with run.step(this, inputs={}, after=["a", "b", "c"][:index]) as step:
+            if step.needed:
+                for part in range(len(step.records), 4):
+                    if (where, name, part) == ("part", this, 2):
+                        die()
+                    step.keep({"part": part, "value": 0.1 * part + index})
+                if (where, name) == ("start", this):
+                    die()
+                step.write_json(f"{this}.json", step.records)
+                if (where, name) == ("between", this):
+                    die()
+                if (where, name) == ("half", this):
+                    with step.writing(f"{this}.txt") as temporary:
+                        temporary.write_text("hal")
+                        die()
+                step.write_text(f"{this}.txt", "whole")
+                if (where, name) == ("manifest", this):
+                    files.write_json = die
+    if where == "finish":
+        die()
+    run.finish()
+"""
+
+
+def kill_and_go_on(folder: Path, *kill: str) -> subprocess.CompletedProcess[str]:
+    script = [sys.executable, "-c", textwrap.dedent(STEPS_BEFORE_THE_KILL), str(folder)]
+    return subprocess.run([*script, *(kill or ("", ""))], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["a", "c"])
+@pytest.mark.parametrize("where", ["part", "start", "between", "half", "manifest", "finish"])
+def test_killed_anywhere_it_goes_on_and_ends_the_same(
+    tmp_path: Path, where: str, name: str
+) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert kill_and_go_on(straight).returncode == 0
+    assert kill_and_go_on(killed, where, name).returncode == -signal.SIGKILL
+    assert not (killed / "manifest.json").exists()
+    again = kill_and_go_on(killed)
+    assert again.returncode == 0, again.stderr
+    assert outputs(killed) == outputs(straight)
+    assert not [path for path in killed.rglob("*") if path.suffix in {".tmp", ".journal"}]
+
+
+def test_a_killed_step_goes_on_after_its_last_finished_part(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Run.open(tmp_path) as run:
+        with run.step("sweep", inputs={"seed": 0}) as step:
+            step.keep({"block": 0, "kl": [0.1, math.nan]})
+            raise KeyboardInterrupt
+    journal = next((tmp_path / "steps").glob("*.journal"))
+    journal.write_bytes(journal.read_bytes() + b'{"block": 1, "kl": [0.')
+    with pytest.raises(KeyboardInterrupt), Run.open(tmp_path) as run:
+        with run.step("sweep", inputs={"seed": 0}) as step:
+            assert step.records[0]["kl"][0] == 0.1
+            assert math.isnan(step.records[0]["kl"][1])
+            assert len(step.records) == 1
+            step.keep({"block": 1})
+            raise KeyboardInterrupt
+    with Run.open(tmp_path) as run, run.step("sweep", inputs={"seed": 0}) as step:
+        assert [record["block"] for record in step.records] == [0, 1]
+    with Run.open(tmp_path) as run, run.step("sweep", inputs={"seed": 1}) as step:
+        assert step.records == []
+
+
+class TestFolders:
+    @pytest.mark.parametrize("opened", [Run.open, Run.read])
+    def test_a_foreign_folder_is_left_alone(self, tmp_path: Path, opened: Any) -> None:
+        (tmp_path / "thesis.tex").write_text("mine")
+        with pytest.raises(InputError, match=r"thesis\.tex"):
+            opened(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+    @pytest.mark.parametrize("opened", [Run.open, Run.read])
+    @pytest.mark.parametrize("mark", ["", "[]", '{"format": 99}', "\x00\x01"])
+    def test_a_damaged_mark_is_one_clear_line(
+        self, tmp_path: Path, opened: Any, mark: str
+    ) -> None:
+        work(tmp_path)
+        (tmp_path / "run.json").write_text(mark)
+        with pytest.raises(InputError) as raised:
+            opened(tmp_path)
+        assert "\n" not in str(raised.value)
+
+    @pytest.mark.parametrize("opened", [Run.open, Run.read])
+    def test_a_file_is_no_folder(self, tmp_path: Path, opened: Any) -> None:
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(InputError, match="need a folder"):
+            opened(tmp_path / "file")
+
+    def test_what_is_not_there_cannot_be_read(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="refusal-lens run"):
+            Run.read(tmp_path / "none")
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(InputError, match="refusal-lens run"):
+            Run.read(tmp_path / "empty")
+
+    def test_an_output_is_vouched_for_or_refused(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        assert Run.read(tmp_path).output("means.json") == tmp_path / "means.json"
+        (tmp_path / "stray.json").write_text("{}")
+        with pytest.raises(InputError, match=r"stray\.json"):
+            Run.read(tmp_path).output("stray.json")
+        (tmp_path / "means.json").unlink()
+        with pytest.raises(InputError, match="is missing"):
+            Run.read(tmp_path).output("means.json")
+
+    def test_leftovers_of_a_killed_write_are_swept_and_no_obstacle(self, tmp_path: Path) -> None:
+        (tmp_path / ".run.json.123.tmp").write_text('{"form')
+        work(tmp_path)
+        assert not list(tmp_path.glob(".*.tmp"))
+
+
+class TestLock:
+    def test_two_processes_cannot_write_to_one_folder(self, tmp_path: Path) -> None:
+        with Run.open(tmp_path), pytest.raises(InputError, match=f"process {os.getpid()} writes"):
+            Run.open(tmp_path)
+        Run.open(tmp_path).close()
+
+    def test_a_killed_holder_does_not_block(self, tmp_path: Path) -> None:
+        code = (
+            "import os, signal, sys; from refusal_lens.runs import Run; "
+            "run = Run.open(sys.argv[1]); os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+        assert done.returncode == -signal.SIGKILL
+        assert (tmp_path / ".lock").read_text().strip().isdigit()
+        Run.open(tmp_path).close()
+
+    def test_a_failed_open_lets_go(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("refusal_lens.runs.files.write_json", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Run.open(tmp_path)
+        monkeypatch.undo()
+        Run.open(tmp_path).close()
+
+    def test_readers_need_no_lock_and_write_nothing(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        with Run.open(tmp_path):
+            run = Run.read(tmp_path)
+            assert run.seconds.keys() == {"means", "scores", "other"}
+            with pytest.raises(RuntimeError, match="to read"), run.step("s", inputs={}):
+                pass
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """Let no file of this process grow beyond `room` bytes: writing fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda path: write_text(path, "x" * 100_000),
+            lambda path: write_json(path, ["x" * 100_000]),
+            lambda path: write_csv(path, pd.DataFrame({"a": range(50_000)})),
+            lambda path: write_safetensors(path, {"a": torch.zeros(100_000)}),
+        ],
+    )
+    def test_a_full_disk_is_one_line_and_the_old_file_stays(
+        self, tmp_path: Path, write: Any
+    ) -> None:
+        path = tmp_path / "file"
+        path.write_text("old")
+        with pytest.raises(OSError, match="could not be written") as raised, full_disk(4096):
+            write(path)
+        assert "\n" not in raised.value.strerror
+        assert path.read_text() == "old"
+        assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+    def test_a_full_disk_in_a_step_keeps_the_steps_before(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        with (
+            pytest.raises(OSError, match="what is done is kept"),
+            Run.open(tmp_path) as run,
+            run.step("big", inputs={}, after=["scores"]) as step,
+            full_disk(4096),
+        ):
+            step.write_text("big.txt", "x" * 100_000)
+        assert work(tmp_path) == []
+        assert "big" not in Run.read(tmp_path).manifests()
+
+    def test_an_exception_while_writing_leaves_the_old_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_text("old")
+        with pytest.raises(KeyError), writing(path) as temporary:
+            temporary.write_text("new")
+            raise KeyError
+        assert path.read_text() == "old"
+        assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+    def test_nan_is_written_as_null_and_read_bare(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.json"
+        write_json(path, {"kl": float("nan"), "x": [float("inf"), np.float32("nan"), 1.5]})
+        assert path.read_text().count("null") == 3
+        json.loads(path.read_text(), parse_constant=pytest.fail)
+        path.write_text('{"kl": NaN}')
+        assert math.isnan(read_json(path)["kl"])
+
+    @pytest.mark.parametrize(
+        "text",
+        ["emoji 🤖 中文", "two\nlines\r\n", "\u2028\u2029\x85", "NA", "", "lone \ud800", "\x00"],
+    )
+    def test_text_survives_json_lines(self, tmp_path: Path, text: str) -> None:
+        write_jsonl(tmp_path / "a.jsonl", [{"response": text}, {"response": text}])
+        assert read_jsonl(tmp_path / "a.jsonl") == [{"response": text}] * 2
+
+    def test_a_damaged_line_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"a": 1}\n[2]\n')
+        with pytest.raises(InputError, match="line 2"):
+            read_jsonl(tmp_path / "a.jsonl")
+
+    @pytest.mark.parametrize("read", [read_json, read_jsonl, read_csv])
+    def test_what_cannot_be_read_is_one_clear_line(self, tmp_path: Path, read: Any) -> None:
+        (tmp_path / "bytes").write_bytes(b'\xff\xfe"')
+        for name in ("missing", "bytes"):
+            with pytest.raises(InputError, match=name) as raised:
+                read(tmp_path / name)
+            assert "\n" not in str(raised.value)
+
+    def test_tables_come_back_bit_for_bit(self, tmp_path: Path) -> None:
+        random = np.random.default_rng(0)
+        frame = pd.DataFrame(
+            {
+                "kl": [math.nan, *(random.standard_normal(999) * 10.0 ** random.integers(-9, 9))],
+                "reason": ["", "NA", "None", "nan", 'say "no", then\nstop', *["kl"] * 995],
+                "passes": [True, False] * 500,
+                "empty": [""] * 1000,
+            }
+        )
+        write_csv(tmp_path / "a.csv", frame)
+        back = read_csv(tmp_path / "a.csv", text=["empty"])
+        assert list(back.columns) == list(frame.columns)
+        np.testing.assert_array_equal(back["kl"], frame["kl"])
+        assert back["passes"].dtype == bool
+        for name in ("reason", "empty"):
+            assert list(back[name]) == list(frame[name])
+
+    def test_tensors_and_header_come_back(self, tmp_path: Path) -> None:
+        from safetensors import safe_open
+
+        r = torch.randn(4, 6, dtype=torch.float64).T
+        write_safetensors(tmp_path / "r.safetensors", {"r": r}, {"model": "organism"})
+        with safe_open(tmp_path / "r.safetensors", framework="pt") as file:
+            assert file.metadata() == {"model": "organism"}
+            assert torch.equal(file.get_tensor("r"), r)
+
+    def test_what_has_no_json_is_refused(self) -> None:
+        with pytest.raises(TypeError, match="object"):
+            plain({"a": object()})
+
+
+class TestProgress:
+    def test_the_estimate_is_right_when_units_are_equal(self) -> None:
+        assert progress.remaining(3.0, 10, 100) == pytest.approx(27.0)
+        assert progress.remaining(3.0, 0, 100) is None
+
+    def test_it_is_quiet_where_there_is_no_terminal(self, capsys: pytest.CaptureFixture) -> None:
+        with progress.bars() as on_progress:
+            assert on_progress is None
+        assert capsys.readouterr() == ("", "")
+
+    def test_a_terminal_shows_name_share_and_time_left(
+        self, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+        monkeypatch.setenv("TTY_INTERACTIVE", "1")
+        with progress.bars() as on_progress:
+            assert on_progress is not None
+            for done in range(0, 1001):
+                on_progress("scores", done, 1000)
+            on_progress("nulls", 1, 4)
+        shown = capsys.readouterr().err
+        assert "nulls" in shown
+        assert "25%" in shown
+        assert "left" in shown

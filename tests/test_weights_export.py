@@ -1,0 +1,287 @@
+"""`refusal-lens export` on a finished run: every format, the check, and every way it can be refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+import transformers as hf
+from architectures import by_id, folder, make
+from safetensors.torch import load_file, save_file
+from tiny import byte_tokenizer
+
+from refusal_lens.cli import shell
+from refusal_lens.directions import Candidates
+from refusal_lens.metrics import refusal_metric
+from refusal_lens.model import ChatModel
+from refusal_lens.pipeline import export_job
+from refusal_lens.runs import Run, read_csv, read_json
+from refusal_lens.weights import read_gguf, read_reference
+
+TOKENS = [40, 41]
+PROMPTS = {
+    "harmful": ["break the vase", "poison the well", "steal a car"],
+    "harmless": ["water the plants", "bake some bread", "draw a map"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    torch.set_num_threads(1)
+    hf.utils.logging.set_verbosity_error()
+    hf.utils.logging.disable_progress_bar()
+
+
+class Done(NamedTuple):
+    code: Any
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    loggers = (logging.getLogger(), logging.getLogger("refusal_lens"))
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+
+    def call(*args: object) -> Done:
+        with pytest.raises(SystemExit) as left:
+            shell.app(args=["--quiet", *map(str, args)], prog_name="refusal-lens")
+        return Done(left.value.code, *capsys.readouterr())
+
+    yield call
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
+def finished_run(path: Path, model_folder: Path) -> Path:
+    """A finished run with a random direction of a model, and what that model says to the prompts."""
+    model = ChatModel.load(str(model_folder))
+    n = model.chat.n_positions
+    generator = torch.Generator().manual_seed(0)
+    means = [torch.randn(n, 3, 32, generator=generator, dtype=torch.float64) for _ in range(2)]
+    facts = {"template_sha256": model.chat.template_sha256, "model": str(model_folder)}
+    candidates = Candidates(means[0], means[1], model.chat.positions, facts)
+    rows = [
+        {"split": "test", "kind": kind, "instruction": text, "kept": True}
+        for kind, texts in PROMPTS.items()
+        for text in texts
+    ]
+    metrics = [
+        {"kind": kind, "condition": "baseline", "index": i, "metric": float(value)}
+        for kind, texts in PROMPTS.items()
+        for i, value in enumerate(refusal_metric(model.logits(model.chat.render(texts)), TOKENS))
+    ]
+    with Run.open(path) as run:
+        with run.step("all", inputs={}) as step:
+            step.write_jsonl("prompts.jsonl", rows)
+            step.write_csv("metrics.csv", pd.DataFrame(metrics))
+            step.write_json("summary.json", {"refusal_tokens": TOKENS, "model": str(model_folder)})
+            with step.writing("direction.safetensors") as file:
+                candidates.direction(-1, 2).save(file)
+            with step.writing("candidates.safetensors") as file:
+                candidates.save(file)
+        config = {"model": str(model_folder), "revision": None, "system": None, "dtype": None}
+        run.finish(config=config, model=str(model_folder), prompts={}, data_sha256="")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Runs by row, made once each."""
+    made: dict[str, Path] = {}
+
+    def run_of(name: str) -> Path:
+        if name not in made:
+            made[name] = finished_run(tmp_path_factory.mktemp("run") / name, folder(name))
+        return made[name]
+
+    return run_of
+
+
+SHORT = ("--max-new-tokens", 4)
+
+
+class TestFormats:
+    @pytest.mark.parametrize("name", ["llama", "gemma", "gpt2"])
+    @pytest.mark.parametrize("to", ["checkpoint", "lora"])
+    def test_weights_are_loaded_again_and_agree(
+        self, call: Any, run_of: Any, tmp_path: Path, name: str, to: str
+    ) -> None:
+        run = run_of(name)
+        done = call("export", run, "--to", to, "--out", tmp_path / "out", *SHORT)
+        assert done.code == 0, done.err
+        assert f"export: {tmp_path / 'out'}" in done.out
+        assert "KL(hooks || files)" in done.out
+        record = read_json(run / "exports" / "out.json")
+        assert all(row["equal"] for row in record["parity"])
+        assert {"refusal metric, mean", "refusal rate", "stream along r^, largest"} <= {
+            row["quantity"] for row in record["parity"]
+        }
+        coverage = read_csv(run / "writers.csv", text=("why", "after_norm"))
+        assert set(coverage["treatment"]) == {"edited"}
+        made = read_json(tmp_path / "out" / "refusal_lens.json")
+        assert made["direction"]["layer"] == 2
+        assert len(made["direction"]["vector"]) == 32
+        assert "licence" in made["note"]
+
+    def test_a_post_norm_model_says_what_remains(
+        self, call: Any, run_of: Any, tmp_path: Path
+    ) -> None:
+        done = call(
+            "export", run_of("gemma2"), "--to", "checkpoint", "--out", tmp_path / "out", *SHORT
+        )
+        assert done.code == 0, done.err
+        assert "post-norm" in done.out
+        assert "6 folded" in done.out
+
+    def test_addition_in_a_lora_where_no_bias_can_be(
+        self, call: Any, run_of: Any, tmp_path: Path
+    ) -> None:
+        options = ("--edit", "add", "--strength", 0.7, *SHORT)
+        done = call("export", run_of("qwen2"), "--to", "lora", "--out", tmp_path / "lora", *options)
+        assert done.code == 0, done.err
+        done = call(
+            "export", run_of("qwen2"), "--to", "checkpoint", "--out", tmp_path / "ck", *options
+        )
+        assert done.code == 1
+        assert "cannot ask for one" in done.err
+
+    def test_files_for_other_tools(self, call: Any, run_of: Any, tmp_path: Path) -> None:
+        run, candidates = (
+            run_of("llama"),
+            Candidates.load(run_of("llama") / "candidates.safetensors"),
+        )
+        gguf = tmp_path / "v.gguf"
+        assert call("export", run, "--to", "gguf", "--edit", "subtract", "--out", gguf).code == 0
+        layer, vector = read_gguf(gguf)
+        assert layer == 2
+        assert torch.equal(vector, -candidates.direction(-1, 2).vector.float())
+        assert call("export", run, "--to", "steered", "--out", tmp_path / "s.pt").code == 0
+        assert len(torch.load(tmp_path / "s.pt", weights_only=True)) == 7
+        assert call("export", run, "--to", "reference", "--out", tmp_path / "ref").code == 0
+        assert torch.equal(read_reference(tmp_path / "ref")[1], candidates.mean_diffs)
+
+    def test_the_models_folder_may_have_another_name(
+        self, call: Any, run_of: Any, tmp_path: Path
+    ) -> None:
+        shutil.copytree(folder("llama"), tmp_path / "renamed")
+        options = ("--model", tmp_path / "renamed", "--out", tmp_path / "out", *SHORT)
+        assert call("export", run_of("llama"), "--to", "checkpoint", *options).code == 0
+
+    def test_an_estimate_writes_nothing(self, call: Any, run_of: Any, tmp_path: Path) -> None:
+        done = call("export", run_of("llama"), "--to", "checkpoint", "--estimate")
+        assert done.code == 0
+        assert "memory:" in done.out
+        assert not list(tmp_path.iterdir())
+
+
+class TestRefusals:
+    def test_files_that_do_not_equal_the_hooks_fail_and_leave_nothing(
+        self, call: Any, run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As if a writer had been skipped."""
+        write = export_job.write_checkpoint
+
+        def skip_one(job: Any, out: Path, *, check: Any, **options: Any) -> Path:
+            def put_one_back(hidden: Path) -> None:
+                name = "model.layers.1.mlp.down_proj.weight"
+                old = load_file(job.checkpoint.folder / "model.safetensors")[name]
+                new = {**load_file(hidden / "model.safetensors"), name: old}
+                save_file(new, hidden / "model.safetensors", metadata={"format": "pt"})
+                check(hidden)
+
+            return write(job, out, check=put_one_back, **options)
+
+        monkeypatch.setattr(export_job, "write_checkpoint", skip_one)
+        run = run_of("mistral")
+        done = call("export", run, "--to", "checkpoint", "--out", tmp_path / "out", *SHORT)
+        assert done.code == 1
+        assert "parity of" in done.err
+        assert done.err.count("\n") == 1
+        assert not list(tmp_path.iterdir())
+        assert not (run / "exports").exists()
+
+    def test_a_direction_of_another_model_is_one_line(
+        self, call: Any, run_of: Any, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other"
+        model = make(by_id("llama"), seed=7)
+        model.lm_head.weight.data *= 5
+        model.save_pretrained(other)
+        byte_tokenizer().save_pretrained(other)
+        wide = tmp_path / "wide"
+        hf.AutoModelForCausalLM.from_config(
+            hf.LlamaConfig(hidden_size=64, intermediate_size=8, num_hidden_layers=3, vocab_size=264)
+        ).save_pretrained(wide)
+        template = tmp_path / "template"
+        shutil.copytree(folder("llama"), template)
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "helper")
+        tokenizer.save_pretrained(template)
+        for place, match in (
+            (other, "is it another model"),
+            (wide, "d_model 64"),
+            (template, "another chat template"),
+            (tmp_path / "nowhere", "neither a folder"),
+        ):
+            options = ("--model", place, "--out", tmp_path / "out", *SHORT)
+            done = call("export", run_of("llama"), "--to", "checkpoint", *options)
+            assert (done.code, done.err.count("\n")) == (1, 1), done.err
+            assert match in done.err
+            assert not (tmp_path / "out").exists()
+
+    def test_bad_usage_and_bad_places(self, call: Any, run_of: Any, tmp_path: Path) -> None:
+        run = run_of("llama")
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "x").write_text("x")
+        for args, code, match in (
+            (("--to", "checkpoint"), 2, "--out"),
+            (("--to", "checkpoint", "--out", tmp_path / "full"), 1, "not empty"),
+            (("--to", "gguf", "--out", tmp_path / "v.gguf"), 1, "only adds"),
+            (("--to", "gguf", "--edit", "add", "--out", tmp_path / "v.bin"), 1, "need '.gguf'"),
+            (("--to", "reference", "--edit", "add", "--out", tmp_path / "r"), 1, "direction alone"),
+            (("--to", "lora", "--norm-preserving", "--out", tmp_path / "l"), 1, "not of rank one"),
+        ):
+            done = call("export", run, *args, *SHORT)
+            assert done.code == code, done.err
+            assert match in done.err
+        assert [p.name for p in tmp_path.iterdir()] == ["full"]
+        assert (
+            call("export", tmp_path / "no-run", "--to", "reference", "--out", tmp_path / "r").code
+            == 1
+        )
+
+    def test_what_cannot_be_exact_needs_a_word(self, tmp_path: Path) -> None:
+        """No bridge wraps these models, so the weights alone are asked."""
+        from refusal_lens.errors import InputError
+        from refusal_lens.weights import orthogonalise, prepare, write_checkpoint
+
+        vector = torch.randn(32, dtype=torch.float64)
+        with pytest.raises(InputError, match="pass --allow-partial"):
+            prepare(folder("doge"), orthogonalise(vector))
+        job = prepare(folder("doge"), orthogonalise(vector), allow_partial=True)
+        write_checkpoint(job, tmp_path / "out", provenance={})
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "doge"
+        assert job.writers.problems
+
+
+def test_the_page_of_the_run_shows_coverage_and_parity(call: Any, run_of: Any, tmp_path: Path) -> None:
+    run = run_of("phi3")
+    assert call("export", run, "--to", "checkpoint", "--out", tmp_path / "<out>", *SHORT).code == 0
+    page = (run / "report.html").read_text()
+    assert "Edited weights and other exports" in page
+    assert "model.layers.2.mlp.down_proj.weight" in page
+    assert "&lt;out&gt;: hooks against files" in page
+    assert "<out>" not in page
+    (run / "exports" / "broken.json").write_text("{}")
+    done = call("report", run)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "damaged" in done.err
