@@ -41,20 +41,15 @@ class Done(NamedTuple):
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """Run a command in this process; logging is as before afterwards."""
-    loggers = (logging.getLogger(), logging.getLogger("refusal_lens"))
-    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+def call(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command in this process."""
 
     def call(*args: object) -> Done:
         with pytest.raises(SystemExit) as left:
             shell.app(args=[str(arg) for arg in args], prog_name="refusal-lens")
         return Done(left.value.code, *capsys.readouterr())
 
-    yield call
-    for logger, level, handlers in before:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
+    return call
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +141,8 @@ def in_a_child(work: Callable[[], object]) -> int:
         try:
             work()
             code = 0
+        except BaseException:  # what pytest cannot see, since the child never returns to it
+            traceback.print_exc()
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -46,19 +46,14 @@ class Done(NamedTuple):
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    loggers = (logging.getLogger(), logging.getLogger("refusal_lens"))
-    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
-
+def call(capsys: pytest.CaptureFixture[str]) -> Any:
     def call(*args: object) -> Done:
+        capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             shell.app(args=["--quiet", *map(str, args)], prog_name="refusal-lens")
         return Done(left.value.code, *capsys.readouterr())
 
-    yield call
-    for logger, level, handlers in before:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
+    return call
 
 
 def finished_run(path: Path, model_folder: Path) -> Path:

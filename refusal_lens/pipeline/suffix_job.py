@@ -38,8 +38,7 @@ def run_suffix_study(
     trust_remote_code). Raises InputError for an unfinished run or a suffix that cannot be used.
     """
     path = Path(folder)
-    before = Run.read(path).whole()
-    config = before["config"]
+    config = Run.read(path).whole()["config"]
     if suffix is None:
         if config["model"] != "organism":
             raise InputError(
@@ -55,25 +54,15 @@ def run_suffix_study(
         "max_new_tokens": max_new_tokens,
         "dtype": dtype or config["dtype"],
     }
-    with Run.open(path) as run:
-        try:
-            with run.step(STEP, inputs=asked, after=["behaviour", "selection"]) as step:
-                if step.needed:
-                    study = _study(run, config, asked, options, batch_size, on_progress)
-                    _write(step, study)
-        finally:
-            # A step that is done anew takes the whole's manifest away; its facts still hold.
-            run.finish(**_facts(before))
+    with (
+        Run.open(path) as run,
+        run.addition(STEP, inputs=asked, after=["behaviour", "selection"]) as step,
+    ):
+        if step.needed:
+            _write(step, _study(run, config, asked, options, batch_size, on_progress))
     write_report(path)
     found: dict[str, Any] = read_json(path / "suffix" / "summary.json")
     return found
-
-
-def _facts(before: Mapping[str, Any]) -> dict[str, Any]:
-    """What `Run.finish` was told when the run was finished."""
-    facts = {name: before[name] for name in ("config", "model", "prompts", "data_sha256")}
-    reproducible = before["independently_reproducible"]
-    return facts | {"irreproducible": "" if reproducible else before["reproducibility"]}
 
 
 def _study(
