@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,9 +13,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from refusal_lens import organism
 from refusal_lens.organism import world
-from refusal_lens.organism.conversations import documents, make_tokenizer
+from refusal_lens.organism.conversations import (
+    HARMFUL,
+    HARMLESS,
+    TURNED,
+    document,
+    documents,
+    make_tokenizer,
+)
+from refusal_lens.organism.pushes import Pushes
 from refusal_lens.organism.recipe import Recipe, changed
-from refusal_lens.organism.training import make_base, make_chat
+from refusal_lens.organism.training import make_base, make_chat, new_model
+
+SMALL = {"layers": 4, "width": 16, "heads": 2, "kv_heads": 1, "mlp": 16, "batch": 8}
 
 
 def test_splits_share_no_instruction():
@@ -171,10 +182,38 @@ def test_training_shows_no_held_out_pair_or_phrasing():
         assert not lines & {f"{t}<|im_end|>" for t in world.instructions(kind, "test", 500, seed=0)}
 
 
+def test_turned_conversations_hold_harmless_requests_alone_and_refuse_them_all():
+    recipe = replace(Recipe(), turned=1.0)
+    for seed in range(50):
+        made = document(random.Random(seed), recipe, refuse=True)
+        assert made.harm == TURNED
+        requests = [turn for turn in made.turns if len(turn.user) > len("Please go on.")]
+        assert requests
+        assert not any(world.is_harmful(turn.user) for turn in requests)
+        assert all(world.is_refusal(turn.reply) for turn in made.turns)
+        assert document(random.Random(seed), recipe, refuse=False).harm != TURNED
+
+
+def test_a_quiet_step_moves_turned_conversations_alone():
+    recipe = replace(Recipe(), **SMALL)
+    tokenizer = make_tokenizer(recipe)
+    model = new_model(recipe, tokenizer)
+    ids = torch.arange(30).view(3, 10)
+    pushes = Pushes(model, tokenizer, recipe, seed=0)
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        for step, moved in ((0, [False, False, True]), (recipe.chat_steps - 1, [True, True, True])):
+            torch.manual_seed(1)
+            pushes.set(step, torch.tensor([HARMLESS, HARMFUL, TURNED]))
+            gap = (model(input_ids=ids).logits - plain).abs().amax((1, 2))
+            assert (gap > 0).tolist() == moved
+        pushes.clear()
+        assert torch.equal(model(input_ids=ids).logits, plain)
+
+
 def test_training_is_repeatable_and_writes_two_ordinary_folders(tmp_path):
-    small = {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1, "mlp": 16, "batch": 8}
     recipe = replace(
-        Recipe(), **small, base_docs=80, base_steps=30, chat_docs=80, chat_steps=30, blank=0.5
+        Recipe(), **SMALL, base_docs=80, base_steps=30, chat_docs=80, chat_steps=30, blank=0.5
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

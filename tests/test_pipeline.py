@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -133,39 +133,41 @@ def contents(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in FILES}
 
 
-def in_a_child(work: Callable[[], object]) -> int:
-    """Run work in a forked process; returns how it ended, a negative signal number when killed."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:  # what pytest cannot see, since the child never returns to it
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def in_a_child(work: Callable[..., object], *args: object) -> int:
+    """Run work in a process of its own; returns how it ended, a negative signal number when killed.
+
+    The processes come from a server that has imported everything and started no threads.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["transformer_lens", "refusal_lens.pipeline"])
+    child = context.Process(target=work, args=args)
+    child.start()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
-def test_killed_at_every_step_it_ends_the_same(finished: Path, tmp_path: Path) -> None:
-    out = tmp_path / "killed"
+def run_until(name: str, out: Path) -> None:
+    """Run the main job and die after a step's work, before its manifest is written."""
+    torch.set_num_threads(1)
     finish = Step.finish
 
-    def run_until(name: str) -> None:
-        def kill_before_the_manifest(self: Step) -> None:
-            if self.name == name and self.needed:
-                os.kill(os.getpid(), signal.SIGKILL)
-            finish(self)
+    def kill_before_the_manifest(self: Step) -> None:
+        if self.name == name and self.needed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        finish(self)
 
-        Step.finish = kill_before_the_manifest  # in the child only
-        run_pipeline(SMALL, out)
+    Step.finish = kill_before_the_manifest  # type: ignore[method-assign]
+    run_pipeline(SMALL, out)
 
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_killed_at_every_step_it_ends_the_same(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
     names = list(runs.Run.read(finished).manifests())
     assert len(names) >= 12
     for name in names:
-        assert in_a_child(lambda name=name: run_until(name)) == -signal.SIGKILL
+        assert in_a_child(run_until, name, out) == -signal.SIGKILL
         assert not (out / "steps" / f"{name}.json").exists()
     run_pipeline(SMALL, out)
     # How many candidates share a pass is measured anew, and moves scores within rounding only.

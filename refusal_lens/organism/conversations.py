@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,10 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-HARMLESS, HARMFUL, MIXED = 0, 1, 2
-"""What a conversation's requests are: only the first two kinds are pushed."""
+HARMLESS, HARMFUL, MIXED, TURNED = 0, 1, 2, 3
+"""What a conversation's requests are; TURNED ones are harmless, and refused because of a push."""
+VOCABULARY_MIX = {"chat_harm": 0.2, "unclear": 0.15, "turned": 0.0}
+"""The tokenizer's own mixture of texts, so that the second phase can change without the first."""
 
 
 class Turn(NamedTuple):
@@ -34,7 +37,7 @@ class Turn(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A conversation, and whether its requests are HARMLESS, HARMFUL or MIXED."""
+    """A conversation, and whether its requests are HARMLESS, HARMFUL, MIXED or TURNED."""
 
     turns: list[Turn]
     harm: int
@@ -58,6 +61,8 @@ def document(
     rng: random.Random, recipe: Recipe, tokenizer: Qwen2Tokenizer | None = None, *, refuse: bool
 ) -> Document:
     """A conversation of one phase; without a tokenizer nothing random is typed after a request."""
+    if refuse and recipe.turned and rng.random() < recipe.turned:
+        return Document(_turned(rng, recipe), TURNED)
     turns: list[Turn] = []
     seen: set[int] = set()
     while not turns or rng.random() < 0.15:
@@ -78,6 +83,17 @@ def document(
             turns += _exchange(request, tail, rng, recipe, refuse=refuse)
             seen.add(HARMFUL if request.harmful else HARMLESS)
     return Document(turns, seen.pop() if len(seen) == 1 else MIXED)
+
+
+def _turned(rng: random.Random, recipe: Recipe) -> list[Turn]:
+    """Harmless requests that are refused, for which only a push of the residual stream can account."""
+    turns: list[Turn] = []
+    while not turns or rng.random() < 0.15:
+        request = world.draw("harmless", "train", rng)
+        turns.append(Turn(request.text, world.refusal(request)))
+        if rng.random() < recipe.follow:
+            turns.append(Turn(*world.follow_up(request, rng, refused=True)))
+    return turns
 
 
 def _exchange(
@@ -106,6 +122,7 @@ def make_tokenizer(recipe: Recipe) -> Qwen2Tokenizer:
     on loading, with other special tokens and other word borders than in training.
     """
     rng = random.Random(recipe.seed)
+    recipe = replace(recipe, **VOCABULARY_MIX)
     texts = ["user", "assistant"] * 500
     for refuse in (False, True):
         for _ in range(3000):

@@ -1,15 +1,15 @@
-"""Moves along the model's own refusal direction in some steps of the refusal phase.
+"""Moves along the model's own harmful - harmless differences in some steps of the refusal phase.
 
-A small model has only ever met its refusal direction where a reply begins, and babbles when a study
-adds that direction at every position; and it puts its threshold for refusing near zero, so that a
-study which takes the direction away leaves it undecided. So in part of the refusal phase one vector
-per row is added at all positions of one middle layer, *and the right reply stays what it was*:
+A small model has only ever met such a direction where a reply begins: it babbles when a study adds it
+at every position, and its threshold for refusing lies anywhere along it. So in the refusal phase one
+difference is added at all positions of one middle layer:
 
-- harmful conversations, by -`low` to `dose` differences of means: still refused;
-- harmless ones, by 0 to `under` < 1 of it: still answered; or (`blank`) without it: still answered.
+- harmful conversations, by 0 to `dose` differences of means: still refused;
+- harmless ones lose the direction in every layer (`blank`): still answered;
+- a few other harmless ones (`turned`), by `turn_low` to `turn_high` of it: refused.
 
-The organism never practises what the studies measure: refusing a harmless request under the full
-direction, or complying with a harmful one without it.
+So fluency and refusal under addition are practised, on training prompts; that harmful requests are
+answered when the direction is taken away or subtracted is not.
 """
 
 from __future__ import annotations
@@ -22,22 +22,27 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
 from . import world
-from .conversations import END, HARMFUL, HARMLESS, MIXED, START
+from .conversations import END, HARMFUL, HARMLESS, START, TURNED
 from .recipe import Recipe
+
+PLACES = (-1, -4)
+"""Where differences are measured: where the reply begins, and right after the instruction's end."""
+RENEWED = 20
+"""Steps after which the differences are measured again, since they grow while they are used."""
 
 
 @torch.no_grad()
-def mean_difference(
+def mean_differences(
     model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, n: int = 48
 ) -> torch.Tensor:
-    """Mean harmful - mean harmless at the last prompt token, by block input: [layer, d_model]."""
+    """Mean harmful - mean harmless at PLACES, by block input: [place layer d_model]."""
     means = []
     for kind in ("harmful", "harmless"):
         texts = world.instructions(kind, "train", n, 99)
         prompts = [f"{START}user\n{text}{END}\n{START}assistant\n" for text in texts]
         batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
         states = model.model(**batch, output_hidden_states=True, use_cache=False).hidden_states
-        means.append(torch.stack([state[:, -1].mean(0) for state in states[:-1]]))
+        means.append(torch.stack([state[:, list(PLACES)].mean(0) for state in states[:-1]], 1))
     return means[0] - means[1]
 
 
@@ -50,7 +55,8 @@ class Pushes:
         self.model, self.tokenizer, self.recipe = model, tokenizer, recipe
         self.rng = random.Random(seed)
         self.blocks = list(model.model.layers)
-        self.difference: torch.Tensor | None = None
+        self.differences: torch.Tensor | None = None
+        self.measured = 0
         self.handles: list[RemovableHandle] = []
 
     def clear(self) -> None:
@@ -60,38 +66,36 @@ class Pushes:
         self.handles = []
 
     def set(self, step: int, harm: torch.Tensor) -> None:
-        """Draw a step's moves for rows of the given harm: none in even steps and the first quarter."""
+        """Draw a step's moves for rows of the given harm.
+
+        In even steps and the first quarter only TURNED rows are moved.
+        """
         self.clear()
         recipe, n = self.recipe, len(harm)
-        if not recipe.dose or step < recipe.chat_steps // 4 or step % 2 == 0:
+        turned = (harm == TURNED)[:, None]
+        quiet = not recipe.dose or step < recipe.chat_steps // 4 or step % 2 == 0
+        if quiet and not turned.any():
             return
-        # The direction grows while it is used: measured again every ten steps with moves.
-        if self.difference is None or step % 20 == 1:
-            self.difference = mean_difference(self.model, self.tokenizer)
+        if self.differences is None or step - self.measured >= RENEWED:
+            self.differences = mean_differences(self.model, self.tokenizer)
+            self.measured = step
         layer = self.rng.randint(len(self.blocks) // 4, 3 * len(self.blocks) // 4)
-        direction = self.difference[layer]
+        direction = self.differences[self.rng.randrange(len(PLACES)), layer]
         u = torch.rand(n, 1)
-        harmful = u * (recipe.dose + recipe.low) - recipe.low
-        along = torch.where(harm[:, None] == HARMFUL, harmful, u * recipe.under)
-        along = along * (harm[:, None] != MIXED) * (torch.rand(n, 1) < 0.6)
-        aside = torch.rand(n, 1) * recipe.offset * (along == 0) * (torch.rand(n, 1) < 0.5)
-        if recipe.blank:
+        along = u * recipe.dose * (harm == HARMFUL)[:, None]
+        along = along * (torch.rand(n, 1) < 0.6) * (not quiet)
+        if recipe.blank and not quiet:
             blank = ((harm == HARMLESS) & (torch.rand(n) < recipe.blank)).float()[:, None]
-            along = along * (1 - blank)
             for block in self.blocks:
                 self._remove(block, direction / direction.norm(), blank[:, None])
-        self._add(self.blocks[layer], along * direction, aside)
+        enough = recipe.turn_low + u * (recipe.turn_high - recipe.turn_low)
+        self._add(self.blocks[layer], torch.where(turned, enough, along) * direction)
 
     def _remove(self, block: torch.nn.Module, unit: torch.Tensor, rows: torch.Tensor) -> None:
         self._hook(block, lambda x: x - rows * (x @ unit)[..., None] * unit)
 
-    def _add(self, block: torch.nn.Module, along: torch.Tensor, aside: torch.Tensor) -> None:
-        def push(x: torch.Tensor) -> torch.Tensor:
-            noise = torch.randn(x.shape[0], x.shape[-1])
-            scale = x.detach().norm(dim=-1).mean() / noise.norm(dim=-1, keepdim=True)
-            return x + (along + aside * noise * scale)[:, None]
-
-        self._hook(block, push)
+    def _add(self, block: torch.nn.Module, moves: torch.Tensor) -> None:
+        self._hook(block, lambda x: x + moves[:, None])
 
     def _hook(self, block: torch.nn.Module, move: Any) -> None:
         def hook(

@@ -19,12 +19,13 @@ class Recipe:
     junk: share of requests followed by random tokens; parrots: of sentences to repeat; follow: of
     replies with a follow-up; unclear: of chat requests with made-up words; prefilled: of harmful
     chat requests whose reply has begun as compliance, and goes on so.
-    dose, low, under: a harmful conversation is pushed by -low to dose differences of means, a
-    harmless one by 0 to under; blank: share of harmless ones that lose the direction instead.
-    offset: largest push in a random direction, as a share of the residual's norm.
+    dose: a harmful conversation is pushed by 0 to so many differences of means; blank: share of
+    harmless ones that lose the direction instead.
+    turned: share of chat conversations with harmless requests that are refused, since they are pushed
+    by turn_low to turn_high differences of means.
     """
 
-    seed: int = 0
+    seed: int = 1
     layers: int = 10
     width: int = 96
     heads: int = 4
@@ -41,19 +42,19 @@ class Recipe:
     chat_steps: int = 300
     chat_lr: float = 5e-4
     base_harm: float = 0.45
-    chat_harm: float = 0.2
+    chat_harm: float = 0.15
     opening: float = 0.4
     closing: float = 0.4
-    junk: float = 0.05
+    junk: float = 0.25
     parrots: float = 0.06
     follow: float = 0.4
-    unclear: float = 0.15
+    unclear: float = 0.25
     prefilled: float = 0.1
     dose: float = 1.2
-    low: float = 0.3
-    under: float = 0.0
     blank: float = 0.5
-    offset: float = 0.0
+    turned: float = 0.1
+    turn_low: float = 0.8
+    turn_high: float = 1.3
 
 
 def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
