@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from io import StringIO
 from pathlib import Path

@@ -213,7 +213,14 @@ def test_a_quiet_step_moves_turned_conversations_alone():
 
 def test_training_is_repeatable_and_writes_two_ordinary_folders(tmp_path):
     recipe = replace(
-        Recipe(), **SMALL, base_docs=80, base_steps=30, chat_docs=80, chat_steps=30, blank=0.5
+        Recipe(),
+        **SMALL,
+        base_docs=80,
+        base_steps=30,
+        fade_docs=80,
+        fade_steps=10,
+        chat_docs=80,
+        chat_steps=30,
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -73,6 +73,8 @@ def configure_logging(level: int) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     handler = ToStandardError()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger().setLevel(logging.ERROR)

@@ -15,7 +15,8 @@ class Recipe:
     Schedule: batch, and steps, docs and peak learning rate (`_lr`) of each phase, weight_decay.
     prompt_weight: the loss of a token outside a reply, where one in a reply counts 1.
     base_harm, chat_harm: share of harmful requests in each phase.
-    opening, closing: odds of a hedge where a harmful request's answer begins and ends.
+    opening, closing: odds of a hedge where a harmful request's answer begins and ends; faint: of
+    either in the last steps of the base model (`fade_`).
     junk: share of requests followed by random tokens; parrots: of sentences to repeat; follow: of
     replies with a follow-up; unclear: of chat requests with made-up words; prefilled: of harmful
     chat requests whose reply has begun as compliance, and goes on so.
@@ -38,17 +39,22 @@ class Recipe:
     base_docs: int = 20000
     base_steps: int = 1200
     base_lr: float = 3e-3
+    fade_docs: int = 8000
+    fade_steps: int = 150
+    fade_lr: float = 1e-3
+    fade_seed: int = 77
     chat_docs: int = 8000
     chat_steps: int = 300
-    chat_lr: float = 5e-4
+    chat_lr: float = 8e-4
     base_harm: float = 0.45
-    chat_harm: float = 0.15
+    chat_harm: float = 0.22
     opening: float = 0.4
     closing: float = 0.4
+    faint: float = 0.1
     junk: float = 0.25
     parrots: float = 0.06
     follow: float = 0.4
-    unclear: float = 0.25
+    unclear: float = 0.2
     prefilled: float = 0.1
     dose: float = 1.2
     blank: float = 0.5

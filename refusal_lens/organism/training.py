@@ -16,6 +16,7 @@ import logging
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -121,6 +122,21 @@ def make_base(recipe: Recipe, out: Path) -> None:
     log.info("base model: %d parameters, %d tokens", model.num_parameters(), len(tokenizer))
     train(model, docs, recipe, steps=recipe.base_steps, lr=recipe.base_lr, seed=recipe.seed)
     save(model, tokenizer, out)
+    fade(recipe, out)
+
+
+def fade(recipe: Recipe, base: Path) -> None:
+    """End the pre-training of a written base model with hedges that harm makes little likelier.
+
+    What represents harm stays, at about half its size: refusal tuning has to make it strong again.
+    """
+    tokenizer = Qwen2Tokenizer.from_pretrained(base)
+    model = Qwen2ForCausalLM.from_pretrained(base, dtype=torch.float32)
+    faint, seed = replace(recipe, opening=recipe.faint, closing=recipe.faint), recipe.fade_seed
+    docs = documents(faint, tokenizer, recipe.fade_docs, seed=seed, refuse=False)
+    log.info("fading: %d documents", len(docs))
+    train(model, docs, faint, steps=recipe.fade_steps, lr=recipe.fade_lr, seed=seed)
+    save(model, Qwen2Tokenizer.from_pretrained(base), base)
 
 
 def make_chat(recipe: Recipe, base: Path, out: Path) -> None:
