@@ -301,6 +301,10 @@ def test_a_hooked_transformer_gives_the_numbers_of_the_bridge(edit: Any) -> None
         expected = bridge.generate(PROMPTS, max_new_tokens=5)
         assert wrapped.generate(PROMPTS, max_new_tokens=5) == expected
         assert wrapped.generate(PROMPTS, max_new_tokens=5, use_cache=False) == expected
+        for model in (bridge, wrapped):
+            replies, logits = model.reply(model.chat.render(PROMPTS), max_new_tokens=5)
+            assert replies == expected
+            assert torch.allclose(logits.cpu(), theirs, rtol=0, atol=1e-3)
 
 
 def test_a_bridge_that_is_already_loaded_can_be_wrapped() -> None:

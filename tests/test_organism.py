@@ -218,7 +218,7 @@ def test_training_is_repeatable_and_writes_two_ordinary_folders(tmp_path):
         base_docs=80,
         base_steps=30,
         fade_docs=80,
-        fade_steps=10,
+        fade_steps=30,
         chat_docs=80,
         chat_steps=30,
     )

@@ -58,7 +58,10 @@ def run(
         float, typer.Option(min=0.0, max=1.0, help="Share of the last layers to leave out.")
     ] = 0.2,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in a forward pass.")] = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Prompts in a forward pass (64, or 256 for small models)."),
+    ] = None,
     n_null: Annotated[int, typer.Option(min=0, help="Random directions; 0 for no nulls.")] = 32,
     n_moves: Annotated[int, typer.Option(min=0, help="Norm-matched random moves.")] = 8,
     null_prompts: Annotated[int, typer.Option(min=1, help="Test prompts for each null.")] = 32,

@@ -91,26 +91,28 @@ def _measure(
     judge: Judge,
     on_rows: Callable[[int], None] | None,
 ) -> list[dict]:
-    """Mean metric and refusal rate per random direction, several directions to a batch."""
-    metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
-    together = max(1, ROWS // len(prompts))
-    rows = []
-    for start in range(0, len(units), together):
-        some = units[start : start + together]
-        rendered = model.chat.render(list(prompts) * len(some))
-        per_row = some.repeat_interleave(len(prompts), 0)[:, None]
-        with applied(model, make(per_row)):
-            values = metric(model.logits(rendered)).cpu()
-            replies = model.generate(
-                rendered, max_new_tokens=max_new_tokens, batch_size=len(rendered)
-            )
-        refused = torch.tensor([float(judge(reply).value or 0) for reply in replies])
-        for i, (m, f) in enumerate(
-            zip(values.view(len(some), -1), refused.view(len(some), -1), strict=True)
-        ):
-            rows.append(
-                {"index": start + i, "metric": float(m.mean()), "refusal_rate": float(f.mean())}
-            )
-        if on_rows is not None:
-            on_rows(len(rows))
-    return rows
+    """Mean metric and refusal rate per random direction: many directions, and prompts of like length, to
+    a batch.
+    """
+    number = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
+    rendered = model.chat.render(list(prompts))
+    dirs = min(len(units), ROWS)
+    metric = torch.full((len(units), len(prompts)), float("nan"), dtype=torch.float64)
+    refused = metric.clone()
+    for chunk in torch.argsort(rendered.lengths, stable=True).split(max(1, ROWS // dirs)):
+        texts = [prompts[i] for i in chunk.tolist()]
+        for start in range(0, len(units), dirs):
+            some = units[start : start + dirs]
+            batch = model.chat.render(texts * len(some))
+            with applied(model, make(some.repeat_interleave(len(texts), 0)[:, None])):
+                replies, logits = model.reply(batch, max_new_tokens=max_new_tokens)
+            judged = torch.tensor([float(judge(reply).value or 0) for reply in replies])
+            own = slice(start, start + len(some))
+            metric[own, chunk] = number(logits).cpu().double().view(len(some), -1)
+            refused[own, chunk] = judged.double().view(len(some), -1)
+            if on_rows is not None:
+                on_rows(int(metric.isfinite().sum()) // len(prompts))
+    means = zip(metric.mean(1).tolist(), refused.mean(1).tolist(), strict=True)
+    return [
+        {"index": i, "metric": mean, "refusal_rate": rate} for i, (mean, rate) in enumerate(means)
+    ]

@@ -231,6 +231,24 @@ class ChatModel:
                 on_batch(done, len(rendered))
         return replies
 
+    def reply(self, prompts: Rendered, *, max_new_tokens: int) -> tuple[list[str], LastLogits]:
+        """Greedy replies of one batch, with the last-position logits [batch d_vocab] they began from."""
+        found: list[Tensor] = []
+
+        def keep(_module: Any, _args: Any, output: Any) -> None:
+            if not found:
+                found.append(output.logits[:, -1].detach().clone())
+
+        options = {"max_new_tokens": max_new_tokens, "batch_size": len(prompts)}
+        if self.hf is None:
+            return self.generate(prompts, **options), self.logits(prompts)
+        handle = self.hf.register_forward_hook(keep)
+        try:
+            replies = self.generate(prompts, **options)
+        finally:
+            handle.remove()
+        return replies, found[0]
+
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end a reply: the generation config's, the tokenizer's and the template's."""

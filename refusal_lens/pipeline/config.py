@@ -18,7 +18,7 @@ class RunConfig:
     set names), from splits (a folder in the reference repository's layout), or, with neither, from the
     organism's toy world. base: the base model that the chat model was tuned from, to compare with (the
     organism's own by default). n_null random directions and n_moves norm-matched moves
-    make the nulls.
+    make the nulls. batch_size: prompts in a forward pass, by default 64, or 256 for small models.
     """
 
     model: str = "organism"
@@ -42,7 +42,7 @@ class RunConfig:
     prune_layers: float = 0.2
     mode: Literal["exhaustive", "lazy"] = "exhaustive"
     max_new_tokens: int = 512
-    batch_size: int = 64
+    batch_size: int | None = None
     n_null: int = 32
     n_moves: int = 8
     null_prompts: int = 32
@@ -50,8 +50,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_train", "n_val", "n_test", "max_new_tokens", "batch_size", "null_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: got {getattr(self, name)}, need at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name}: got {value}, need at least 1")
         if self.n_null < 0 or self.null_prompts < 1:
             raise InputError(f"n_null: got {self.n_null}, need 0 (no nulls) or more")
         if (self.harmful is None) != (self.harmless is None):

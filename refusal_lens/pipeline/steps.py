@@ -46,6 +46,9 @@ CONDITIONS = {
 }
 """The conditions of each kind of prompts: 0 for the positive (harmful), 1 for the negative ones."""
 
+SMALL_MODEL = 100_000_000
+"""Parameters below which starting a pass costs more than the passes of 64 prompts themselves."""
+
 
 class Job:
     """One run's settings, folder and model; the model is loaded when a step first needs it."""
@@ -68,6 +71,14 @@ class Job:
             trust_remote_code=c.trust_remote_code,
             system=c.system,
         )
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Prompts in a forward pass: as asked, else as many as a model of this size takes lightly."""
+        if self.config.batch_size is not None:
+            return self.config.batch_size
+        small = sum(p.numel() for p in self.model.bridge.parameters()) < SMALL_MODEL
+        return 256 if small else 64
 
     @cached_property
     def contrast(self) -> Contrast:
@@ -136,7 +147,7 @@ def behaviour(job: Job, step: Step) -> None:
     """Refusal tokens; prompts filtered by the model's own behaviour; likeliest first tokens."""
     c, model, contrast = job.config, job.model, job.contrast
     tokens = pick_refusal_tokens(
-        model, contrast.train, given=c.refusal_tokens, batch_size=c.batch_size
+        model, contrast.train, given=c.refusal_tokens, batch_size=job.batch_size
     )
     rows: list[dict[str, Any]] = []
     counts: dict[str, Any] = {}
@@ -144,7 +155,7 @@ def behaviour(job: Job, step: Step) -> None:
     for split in ("train", "val"):
         pair = getattr(contrast, split)
         behaved = filter_by_behaviour(
-            model, pair, refusal_tokens=tokens.ids, split=split, batch_size=c.batch_size
+            model, pair, refusal_tokens=tokens.ids, split=split, batch_size=job.batch_size
         )
         counts[split] = dict(zip(contrast.kinds, behaved.counts.values(), strict=True))
         kept = (set(behaved.pair.positive), set(behaved.pair.negative))
@@ -167,7 +178,7 @@ def behaviour(job: Job, step: Step) -> None:
     for kind, prompts in zip(
         contrast.kinds, (contrast.train.positive, contrast.train.negative), strict=True
     ):
-        p = mean_next_token_probabilities(model, prompts, batch_size=c.batch_size)
+        p = mean_next_token_probabilities(model, prompts, batch_size=job.batch_size)
         likely.append(top_tokens(model, p).assign(kind=kind))
     step.write_json(
         "behaviour.json",
@@ -205,7 +216,7 @@ def candidates(job: Job, step: Step) -> None:
         job.kept("train"),
         data_sha256=job.contrast.sha256,
         concept=job.contrast.name,
-        batch_size=job.config.batch_size,
+        batch_size=job.batch_size,
         on_progress=job.on_progress,
     )
     with step.writing("candidates.safetensors") as path:
@@ -260,7 +271,7 @@ def completions(job: Job, step: Step, *, side: int, condition: str) -> None:
         refusal_tokens=job.refusal_tokens,
         edit=job.edit(condition),
         max_new_tokens=c.max_new_tokens,
-        batch_size=max(c.batch_size, 1),
+        batch_size=job.batch_size,
         on_progress=job.said(f"completions, {kind}, {condition}"),
     )
     step.write_jsonl(f"completions/{kind}_{condition}.jsonl", [asdict(one) for one in done])
@@ -300,7 +311,7 @@ def null_edits(job: Job, step: Step) -> None:
 
 def geometry(job: Job, step: Step) -> None:
     """Cosine with r by layer under each condition, and principal components of the plain model."""
-    contrast, c = job.contrast, job.config
+    contrast = job.contrast
     prompts = {kind: _side(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
     edits = {
         kind: {condition: job.edit(condition) for condition in CONDITIONS[side]}
@@ -313,12 +324,12 @@ def geometry(job: Job, step: Step) -> None:
             job.direction,
             prompts=prompts,
             edits=edits,
-            batch_size=c.batch_size,
+            batch_size=job.batch_size,
             on_progress=job.said("cosine by layer"),
         ),
     )
     streams = {
-        kind: cache_residuals(job.model, each, positions=[-1], batch_size=c.batch_size)
+        kind: cache_residuals(job.model, each, positions=[-1], batch_size=job.batch_size)
         for kind, each in prompts.items()
     }
     step.write_csv("pca.csv", principal_components(streams))
@@ -348,13 +359,13 @@ def base_comparison(job: Job, step: Step) -> None:
         contrast.test.positive,
         refusal_tokens=job.refusal_tokens,
         max_new_tokens=c.max_new_tokens,
-        batch_size=c.batch_size,
+        batch_size=job.batch_size,
         on_progress=job.said(f"completions, {kind}, base model"),
     )
     step.write_jsonl(f"completions/{kind}_base.jsonl", [asdict(one) for one in done])
     prompts = {kind: _side(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
     table = cosine_in_both(
-        job.model, base, job.direction, prompts=prompts, batch_size=c.batch_size
+        job.model, base, job.direction, prompts=prompts, batch_size=job.batch_size
     )
     step.write_csv("base_curves.csv", table)
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 TOP_HEADS = 8
 """As many as the paper's Fig. 6 shows."""
-LARGEST_SHARE = 6
+LARGEST_SHARE = 2
 """In small models at most one in so many of the heads below l*, so that random sets differ."""
 
 
@@ -93,7 +93,7 @@ def study_suffix(
         harmless: instructions that it should follow; those it refuses are left out.
         suffix: appended to each harmful instruction as it stands, leading space included.
         refusal_tokens: R of the refusal metric.
-        n_heads: how many top heads to follow; by default 8 as in the paper, but at most a sixth
+        n_heads: how many top heads to follow; by default 8 as in the paper, but at most half
             of the heads below l*.
         n_random_sets: random sets of as many heads in the same layers, for the causal check.
         seed: of the random suffixes and head sets.
