@@ -170,9 +170,16 @@ def rule_for(setting: Setting, table: pd.DataFrame) -> Thresholds:
         return setting.rule
     inside = table[table["layer"] < Thresholds().layer_bound(setting.model.n_layers)]
     inside = inside[inside["norm"] > ZERO_NORM]
-    induce = float(inside["induce"].quantile(1 - PASSING))
-    kl = float(inside[inside["induce"] >= induce]["kl"].median())
+    induce = _between(inside["induce"], 1 - PASSING)
+    kl = _between(inside[inside["induce"] >= induce]["kl"], 0.5)
     return Thresholds(kl_threshold=kl, induce_threshold=induce)
+
+
+def _between(scores: pd.Series, share: float) -> float:
+    """A threshold midway between two scores: on one, rounding would decide whether it passes."""
+    ranked = scores.sort_values().to_list()
+    above = min(max(1, round(share * len(ranked))), len(ranked) - 1)
+    return float(ranked[above - 1] + ranked[above]) / 2
 
 
 # ------------------------------------------------------------------ turns

@@ -11,7 +11,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -239,12 +239,14 @@ class ChatModel:
             if not found:
                 found.append(output.logits[:, -1].detach().clone())
 
-        options = {"max_new_tokens": max_new_tokens, "batch_size": len(prompts)}
+        generate = partial(
+            self.generate, prompts, max_new_tokens=max_new_tokens, batch_size=len(prompts)
+        )
         if self.hf is None:
-            return self.generate(prompts, **options), self.logits(prompts)
+            return generate(), self.logits(prompts)
         handle = self.hf.register_forward_hook(keep)
         try:
-            replies = self.generate(prompts, **options)
+            replies = generate()
         finally:
             handle.remove()
         return replies, found[0]

@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import pre_tokenizers, trainers
@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
 )
 HARMLESS, HARMFUL, MIXED, TURNED = 0, 1, 2, 3
 """What a conversation's requests are; TURNED ones are harmless, and refused because of a push."""
-VOCABULARY_MIX = {"chat_harm": 0.2, "unclear": 0.15, "turned": 0.0}
+VOCABULARY_MIX: dict[str, Any] = {"chat_harm": 0.2, "unclear": 0.15, "turned": 0.0}
 """The tokenizer's own mixture of texts, so that the second phase can change without the first."""
 
 
