@@ -6,10 +6,12 @@ scales are all random, since values that start at zero or one hide mistakes.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 
@@ -312,6 +314,7 @@ def make(row: Row, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
 def folder(row_id: str) -> Path:
     """The saved model of a row, made once."""
     path = Path(mkdtemp(prefix=f"row-{row_id}-"))
+    atexit.register(rmtree, path, ignore_errors=True)
     make(by_id(row_id)).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     return path

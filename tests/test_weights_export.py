@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,22 +108,27 @@ class TestFormats:
     def test_weights_are_loaded_again_and_agree(
         self, call: Any, run_of: Any, tmp_path: Path, name: str, to: str
     ) -> None:
-        run = run_of(name)
-        done = call("export", run, "--to", to, "--out", tmp_path / "out", *SHORT)
+        run, out = run_of(name), tmp_path / f"as-{to}"
+        done = call("export", run, "--to", to, "--out", out, *SHORT)
         assert done.code == 0, done.err
-        assert f"export: {tmp_path / 'out'}" in done.out
+        assert f"export: {out}" in done.out
         assert "KL(hooks || files)" in done.out
-        record = read_json(run / "exports" / "out.json")
+        record = read_json(run / "exports" / f"as-{to}.json")
         assert all(row["equal"] for row in record["parity"])
         assert {"refusal metric, mean", "refusal rate", "stream along r^, largest"} <= {
             row["quantity"] for row in record["parity"]
         }
-        coverage = read_csv(run / "writers.csv", text=("why", "after_norm"))
+        coverage = read_csv(run / "exports" / f"as-{to}.writers.csv", text=("why", "after_norm"))
         assert set(coverage["treatment"]) == {"edited"}
-        made = read_json(tmp_path / "out" / "refusal_lens.json")
+        whole = Run.read(run).whole()
+        assert {f"exports/as-{to}.json", f"exports/as-{to}.writers.csv"} <= set(whole["outputs"])
+        assert whole["steps"].keys() >= {"all", f"export-as-{to}"}
+        assert not Run.read(run).damage()
+        made = read_json(out / "refusal_lens.json")
         assert made["direction"]["layer"] == 2
         assert len(made["direction"]["vector"]) == 32
         assert "licence" in made["note"]
+        assert set(made["writers"]) == set(coverage["parameter"])
 
     def test_a_post_norm_model_says_what_remains(
         self, call: Any, run_of: Any, tmp_path: Path
@@ -136,6 +139,38 @@ class TestFormats:
         assert done.code == 0, done.err
         assert "post-norm" in done.out
         assert "6 folded" in done.out
+
+    def test_a_hybrid_whose_mixers_have_no_hook_is_compared_with_every_write(
+        self, call: Any, run_of: Any, tmp_path: Path
+    ) -> None:
+        done = call(
+            "export", run_of("jamba"), "--to", "checkpoint", "--out", tmp_path / "out", *SHORT
+        )
+        assert done.code == 0, done.err
+        assert "its own hooks miss a write" in done.out
+
+    def test_norms_are_kept_and_the_stream_is_asked_to_be_clean(
+        self, call: Any, run_of: Any, tmp_path: Path
+    ) -> None:
+        out = ("--norm-preserving", "--out", tmp_path / "kept")
+        assert call("export", run_of("llama"), "--to", "checkpoint", *out, *SHORT).code == 0
+        rows = read_json(run_of("llama") / "exports" / "kept.json")["parity"]
+        asked = [row["quantity"] for row in rows if row["allowed"] is not None]
+        assert asked == ["stream along r^, largest"]
+
+    def test_two_exports_of_one_name_both_stay_in_the_run(
+        self, call: Any, run_of: Any, tmp_path: Path
+    ) -> None:
+        run = run_of("stablelm")
+        for place in ("a", "b"):
+            (tmp_path / place).mkdir()
+            assert (
+                call("export", run, "--to", "reference", "--out", tmp_path / place / "r").code == 0
+            )
+        shutil.rmtree(tmp_path / "b" / "r")
+        assert call("export", run, "--to", "reference", "--out", tmp_path / "b" / "r").code == 0
+        found = {path.name: read_json(path)["out"] for path in (run / "exports").iterdir()}
+        assert found == {f"r{n}.json": str(tmp_path / p / "r") for n, p in (("", "a"), ("-2", "b"))}
 
     def test_addition_in_a_lora_where_no_bias_can_be(
         self, call: Any, run_of: Any, tmp_path: Path
@@ -268,7 +303,9 @@ class TestRefusals:
         assert job.writers.problems
 
 
-def test_the_page_of_the_run_shows_coverage_and_parity(call: Any, run_of: Any, tmp_path: Path) -> None:
+def test_the_page_of_the_run_shows_coverage_and_parity(
+    call: Any, run_of: Any, tmp_path: Path
+) -> None:
     run = run_of("phi3")
     assert call("export", run, "--to", "checkpoint", "--out", tmp_path / "<out>", *SHORT).code == 0
     page = (run / "report.html").read_text()

@@ -196,8 +196,7 @@ class TestBytes:
     ) -> None:
         source = saved(tmp_path, "mixtral", dtype=torch.bfloat16)
         export_to(source, tmp_path / "whole")
-        monkeypatch.setattr(export, "SLAB", 1000)
-        monkeypatch.setattr(edits, "CHUNK", 500)
+        monkeypatch.setattr(edits, "CHUNK", 2000)
         monkeypatch.setattr(moving, "PIECE", 777)
         monkeypatch.delattr(os, "copy_file_range")
         export_to(source, tmp_path / "pieces")
@@ -218,6 +217,20 @@ class TestBytes:
 
 
 class TestEdits:
+    @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+    def test_numbers_that_are_none_are_refused(self, wrong: float) -> None:
+        vector = direction().vector.clone()
+        vector[3] = wrong
+        broken = SimpleNamespace(vector=vector, layer=2)
+        for make_edit in (
+            lambda: orthogonalise(direction(), strength=wrong),
+            lambda: orthogonalise(broken),
+            lambda: shift(direction(), coefficient=wrong),
+            lambda: shift(broken),
+        ):
+            with pytest.raises(InputError, match="need a"):
+                make_edit()
+
     def test_partial_strength_takes_a_part_of_every_write(self, tmp_path: Path) -> None:
         source = saved(tmp_path, "llama")
         edit = orthogonalise(direction(), strength=0.3)
@@ -254,6 +267,20 @@ class TestEdits:
             proof = verify(load(source), load(out), edit)
             assert proof.equal, proof.line
 
+    def test_the_map_of_an_addition_says_what_it_changes(self, tmp_path: Path) -> None:
+        source = saved(tmp_path, "gpt2")
+        later = prepare(source, shift(direction())).writers
+        treated = {w.parameter: w.treatment for w in later.writers}
+        assert treated.pop("transformer.h.1.mlp.c_proj.bias") == "edited"
+        assert set(treated.values()) == {"unchanged"}
+        assert later.exactness == "exact"
+        assert not later.notes
+        first = prepare(source, shift(direction(layer=0)))
+        assert first.writers.exactness == "exact with untied unembedding"
+        assert prepare(
+            saved(tmp_path / "b", "gemma2"), shift(direction(layer=0))
+        ).writers.exactness == ("exact with untied unembedding")
+
     def test_addition_adds_a_bias_where_the_configuration_can_say_so(self, tmp_path: Path) -> None:
         source = tmp_path / "source"
         row = by_id("llama")
@@ -261,6 +288,9 @@ class TestEdits:
         job = prepare(source, shift(direction()))
         assert job.config["mlp_bias"] is True
         assert len(job.added) == 3 * 3
+        (new,) = (w for w in job.writers.writers if w.treatment == "edited")
+        assert (new.parameter, new.shape) == ("model.layers.1.mlp.down_proj.bias", (WIDTH,))
+        assert "no bias" in new.why
         nonzero = [each.name for each in job.added if each.values.any()]
         assert nonzero == ["model.layers.1.mlp.down_proj.bias"]
         write_checkpoint(job, tmp_path / "out", provenance={})
@@ -336,6 +366,26 @@ class TestMemory:
         export_to(folder("gpt2"), tmp_path / "out")
         other = load(tmp_path / "out").state_dict()
         assert all(torch.equal(v, other[k]) for k, v in model.state_dict().items())
+
+    def test_a_permanent_edit_says_in_the_configuration_what_is_tied_no_more(
+        self, tmp_path: Path
+    ) -> None:
+        from refusal_lens.weights import apply
+
+        model = load(folder("gemma"))
+        apply(model, orthogonalise(direction()))
+        model.save_pretrained(tmp_path / "saved")
+        config = json.loads((tmp_path / "saved" / "config.json").read_text())
+        assert config["tie_word_embeddings"] is False
+        proof = verify(load(folder("gemma")), load(tmp_path / "saved"), orthogonalise(direction()))
+        assert proof.equal, proof.line
+
+    def test_a_permanent_addition_leaves_ties_that_it_does_not_touch(self) -> None:
+        from refusal_lens.weights import apply
+
+        model = load(folder("gpt2"))
+        apply(model, shift(direction()))
+        assert model.lm_head.weight is model.transformer.wte.weight
 
     def test_the_map_names_every_writer_once(self) -> None:
         frame = writers_of(load(folder("gpt2"))).frame()
@@ -469,7 +519,7 @@ class TestBadInput:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-        with pytest.raises(InputError, match="GB free"):
+        with pytest.raises(InputError, match=r"needed and 1\.00 kB free"):
             export_to(saved(tmp_path, "llama"), tmp_path / "out")
 
     def test_a_disk_that_fills_up_leaves_nothing(

@@ -10,20 +10,22 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from .. import __version__, interventions
+from .. import __version__
 from ..directions import Candidates, Direction
 from ..errors import InputError
 from ..evaluation import phrase_judge
+from ..interventions import ablate, add, applied
 from ..metrics import refusal_metric
 from ..model import ChatModel
 from ..progress import Progress
 from ..report import write_report
-from ..runs import Run, read_csv, read_json, read_jsonl, write_csv, write_json
+from ..runs import Run, read_csv, read_json, read_jsonl
 from ..weights import (
     Job,
     Orthogonalise,
@@ -42,9 +44,10 @@ from ..weights import (
 )
 from ..weights.checkpoint import configuration
 from ..weights.hooks import hooked
+from ..weights.measure import TOLERANCE
 from ..weights.memory import huggingface
 from ..weights.moving import require_room
-from ..weights.parity import Parity, Scores, parity, score
+from ..weights.parity import STREAM_ALLOWED, Parity, Scores, parity, score, stream_along
 from ..weights.shards import DTYPES
 from .export_model import check_belongs, model_folder
 
@@ -57,6 +60,10 @@ ANOTHER_MODEL = 0.5
 NOTE = (
     "Edited weights for research on a model that one may modify. They refuse less, or more, than the model "
     "that they were made from; its licence still holds. Nothing was uploaded."
+)
+HOOKS_MISS = (
+    "its own hooks miss a write that is read within its block (TransformerLens has no hook there), so the "
+    "files are compared with hooks on every write; the run's own figures under ablation lack that write"
 )
 
 
@@ -117,6 +124,8 @@ class _Export:
         self.config = config
         self.run = Run.read(folder)
         self.whole = self.run.whole()
+        with Run.open(folder):
+            """Whether the export can be noted there is known before hours of work."""
         self.on_progress = on_progress
         self.direction = Direction.load(self.run.output("direction.safetensors"))
         self.dtype = config.dtype or self.whole["config"]["dtype"]
@@ -158,7 +167,7 @@ class _Export:
         job = self._prepared(new_biases=True)
         done = Exported(self.config.out, job.writers, notes=list(job.writers.notes))
         require_room(self.config.out, job.total_bytes)
-        wanted = self._hook_scores()
+        wanted = self._hook_scores(done)
 
         def check(hidden: Path) -> None:
             done.parity = self._parity(job, wanted, lambda: self._load(str(hidden)))
@@ -176,7 +185,7 @@ class _Export:
         job = self._prepared(new_biases=False)
         done = Exported(self.config.out, job.writers, notes=_lora_notes(job.writers))
         require_room(self.config.out, 0)
-        wanted = self._hook_scores()
+        wanted = self._hook_scores(done)
 
         def check(hidden: Path) -> None:
             done.parity = self._parity(job, wanted, lambda: self._load_adapted(hidden))
@@ -221,7 +230,7 @@ class _Export:
         )
         base = getattr(model, "base_model_prefix", "")
         write_steered(self.config.out, self.edit, writers, base=base, provenance=self.provenance)
-        return Exported(self.config.out, writers)
+        return Exported(self.config.out, writers if self.config.edit == "ablate" else None)
 
     def _to_reference(self) -> Exported:
         if self.config.edit != "ablate" or self.config.strength != 1:
@@ -245,6 +254,10 @@ class _Export:
             "exactness": job.writers.exactness,
             "notes": list(job.writers.notes),
             "left_unedited": list(job.writers.problems),
+            "writers": {
+                w.parameter: f"{w.treatment}: {w.why}" if w.why else w.treatment
+                for w in job.writers.writers
+            },
             "edited_tensors": sorted(job.changes),
             "added_tensors": [each.name for each in job.added],
         }
@@ -300,13 +313,17 @@ class _Export:
         )
         return ChatModel.wrap(bridge, chat=chat, name=str(adapter))
 
-    def _hook_scores(self) -> Scores | None:
+    def _hook_scores(self, done: Exported) -> Scores | None:
         """The test prompts under hooks, before anything is written; None without a check."""
         if not self.config.check:
             return None
         original = self._load(str(self.source))
         self._check_same_model(original)
-        return self._scores(original, self._hooks(original))
+        hooks = self._hooks(original)
+        if isinstance(self.edit, Orthogonalise) and self._miss_a_write(original):
+            done.notes.append(HOOKS_MISS)
+            hooks = self._hooks_on_every_write(original)
+        return self._scores(original, hooks)
 
     def _scores(self, model: ChatModel, under: AbstractContextManager[Any] | None = None) -> Scores:
         return score(
@@ -337,7 +354,7 @@ class _Export:
             refusal_tokens=self.tokens,
             dtype=coarsest,
             exact=job.writers.exactness != "post-norm",
-            cleans=isinstance(edit, Orthogonalise) and edit.strength == 1,
+            cleans=isinstance(edit, Orthogonalise) and edit.strength == 1 and complete,
             promised=complete and not preserving,
         )
         table.require(str(self.config.out))
@@ -349,14 +366,31 @@ class _Export:
         Hooks on the stream itself would take such a part anew at every layer.
         """
         edit = self.edit
-        if isinstance(edit, Orthogonalise) and edit.strength != 1:
-            module = huggingface(model)
-            return hooked(module, writers_of(module), edit)
-        if isinstance(edit, Orthogonalise):
-            return interventions.applied(model, interventions.ablate(self.direction))
-        return interventions.applied(
-            model, interventions.add(self.direction, coefficient=edit.coefficient)
-        )
+        if not isinstance(edit, Orthogonalise):
+            return applied(model, add(self.direction, coefficient=edit.coefficient))
+        if edit.strength != 1:
+            return self._hooks_on_every_write(model)
+        return applied(model, ablate(self.direction))
+
+    def _hooks_on_every_write(self, model: ChatModel) -> AbstractContextManager[Any]:
+        module = huggingface(model)
+        return hooked(module, writers_of(module), self.edit)
+
+    def _miss_a_write(self, model: ChatModel) -> bool:
+        """Whether the run's hooks leave out something that is read within its block, as a hybrid's mixer.
+
+        They differ then from hooks on every write of the map, under which the stream is clean at the
+        entry of every layer; were the map short of a writer, the stream would not be.
+        """
+        prompts = next(iter(self.prompts.values()))[:8]
+        rendered = model.chat.render(prompts)
+        with self._hooks(model):
+            own = model.logits(rendered)
+        with self._hooks_on_every_write(model):
+            every, left = model.logits(rendered), stream_along(model, prompts, self.edit)
+        apart = float((own - every).abs().max())
+        close = TOLERANCE[model.dtype] * max(1.0, float(every.abs().max()))
+        return apart > close and left <= STREAM_ALLOWED.get(model.dtype, 1e-4)
 
     @cached_property
     def tokens(self) -> list[int]:
@@ -394,8 +428,8 @@ class _Export:
     # ---------------------------------------------------------------- what stays in the run folder
 
     def record(self, done: Exported) -> None:
-        """Write the coverage report and the export's record to the run folder, and render its page."""
-        c, name = self.config, self.config.out.stem or self.config.out.name
+        """Add the export's record and its map of writers to the run as a step, and render its page."""
+        c = self.config
         entry = {
             **{k: v for k, v in self.provenance.items() if k not in ("direction", "note")},
             "to": c.to,
@@ -408,11 +442,29 @@ class _Export:
             if done.parity
             else None,
         }
+        facts = {name: entry[name] for name in ("to", "out", "edit", "strength", "made")}
         with Run.open(self.run.path) as run:
-            write_json(run.path / "exports" / f"{name}.json", entry)
-            if done.writers is not None:
-                write_csv(run.path / "writers.csv", done.writers.frame())
+            name = _free_name(run, c.out)
+            with run.addition(f"export-{name}", inputs=facts, after=[_found_by(run)]) as step:
+                step.write_json(f"exports/{name}.json", entry)
+                if done.writers is not None:
+                    step.write_csv(f"exports/{name}.writers.csv", done.writers.frame())
         write_report(self.run.path)
+
+
+def _found_by(run: Run) -> str:
+    """The step that found the direction."""
+    return next(n for n, m in run.manifests().items() if "direction.safetensors" in m.outputs)
+
+
+def _free_name(run: Run, out: Path) -> str:
+    """What an export is called in its run: its own name, with a number if one elsewhere has that."""
+    for number in count(1):
+        name = out.resolve().name + (f"-{number}" if number > 1 else "")
+        path = run.path / "exports" / f"{name}.json"
+        if not path.is_file() or read_json(path).get("out") == str(out.resolve()):
+            return name
+    raise AssertionError
 
 
 def _lora_notes(writers: Writers) -> list[str]:

@@ -46,7 +46,7 @@ class _Part(NamedTuple):
 
 def write_adapter(
     job: Job,
-    out: Path,
+    out: str | Path,
     *,
     provenance: Mapping[str, Any],
     allow_partial: bool = False,

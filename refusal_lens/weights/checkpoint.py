@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,22 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .addition import config_with_bias
 from .blueprint import blueprint
-from .edits import Change, NewBias, Offset, Project, WeightEdit, plan
+from .edits import (
+    Change,
+    NewBias,
+    Offset,
+    Project,
+    WeightEdit,
+    layout,
+    map_after,
+    pieces,
+    plan,
+    precise,
+)
 from .names import FileNames, Source, file_names, sources
 from .norms import Gain, measure_gain
 from .shards import DTYPES, Checkpoint, Stored, open_checkpoint
 from .writers import Writers, writers_of_config
-
-SLAB = 64 << 20
-"""Bytes of a table that are worked on at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,20 +83,26 @@ class Job:
 
     @property
     def held_bytes(self) -> int:
-        """Most bytes of weights in memory at a time: one matrix, or a piece of a table."""
-        parts = [part(self.checkpoint.tensors[n], c.axis) for n, c in self.changes.items()]
-        return max(parts, default=0)
+        """Most bytes in memory at a time for the tensor that is being edited."""
+        found = (
+            held(self.checkpoint.tensors[n].shape, c.axis, DTYPES[self.checkpoint.tensors[n].dtype])
+            for n, c in self.changes.items()
+        )
+        return max(found, default=0)
 
 
-def part(stored: Stored, axis: int) -> int:
-    """Bytes of a tensor that must be in memory together to be edited along an axis."""
-    if axis == len(stored.shape) - 1:
-        return min(stored.bytes, SLAB)
-    return torch.Size(stored.shape[axis:]).numel() * DTYPES[stored.dtype].itemsize
+def held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
+    """Bytes that editing a tensor along an axis takes: some rows, their new values, a few sums."""
+    outer, d, inner = layout(shape, axis)
+    n, width = (outer, d) if inner == 1 else (d, inner)
+    rows = next(pieces(n, width, dtype), slice(0, 0)).stop
+    finer = precise(dtype).itemsize
+    sums = 4 * inner if inner > 1 else 2 * n
+    return rows * width * (dtype.itemsize + 3 * finer) + sums * finer
 
 
 def prepare(
-    folder: Path,
+    folder: str | Path,
     edit: WeightEdit,
     *,
     allow_partial: bool = False,
@@ -100,6 +114,7 @@ def prepare(
     new_biases=False leaves a bias that the model lacks out of the checkpoint, for an adapter to carry.
     Raises InputError for a folder, a checkpoint or an edit that cannot be used.
     """
+    folder = Path(folder)
     checkpoint = open_checkpoint(folder)
     _refuse_quantised(checkpoint)
     config = configuration(folder, trust_remote_code=trust_remote_code)
@@ -125,12 +140,11 @@ def prepare(
             contents |= flags
             dtype = checkpoint.tensors[_held(names, writers, f"{change.module}.weight")[0]].dtype
             added += [Added(n, dtype, tuple(v.shape), values=v) for n, v in biases.items()]
-    if writers.tied and _touches(writers, plans):
+    done = map_after(writers, edit, plans)
+    if done.tied:
         contents, more = _untied(checkpoint, contents, config, names, writers, trust_remote_code)
         added += more
-    return Job(
-        checkpoint, writers, edit, plans, held, changes, tuple(added), contents, names.unread
-    )
+    return Job(checkpoint, done, edit, plans, held, changes, tuple(added), contents, names.unread)
 
 
 def configuration(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -209,12 +223,6 @@ def _gains(
         return measure_gain(module, d_model, values)
 
     return gain
-
-
-def _touches(writers: Writers, plans: tuple[Any, ...]) -> bool:
-    """Whether the matrix that is also the unembedding is among those that change."""
-    shared = {w.parameter for w in writers.writers if writers.tied in w.copies}
-    return any(change.parameter in shared for change in plans)
 
 
 def _untied(

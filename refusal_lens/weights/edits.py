@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,13 +15,15 @@ from ..errors import InputError
 from ..interventions import HasVector, unit
 from ..shapes import Vector
 from .norms import Gain
-from .writers import Writer, Writers
+from .writers import Treatment, Writer, Writers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-CHUNK = 1 << 22
-"""Numbers that are worked on at a time: 16 MiB in float32."""
+CHUNK = 1 << 20
+"""Bytes that are worked on at a time: they stay in a core's own cache, and allocators keep them at hand."""
+CHUNK_OF_A_GPU = 1 << 26
+"""The same on a GPU, where every piece costs the start of its kernels."""
 VANISHING = 1e-6
 """A written vector that keeps less than this share of its length is not stretched back to it."""
 
@@ -40,6 +44,7 @@ class Orthogonalise:
     keep_norms: bool = False
 
     def __post_init__(self) -> None:
+        _require_finite(self.vector, self.strength)
         if float(unit(self.vector).norm()) == 0:
             raise InputError("direction: got a vector of length 0, need one with a direction")
         if self.keep_norms and self.strength != 1:
@@ -50,11 +55,17 @@ class Orthogonalise:
 
 @dataclass(frozen=True, eq=False)
 class Shift:
-    """``x + c r`` at the entry of block ``layer``, as a bias of what is added just before it."""
+    """``x + c r`` at the entry of block ``layer``, as a bias of what is added just before it.
+
+    The paper's equation 3 (equation 17 with c < 0); r is the raw vector [d_model].
+    """
 
     vector: Vector
     layer: int
     coefficient: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_finite(self.vector, self.coefficient)
 
     @property
     def name(self) -> str:
@@ -65,16 +76,32 @@ class Shift:
 WeightEdit = Orthogonalise | Shift
 
 
+def _require_finite(vector: Vector, strength: float) -> None:
+    if not math.isfinite(strength):
+        raise InputError(f"strength of a weight edit: got {strength}, need a finite number")
+    if not bool(vector.isfinite().all()):
+        raise InputError("direction: got NaN or infinity in it, need a finite vector")
+
+
 def orthogonalise(
     direction: HasVector | Vector, *, strength: float = 1.0, keep_norms: bool = False
 ) -> Orthogonalise:
-    """Directional ablation in the weights: the same as `interventions.ablate`, without hooks."""
+    """Directional ablation in the weights (paper, equation 5): `interventions.ablate` without hooks.
+
+    strength is the share that is taken away; keep_norms stretches what is written back to its length.
+    Raises InputError for a vector of length 0 or not finite, a strength that is not a finite number, or
+    keep_norms with another strength than 1.
+    """
     vector = direction if isinstance(direction, Tensor) else direction.vector
     return Orthogonalise(vector.detach().cpu().double(), strength, keep_norms)
 
 
 def shift(direction: HasVector, *, coefficient: float = 1.0) -> Shift:
-    """Activation addition in the weights: the same as `interventions.add`, without hooks."""
+    """Activation addition in the weights (paper, equation 3): `interventions.add` without hooks.
+
+    direction.vector is the raw r [d_model], added coefficient times at the entry of direction.layer.
+    Raises InputError when the vector or the coefficient is not finite.
+    """
     return Shift(direction.vector.detach().cpu().double(), direction.layer, coefficient)
 
 
@@ -176,6 +203,26 @@ def bias_before(writers: Writers, layer: int) -> Writer | None:
     return next(iter([*biases, *tables, *matrices]), None)
 
 
+def map_after(writers: Writers, edit: WeightEdit, changes: Sequence[Change]) -> Writers:
+    """The map with what an edit does to each writer: an addition changes one and leaves the others."""
+    if isinstance(edit, Orthogonalise):
+        return writers
+    changed = {change.parameter for change in changes}
+    new = {change.module: change for change in changes if isinstance(change, NewBias)}
+    found = []
+    for writer in writers.writers:
+        treatment: Treatment = "edited" if writer.parameter in changed else "unchanged"
+        if writer.treatment != "not editable":
+            found.append(replace(writer, treatment=treatment, why=""))
+        if writer.module in new and not writer.is_vector:
+            bias = replace(writer, parameter=new[writer.module].parameter, shape=(writers.d_model,))
+            role = f"{writer.role} bias"
+            why = "the model had no bias here"
+            found.append(replace(bias, axis=0, role=role, treatment="edited", why=why))
+    tied = any(w.parameter in changed and writers.tied in w.copies for w in writers.writers)
+    return replace(writers, writers=tuple(found), tied=writers.tied if tied else "")
+
+
 # ------------------------------------------------------------------------------- arithmetic
 
 
@@ -184,58 +231,104 @@ def change_in_place(tensor: Tensor, change: Project | Offset) -> None:
 
     Worked out in float32 for 16-bit tensors and in float64 for longer ones, and rounded once.
     """
-    precise = torch.float32 if tensor.element_size() < 4 else torch.float64
-    d = tensor.shape[change.axis]
-    outer = tensor.shape[: change.axis].numel()
-    inner = tensor.shape[change.axis + 1 :].numel()
-    view = tensor.view(outer, d, inner)
-    if isinstance(change, Offset):
-        vector = change.vector.to(tensor.device, precise)
-        for rows in _pieces(outer, d * inner):
-            view[rows] = (view[rows].to(precise) + vector[:, None]).to(tensor.dtype)
-    elif inner == 1:
-        for rows in _pieces(outer, d):
-            flat = view[rows, :, 0]
-            flat.copy_(_without_rows(flat.to(precise), change))
-    else:
-        for index in range(outer):
-            _without_columns(view[index], change, precise)
+    outer, d, inner = layout(tensor.shape, change.axis)
+    if inner == 1:
+        rows_of = tensor.view(outer, d)
+        for rows in pieces(outer, d, tensor.dtype, tensor.device):
+            rows_of[rows] = changed_rows(rows_of[rows], change)
+        return
+    for matrix in tensor.view(outer, d, inner):
+        columns = Columns(change, d, inner, tensor.dtype, tensor.device)
+        for rows, look in columns.looks():
+            look(rows, matrix[rows])
+        for rows in columns.rows():
+            matrix[rows] = columns.changed(rows, matrix[rows])
 
 
-def _pieces(n: int, size: int) -> Iterator[slice]:
-    step = max(1, CHUNK // max(1, size))
+def layout(shape: Sequence[int], axis: int) -> tuple[int, int, int]:
+    """A shape as [outer d_model inner] around the axis of d_model; inner is 1 when that is the last."""
+    outer, inner = torch.Size(shape[:axis]).numel(), torch.Size(shape[axis + 1 :]).numel()
+    return outer, shape[axis], inner
+
+
+def pieces(
+    n: int, size: int, dtype: torch.dtype, device: torch.device | None = None
+) -> Iterator[slice]:
+    """N rows of `size` numbers, as many at a time as are worked on together, at least one."""
+    chunk = CHUNK if device is None or device.type == "cpu" else CHUNK_OF_A_GPU
+    step = max(1, chunk // max(1, size * precise(dtype).itemsize))
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
-def _without_rows(rows: Tensor, change: Project) -> Tensor:
-    """Rows that are written vectors each: ``w - s (w . b) a``."""
+def precise(dtype: torch.dtype) -> torch.dtype:
+    """What is calculated in: float32 for 16-bit numbers, else float64."""
+    return torch.float32 if dtype.itemsize < 4 else torch.float64
+
+
+def changed_rows(rows: Tensor, change: Project | Offset) -> Tensor:
+    """Rows [n d_model] that are written vectors each, ``w - s (w . b) a`` or ``w + v``, not yet rounded."""
+    rows = rows.to(precise(rows.dtype))
+    if isinstance(change, Offset):
+        return rows + change.vector.to(rows)
     left, right = change.left.to(rows), change.right.to(rows)
     new = rows.addr(rows @ right, left, alpha=-change.strength)
     if change.keep_norms:
-        new = new * _stretch(rows.square().sum(-1), new.square().sum(-1))[:, None]
+        new *= _stretch(rows.square().sum(-1), new.square().sum(-1))[:, None]
     return new
 
 
-def _without_columns(matrix: Tensor, change: Project, precise: torch.dtype) -> None:
-    """A matrix whose columns are written vectors: ``W - s a (b^T W)``, rows worked on in pieces."""
-    left, right = (v.to(matrix.device, precise) for v in (change.left, change.right))
-    along = torch.zeros(matrix.shape[1], dtype=precise, device=matrix.device)
-    before = torch.zeros_like(along)
-    for rows in _pieces(*matrix.shape):
-        piece = matrix[rows].to(precise)
-        along += right[rows] @ piece
-        if change.keep_norms:
-            before += piece.square().sum(0)
-    factor = torch.ones_like(along)
-    if change.keep_norms:
-        after = torch.zeros_like(along)
-        for rows in _pieces(*matrix.shape):
-            piece = matrix[rows].to(precise)
-            after += piece.addr_(left[rows], along, alpha=-change.strength).square().sum(0)
-        factor = _stretch(before, after)
-    for rows in _pieces(*matrix.shape):
-        piece = matrix[rows].to(precise).addr_(left[rows], along, alpha=-change.strength)
-        matrix[rows] = piece.mul_(factor) if change.keep_norms else piece
+class Columns:
+    """A matrix [d_model inner] whose columns are written vectors: ``W - s a (b^T W)`` or ``W + v 1^T``.
+
+    Its rows come a few at a time, as `rows` says. All that `looks` asks for must be looked at before any is
+    `changed`. dtype is the matrix' own; it is calculated in a finer one.
+    """
+
+    def __init__(
+        self,
+        change: Project | Offset,
+        d: int,
+        inner: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
+        self.change = change
+        self.rows = partial(pieces, d, inner, dtype, device)
+        finer = precise(dtype)
+        vectors = (change.vector,) if isinstance(change, Offset) else (change.left, change.right)
+        self.left, self.right = (v.to(device, finer) for v in (vectors[0], vectors[-1]))
+        self.along, self.before, self.after, self.factor = torch.zeros(
+            4, inner, dtype=finer, device=device
+        )
+
+    def looks(self) -> Iterator[tuple[slice, Callable[[slice, Tensor], None]]]:
+        """Which rows to look at, in this order, each with what to call with them."""
+        if isinstance(self.change, Offset):
+            return
+        yield from ((rows, self._add_along) for rows in self.rows())
+        if self.change.keep_norms:
+            yield from ((rows, self._add_length) for rows in self.rows())
+            self.factor = _stretch(self.before, self.after)
+
+    def changed(self, rows: slice, piece: Tensor) -> Tensor:
+        """These rows with the change, not yet rounded."""
+        piece = piece.to(self.left.dtype)
+        if isinstance(self.change, Offset):
+            return piece + self.left[rows, None]
+        new = piece.addr(self.left[rows], self.along, alpha=-self.change.strength)
+        return new.mul_(self.factor) if self.change.keep_norms else new
+
+    def _add_along(self, rows: slice, piece: Tensor) -> None:
+        piece = piece.to(self.left.dtype)
+        self.along += self.right[rows] @ piece
+        if isinstance(self.change, Project) and self.change.keep_norms:
+            self.before += piece.square().sum(0)
+
+    def _add_length(self, rows: slice, piece: Tensor) -> None:
+        assert isinstance(self.change, Project)
+        piece = piece.to(self.left.dtype)
+        new = piece.addr(self.left[rows], self.along, alpha=-self.change.strength)
+        self.after += new.square().sum(0)
 
 
 def _stretch(before: Tensor, after: Tensor) -> Tensor:

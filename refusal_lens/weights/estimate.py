@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .checkpoint import SLAB
+from .checkpoint import held
+from .moving import THREADS, size_in_words
 from .writers import writers_of_config
 
 
@@ -27,21 +28,20 @@ class Estimate:
     @property
     def lines(self) -> tuple[str, ...]:
         """The same in words."""
-        gb = 1e9
+        added = f", and {size_in_words(self.added)} added for an unembedding of its own"
         return (
-            f"{self.architecture}, {self.parameters / gb:.1f} billion parameters",
-            f"read and write: {self.checkpoint / gb:.1f} GB, of which {self.edited / gb:.1f} GB are worked out "
-            f"anew"
-            + (
-                f", and {self.added / gb:.2f} GB added for an unembedding of its own"
-                if self.added
-                else ""
-            ),
-            f"disk: {(self.checkpoint + self.added) / gb:.1f} GB free",
-            f"memory: {self.held / gb:.2f} GB of weights at a time (the largest edited tensor has "
-            f"{self.largest_edited / gb:.2f} GB), beside about 0.6 GB for Python and its libraries",
-            f"as a LoRA: {self.lora / 1e6:.1f} MB",
+            f"{self.architecture}, {_rounded(self.parameters)} parameters",
+            f"read and write: {size_in_words(self.checkpoint)}, of which {size_in_words(self.edited)} are "
+            f"worked out anew{added if self.added else ''}",
+            f"disk: {size_in_words(self.checkpoint + self.added)} free",
+            f"memory: {size_in_words(self.held)} in each of {THREADS} threads (the largest edited tensor has "
+            f"{size_in_words(self.largest_edited)}), beside about 0.5 GB for Python and its libraries",
+            f"as a LoRA: {size_in_words(self.lora)}",
         )
+
+
+def _rounded(count: int) -> str:
+    return f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
 
 
 def estimate(
@@ -56,12 +56,6 @@ def estimate(
     numbers = {name: p.numel() for name, p in model.named_parameters()}
     edited = {w.parameter: torch.Size(w.shape).numel() * size for w in writers.writers}
     tied = next((w for w in writers.writers if writers.tied and writers.tied in w.copies), None)
-    held = [
-        min(edited[w.parameter], SLAB)
-        if w.axis == len(w.shape) - 1
-        else torch.Size(w.shape[w.axis :]).numel() * size
-        for w in writers.writers
-    ]
     return Estimate(
         architecture=writers.architecture,
         parameters=sum(numbers.values()),
@@ -69,7 +63,7 @@ def estimate(
         edited=sum(edited.values()),
         added=edited[tied.parameter] if tied else 0,
         largest_edited=max(edited.values(), default=0),
-        held=max(held, default=0),
+        held=max((held(w.shape, w.axis, dtype) for w in writers.writers), default=0),
         lora=sum(
             4 * (torch.Size(w.shape).numel() // w.shape[w.axis] + w.shape[w.axis])
             for w in writers.writers

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import InputError
-from .checkpoint import SLAB, Added, Job
-from .edits import Offset, Project, change_in_place
-from .moving import Progress, appearing, bytes_of, copy_range, read_all, reflink, write_all
+from .checkpoint import Added, Job
+from .edits import Columns, Offset, Project, changed_rows, layout, pieces
+from .moving import (
+    Progress,
+    appearing,
+    at_once,
+    bytes_of,
+    copy_range,
+    one_at_a_time,
+    read_all,
+    reflink,
+    write_all,
+)
 from .shards import DTYPES, INDEX, Checkpoint, Shard, Stored, header_bytes
 
 ADDED = "model-added.safetensors"
 PROVENANCE = "refusal_lens.json"
+BLOCK = 64 << 20
+"""Bytes that one thread deals with before it takes the next task."""
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ot")
 """Weights in other formats, which would still be the unedited ones."""
 
 
 def write_checkpoint(
     job: Job,
-    out: Path,
+    out: str | Path,
     *,
     provenance: Mapping[str, Any],
     progress: Progress = lambda _: None,
@@ -56,66 +71,105 @@ def write_checkpoint(
 
 def _write_shard(job: Job, shard: Shard, hidden: Path, progress: Progress) -> None:
     source, target = job.checkpoint.folder / shard.file, hidden / shard.file
-    edits = sorted(
-        (
-            t
-            for name, t in job.checkpoint.tensors.items()
-            if t.file == shard.file and name in job.changes
-        ),
-        key=lambda stored: stored.start,
-    )
-    single = bool(job.added) and job.checkpoint.index is None
-    shared = not single and reflink(source, target)
-    with source.open("rb") as read, target.open("r+b" if shared else "wb") as write:
-        files = read.fileno(), write.fileno()
-        shift, done = 0, 0
-        if single:
+    longer = bool(job.added) and job.checkpoint.index is None
+    shared = not longer and reflink(source, target)
+    with source.open("rb") as read, target.open("r+b" if shared else "xb") as write:
+        files = _Files(read.fileno(), write.fileno(), one_at_a_time(progress))
+        copied = 0
+        if longer:
             head = header_bytes(*_longer_header(shard, job.added))
-            write_all(write.fileno(), memoryview(head), 0)
-            shift, done = len(head) - shard.data_start, shard.data_start
+            write_all(files.write, memoryview(head), 0)
+            files.shift, copied = len(head) - shard.data_start, shard.data_start
             progress(shard.data_start)
-        for stored in edits:
-            if not shared:
-                copy_range(*files, done, stored.start - done, done + shift, progress)
-            _write_edited(*files, stored, job.changes[stored.name], shift, progress)
-            done = stored.stop
-        if not shared:
-            copy_range(*files, done, shard.size - done, done + shift, progress)
-        else:
-            progress(shard.size - sum(stored.bytes for stored in edits))
-        if single:
-            _append(job, write.fileno(), shard.size + shift, progress)
+        at_once(_tasks(job, shard, files, copied, shared=shared))
+        if longer:
+            _append(job, files.write, shard.size + files.shift, progress)
 
 
-def _write_edited(
-    read: int, write: int, stored: Stored, change: Project | Offset, shift: int, progress: Progress
-) -> None:
-    """One tensor, a matrix or a piece of a table at a time."""
-    dtype, axis = DTYPES[stored.dtype], change.axis
-    d = stored.shape[axis]
-    if axis == len(stored.shape) - 1:
-        rows, step = stored.bytes // (d * dtype.itemsize), max(1, SLAB // (d * dtype.itemsize))
-        pieces = [(start, (min(step, rows - start), d)) for start in range(0, rows, step)]
-        unit, along = d * dtype.itemsize, 1
-    else:
-        inner = torch.Size(stored.shape[axis + 1 :]).numel()
-        outer = torch.Size(stored.shape[:axis]).numel()
-        pieces = [(index, (d, inner)) for index in range(outer)]
-        unit, along = d * inner * dtype.itemsize, 0
-    for start, shape in pieces:
-        tensor = torch.empty(shape, dtype=dtype)
-        raw = bytes_of(tensor)
-        at = stored.start + start * unit
-        read_all(read, raw, at)
-        change_in_place(tensor, _along(change, along))
-        write_all(write, raw, at + shift)
-        progress(raw.nbytes)
+@dataclass
+class _Files:
+    """A shard and its copy, open; what lies at an offset in one lies `shift` bytes later in the other."""
+
+    read: int
+    write: int
+    progress: Progress
+    shift: int = 0
 
 
-def _along(change: Project | Offset, axis: int) -> Project | Offset:
-    from dataclasses import replace
+def _tasks(
+    job: Job, shard: Shard, files: _Files, copied: int, *, shared: bool
+) -> Iterator[Callable[[], None]]:
+    """What is to be done for a shard of which `copied` bytes are; the tasks touch different bytes."""
+    for stored in sorted(
+        (job.checkpoint.tensors[name] for name in job.changes), key=lambda each: each.start
+    ):
+        if stored.file == shard.file:
+            yield from _copies(files, copied, stored.start, shared=shared)
+            yield from _edits(files, stored, job.changes[stored.name])
+            copied = stored.stop
+    yield from _copies(files, copied, shard.size, shared=shared)
 
-    return replace(change, axis=axis)
+
+def _copies(files: _Files, start: int, stop: int, *, shared: bool) -> Iterator[Callable[[], None]]:
+    """Copy what lies between two offsets, if the copy does not share it."""
+    if shared:
+        yield partial(files.progress, stop - start)
+        return
+    for at in range(start, stop, BLOCK):
+        length, to = min(BLOCK, stop - at), at + files.shift
+        yield partial(copy_range, files.read, files.write, at, length, to, files.progress)
+
+
+def _edits(files: _Files, stored: Stored, change: Project | Offset) -> Iterator[Callable[[], None]]:
+    """Change one tensor, a few rows in memory at a time; a matrix written from its columns is read twice."""
+    dtype, (outer, d, inner) = DTYPES[stored.dtype], layout(stored.shape, change.axis)
+    if inner == 1:
+        several = max(1, BLOCK // (d * dtype.itemsize))
+        for first in range(0, outer, several):
+            tape = _Tape(files, stored.start + first * d * dtype.itemsize, d, dtype)
+            yield partial(_edit_rows, tape, min(several, outer - first), change)
+        return
+    for index in range(outer):
+        tape = _Tape(files, stored.start + index * d * inner * dtype.itemsize, inner, dtype)
+        yield partial(_edit_columns, tape, d, change)
+
+
+def _edit_rows(tape: _Tape, n: int, change: Project | Offset) -> None:
+    for rows in pieces(n, tape.width, tape.dtype):
+        tape.put(rows, changed_rows(tape.get(rows), change))
+
+
+def _edit_columns(tape: _Tape, d: int, change: Project | Offset) -> None:
+    columns = Columns(change, d, tape.width, tape.dtype)
+    for rows, look in columns.looks():
+        look(rows, tape.get(rows))
+    for rows in columns.rows():
+        tape.put(rows, columns.changed(rows, tape.get(rows)))
+
+
+class _Tape:
+    """Rows of a matrix in one file, which can be given other values in the other."""
+
+    def __init__(self, files: _Files, start: int, width: int, dtype: torch.dtype) -> None:
+        self.files, self.start, self.width, self.dtype = files, start, width, dtype
+        self.held = torch.empty(0, width, dtype=dtype)
+
+    def get(self, rows: slice) -> Tensor:
+        """These rows; the tensor is used again by the next call."""
+        n = rows.stop - rows.start
+        if len(self.held) != n:
+            self.held = torch.empty(n, self.width, dtype=self.dtype)
+        read_all(self.files.read, bytes_of(self.held), self._at(rows))
+        return self.held
+
+    def put(self, rows: slice, values: Tensor) -> None:
+        """Write other values for the rows that were got last, rounded to the dtype."""
+        raw = bytes_of(self.held.copy_(values))
+        write_all(self.files.write, raw, self._at(rows) + self.files.shift)
+        self.files.progress(raw.nbytes)
+
+    def _at(self, rows: slice) -> int:
+        return self.start + rows.start * self.width * self.dtype.itemsize
 
 
 def _longer_header(shard: Shard, added: tuple[Added, ...]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -137,7 +191,7 @@ def _write_added(job: Job, path: Path, progress: Progress) -> None:
     """A shard of its own for what the checkpoint did not have."""
     empty = Shard(path.name, {"__metadata__": {"format": "pt"}}, 0, 0)
     head = header_bytes(*_longer_header(empty, job.added))
-    with path.open("wb") as write:
+    with path.open("xb") as write:
         write_all(write.fileno(), memoryview(head), 0)
         _append(job, write.fileno(), len(head), progress)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..model import ChatModel
-from .edits import Change, NewBias, Orthogonalise, WeightEdit, change_in_place, plan
+from .edits import Change, NewBias, Orthogonalise, WeightEdit, change_in_place, map_after, plan
 from .hooks import projected_outputs
 from .norms import Gain, measure_gain
 from .writers import Writers, writers_of
@@ -60,7 +60,8 @@ def edited(
     hooked = (
         _behind_norms(writers) if post_norm == "hook" and isinstance(edit, Orthogonalise) else ()
     )
-    changes = list(_planned(module, writers, edit, skip=hooked))
+    changes = _planned(module, writers, edit, skip=hooked)
+    writers = map_after(writers, edit, changes)
     with ExitStack() as undo:
         if writers.tied:
             undo.enter_context(_untied(module, writers.tied))
@@ -74,13 +75,20 @@ def edited(
 
 
 def apply(model: ChatModel | nn.Module, edit: WeightEdit, *, allow_partial: bool = False) -> Edited:
-    """Edit the weights for good, without keeping the old ones. Errors as for `edited`."""
+    """Edit the weights for good, without keeping the old ones. Errors as for `edited`.
+
+    Where the unembedding was tied to an embedding that changes, the model's configuration says that it is
+    so no more, so that `save_pretrained` writes both.
+    """
     module = huggingface(model)
     writers = writers_of(module)
     writers.require_editable(allow_partial=allow_partial)
     changes = _planned(module, writers, edit, skip=())
+    writers = map_after(writers, edit, changes)
     if writers.tied:
         _untie(module, writers.tied)
+        config: Any = module.config
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     with torch.no_grad():
         for change in changes:
             if isinstance(change, NewBias):
@@ -111,8 +119,6 @@ def _planned(
     known = gains(module, writers.d_model)
     behind = {w.parameter for w in writers.writers if w.norms and w.norms[0] in skip}
     kept = [w for w in writers.writers if w.parameter not in behind]
-    from dataclasses import replace
-
     return list(plan(replace(writers, writers=tuple(kept)), edit, known.__getitem__))
 
 

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ UNSUPPORTED = frozenset(
         errno.EPERM,
     }
 )
+
+THREADS = min(4, os.cpu_count() or 1)
 
 Progress = Callable[[int], None]
 """Called with the number of bytes just dealt with."""
@@ -63,7 +67,7 @@ def appearing(out: Path, *, needed: int) -> Iterator[Path]:
 
 
 def require_room(out: Path, needed: int) -> None:
-    """Raise InputError unless nothing is at `out` and its disk has `needed` bytes free.
+    """Raise InputError unless nothing is at `out`, and its disk can be written to and has `needed` bytes free.
 
     What killed exports to the same place left is removed first.
     """
@@ -73,13 +77,27 @@ def require_room(out: Path, needed: int) -> None:
     parent = next(p for p in out.parents if p.exists())
     if not parent.is_dir():
         raise InputError(f"output folder {out}: {parent} is a file; choose another name")
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"output folder {out}: {parent} is read-only; choose another place")
     _sweep(out)
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise InputError(
-            f"output folder {out}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free; make room "
-            "or choose another disk"
+            f"output folder {out}: {size_in_words(needed)} are needed and {size_in_words(free)} free; make "
+            "room or choose another disk"
         )
+
+
+def size_in_words(count: int) -> str:
+    """Bytes with a unit.
+
+    >>> size_in_words(141_107_412_992), size_in_words(4_700_000), size_in_words(12)
+    ('141.1 GB', '4.70 MB', '12 bytes')
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:,.{1 if count >= 10 * unit else 2}f} {name}"
+    return f"{count} bytes"
 
 
 def _sweep(out: Path) -> None:
@@ -101,19 +119,45 @@ def _alive(pid: int) -> bool:
 
 
 def reflink(source: Path, target: Path) -> bool:
-    """Make `target` share the blocks of `source`; False where the file system cannot."""
+    """Make the new file `target` share the blocks of `source`; False, and no file, where the disk cannot."""
     try:
         import fcntl
     except ImportError:
         return False
-    with source.open("rb") as read, target.open("wb") as write:
+    with source.open("rb") as read, target.open("xb") as write:
         try:
             fcntl.ioctl(write.fileno(), FICLONE, read.fileno())
+            return True
         except OSError as error:
-            if error.errno in UNSUPPORTED:
-                return False
-            raise
-    return True
+            if error.errno not in UNSUPPORTED:
+                raise
+    # Emptied instead, ext4 would write all of it to the disk as soon as it is closed.
+    target.unlink()
+    return False
+
+
+def at_once(tasks: Iterable[Callable[[], None]]) -> None:
+    """Do tasks in a few threads, begun in their order; the first error ends it."""
+    before = torch.get_num_threads()
+    # Each thread of ours calculates alone; the pieces are too small to share out again.
+    pool = ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for done in [pool.submit(task) for task in tasks]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def one_at_a_time(progress: Progress) -> Progress:
+    """The same for several threads."""
+    lock = threading.Lock()
+
+    def locked(moved: int) -> None:
+        with lock:
+            progress(moved)
+
+    return locked
 
 
 def copy_range(

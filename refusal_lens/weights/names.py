@@ -85,7 +85,7 @@ def sources(
         raise InputError(
             f"{parameter}: no tensor of the checkpoint becomes it; is a shard missing?"
         )
-    wanted = tuple(model.state_dict()[parameter].shape)
+    wanted = tuple(model.get_parameter(parameter).shape)
     numbers = sum(torch.Size(shapes[name]).numel() for name in held)
     if numbers != torch.Size(wanted).numel():
         raise InputError(
@@ -109,7 +109,7 @@ def _converted(
     axis: int,
     held: tuple[str, ...],
 ) -> list[Source]:
-    size = model.state_dict()[parameter].shape[axis]
+    size = model.get_parameter(parameter).shape[axis]
     by_pattern: dict[str, list[str]] = {}
     for name in held:
         by_pattern.setdefault(names.converters[name][0], []).append(name)
@@ -141,7 +141,7 @@ def _lands_on(
     """The axis of the parameter along which it counts up when one axis of its sources does."""
     first = next(iter(by_pattern.values()))[0]
     converter = copy.deepcopy(names.converters[first][1])
-    whole = tuple(model.state_dict()[parameter].shape)
+    whole = tuple(model.get_parameter(parameter).shape)
     converter.operations = [
         op if not getattr(op, "check_dims", False) else Transpose(op.dim0, op.dim1)
         for op in converter.operations

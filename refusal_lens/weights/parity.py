@@ -60,12 +60,12 @@ def score(
                 rendered, max_new_tokens=max_new_tokens, batch_size=batch_size
             )
         first = next(iter(prompts.values()))
-        stream = _along(model, list(first)[:8], edit)
+        stream = stream_along(model, list(first)[:8], edit)
     refused = {kind: [refuses(reply) for reply in each] for kind, each in replies.items()}
     return Scores(logits, replies, refused, stream)
 
 
-def _along(model: ChatModel, prompts: Sequence[str], edit: WeightEdit) -> float:
+def stream_along(model: ChatModel, prompts: Sequence[str], edit: WeightEdit) -> float:
     """Largest ``|x . r^| / ||x||`` at the last token, at the entry of any block and behind the last."""
     r_hat = unit(edit.vector)
     sites = [Site("resid_pre", layer) for layer in range(model.n_layers)]
@@ -131,13 +131,15 @@ def parity(
     """The table of metric, KL, refusal rate and stream.
 
     exact: whether the class promises equality; a fold may differ by KL_OF_A_FOLD. cleans: whether the edit
-    leaves nothing along r^. promised: False asks nothing of the differences (a partial or norm-preserving
-    edit), only shows them.
+    leaves nothing along r^ at any layer. promised: False asks nothing of the differences (a partial or
+    norm-preserving edit), only shows them.
     """
     rows = []
     for kind in hooks.logits:
         one, two = hooks.logits[kind], files.logits[kind]
-        kl, mean = kl_divergence(one, two), float(kl_divergence(one, two).mean())
+        # Rounding can take the sum of p log(p / q) below zero.
+        kl = kl_divergence(one, two).clamp_min(0)
+        mean = float(kl.mean())
         first, second = (refusal_metric(each, refusal_tokens) for each in (one, two))
         rate, other_rate = (sum(each.refused[kind]) / len(kl) for each in (hooks, files))
         same = sum(a == b for a, b in zip(hooks.replies[kind], files.replies[kind], strict=True))
@@ -153,7 +155,7 @@ def parity(
             Row("refusal rate", kind, rate, other_rate, abs(rate - other_rate), rate_bound),
             Row("identical replies", kind, 1.0, same / len(kl), 1 - same / len(kl), None),
         ]
-    bound = STREAM_ALLOWED.get(dtype, 1e-4) if cleans and promised else None
+    bound = STREAM_ALLOWED.get(dtype, 1e-4) if cleans else None
     rows.append(
         Row("stream along r^, largest", "all", hooks.stream, files.stream, files.stream, bound)
     )

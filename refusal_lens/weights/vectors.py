@@ -20,7 +20,7 @@ from .writers import Writers
 
 
 def write_gguf(
-    path: Path, edit: WeightEdit, *, architecture: str, provenance: Mapping[str, Any]
+    path: str | Path, edit: WeightEdit, *, architecture: str, provenance: Mapping[str, Any]
 ) -> Path:
     """A llama.cpp control vector: ``direction.K``, added behind block K (0-based), for ``resid_pre[K + 1]``.
 
@@ -57,7 +57,7 @@ def write_gguf(
     return Path(path)
 
 
-def read_gguf(path: Path) -> tuple[int, Tensor]:
+def read_gguf(path: str | Path) -> tuple[int, Tensor]:
     """Layer (of resid_pre) and vector [d_model] of a control vector with one direction."""
     import gguf
 
@@ -69,7 +69,12 @@ def read_gguf(path: Path) -> tuple[int, Tensor]:
 
 
 def write_steered(
-    path: Path, edit: WeightEdit, writers: Writers, *, base: str, provenance: Mapping[str, Any]
+    path: str | Path,
+    edit: WeightEdit,
+    writers: Writers,
+    *,
+    base: str,
+    provenance: Mapping[str, Any],
 ) -> Path:
     """A ``.pt`` file for lm-evaluation-harness, ``--model steered --model_args steer_path=...``.
 
@@ -127,7 +132,7 @@ def _inside(name: str, base: str) -> str:
 
 
 def write_reference(
-    out: Path, direction: Direction, candidates: Candidates, *, provenance: Mapping[str, Any]
+    out: str | Path, direction: Direction, candidates: Candidates, *, provenance: Mapping[str, Any]
 ) -> Path:
     """A folder as the reference implementation writes it, which its own scripts can load.
 
@@ -144,11 +149,12 @@ def write_reference(
     return Path(out)
 
 
-def read_reference(folder: Path) -> tuple[Tensor, Tensor, int, int]:
+def read_reference(folder: str | Path) -> tuple[Tensor, Tensor, int, int]:
     """Direction, candidates, position and layer of a folder in the reference implementation's format.
 
     Nothing but tensors is unpickled. Raises InputError for a missing or damaged file.
     """
+    folder = Path(folder)
     try:
         vector = torch.load(folder / "direction.pt", weights_only=True, map_location="cpu")
         means = torch.load(

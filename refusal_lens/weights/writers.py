@@ -17,7 +17,7 @@ from .walk import Write
 if TYPE_CHECKING:
     import pandas as pd
 
-Treatment = Literal["edited", "folded", "not editable"]
+Treatment = Literal["edited", "folded", "unchanged", "not editable"]
 Exactness = Literal["exact", "exact with untied unembedding", "post-norm", "not editable"]
 
 MIXERS = re.compile(
@@ -125,7 +125,8 @@ class Writers:
 
         rows = [
             {
-                "parameter": w.parameter,
+                # A bridge keeps what it wraps under this name.
+                "parameter": w.parameter.replace("._original_component", ""),
                 "layer": w.layer,
                 "role": w.role,
                 "shape": "x".join(map(str, w.shape)),
@@ -155,12 +156,19 @@ class Writers:
 
 
 def writers_of(model: nn.Module) -> Writers:
-    """The map of a model that is in memory: a Hugging Face model, under hooks or not."""
+    """The map of a model that is in memory: a Hugging Face model, under hooks or not.
+
+    Runs it once on a few tokens. Raises InputError when its blocks cannot be found or run, or its stream
+    cannot be followed; what is found but not understood is in `obstacles`.
+    """
     return _classified(model, trace(model))
 
 
 def writers_of_config(config: Any, *, trust_remote_code: bool = False) -> tuple[nn.Module, Writers]:
-    """The map of the model that a configuration describes, and its blueprint; no weights needed."""
+    """The blueprint of the model that a configuration describes, and its map; no weights needed.
+
+    Errors as for `writers_of`, and InputError when transformers cannot build the model.
+    """
     model = blueprint(config, trust_remote_code=trust_remote_code)
     return model, _classified(model, trace_blueprint(model))
 

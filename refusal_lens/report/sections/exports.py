@@ -33,7 +33,7 @@ def render(run: RunFolder) -> Section | None:
         return None
     try:
         entries = {path.stem: read_json(path) for path in paths}
-        parts = [paragraph(_TEXT), _overview(entries), *_parities(entries), *_writers(run.path)]
+        parts = [paragraph(_TEXT), _overview(entries), *_parities(entries), *_writers(run.path / "exports", entries)]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"exports at {run.path / 'exports'}: damaged ({type(error).__name__} {error}); try "
@@ -105,10 +105,13 @@ def _small(value: float | None) -> Cell:
     return Cell(text(f"{value:.4g}".replace("-", "\u2212")), value, True)
 
 
-def _writers(folder: Path) -> list[Html]:
-    path = folder / "writers.csv"
-    if not path.is_file():
+def _writers(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> list[Html]:
+    """The map of writers of the export that was made last, of those that have one."""
+    maps = {name: folder / f"{name}.writers.csv" for name in entries}
+    made = [name for name, path in maps.items() if path.is_file()]
+    if not made:
         return []
+    path = maps[max(made, key=lambda name: str(entries[name]["made"]))]
     frame = read_csv(path, text=("parameter", "role", "shape", "after_norm", "treatment", "why"))
     rows = [
         [
