@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -442,7 +443,8 @@ class _Export:
             if done.parity
             else None,
         }
-        facts = {name: entry[name] for name in ("to", "out", "edit", "strength", "made")}
+        # Done anew each time, also twice within a second.
+        facts = {name: entry[name] for name in ("to", "out", "edit", "strength")} | {"at": time.time_ns()}
         with Run.open(self.run.path) as run:
             name = _free_name(run, c.out)
             with run.addition(f"export-{name}", inputs=facts, after=[_found_by(run)]) as step:
