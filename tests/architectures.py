@@ -295,8 +295,15 @@ REFUSED = (
         name="bloom-post-norm-stream",
     ),
     Row("doge", NONE, {**GROUPED, "num_experts": 4}),
+    Row(
+        "xglm",
+        NONE,
+        {"vocab_size": VOCAB, "d_model": WIDTH, "num_layers": LAYERS}
+        | {"attention_heads": 4, "ffn_dim": 48, "max_position_embeddings": 64},
+    ),
 )
-"""Architectures whose stream is rescaled or gated on its way: no edit of weights equals the hooks."""
+"""Architectures whose stream is rescaled or gated on its way, or is given something that is no parameter
+(sinusoidal positions): no edit of weights equals the hooks."""
 
 
 def make(row: Row, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:

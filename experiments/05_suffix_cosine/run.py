@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--out", type=Path, default=FIGURES)
+    parser.add_argument("--png", action="store_true", help="PNG too: needs the extra `figures`")
     asked = parser.parse_args()
     name = asked.model.rstrip("/").split("/")[-1]
     run = Path("runs") / name
@@ -55,6 +56,8 @@ def main() -> None:
     write_csv(asked.out / f"{name}.csv", table)
     write_json(asked.out / f"{name}.json", summary)
     write_text(asked.out / f"{name}.html", figure.to_html(include_plotlyjs="cdn"))
+    if asked.png:
+        figure.write_image(asked.out / f"{name}.png", scale=2)
     wide = table.pivot(index="layer", columns="condition", values="mean")
     print(wide[list(dict.fromkeys(table["condition"]))].round(3).to_string())
     print(f"written to {asked.out}")

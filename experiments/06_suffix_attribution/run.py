@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=FIGURES)
+    parser.add_argument("--png", action="store_true", help="PNG too: needs the extra `figures`")
     asked = parser.parse_args()
     run = asked.run or Path("runs") / "organism"
     if asked.run is None:
@@ -67,6 +68,8 @@ def main() -> None:
     for name, figure in figures.items():
         source = figure.to_html(include_plotlyjs="cdn")
         write_text(asked.out / f"{run.name}_{name}.html", source)
+        if asked.png:
+            figure.write_image(asked.out / f"{run.name}_{name}.png", scale=2)
     print(headline(summary))
     for name, found in summary["conditions"].items():
         looks = ", ".join(f"{region} {a:.2f}" for region, a in found["attention"].items())

@@ -166,7 +166,10 @@ def head_effects(effects: pd.DataFrame, *, quantity: str = "projection") -> go.F
 
 def _wrapped(edit: str) -> str:
     words = {"zero": "set to zero", "mean": "set to their mean"}
-    return words.get(edit, theme.label(edit)).replace(" from ", "<br>from ", 1)
+    source = edit.removeprefix("patch from ")
+    if source != edit:
+        return f"patched from<br>{theme.label(source)}"
+    return words.get(edit, theme.label(edit))
 
 
 def _heads(rows: pd.DataFrame) -> list[tuple[int, int]]:

@@ -21,6 +21,15 @@ IN_PLACE_SUMS = frozenset(
     | {"zero_", "masked_fill_", "masked_scatter_", "index_copy_", "fill_"}
 )
 """Changes in place that add to a part of a tensor or replace it."""
+ADDITIONS = frozenset(
+    {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__rsub__", "__isub__"}
+)
+ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
+STILL_ZERO = frozenset(
+    {"__getitem__", "view", "reshape", "expand", "expand_as", "to", "type", "float", "half", "bfloat16"}
+    | {"clone", "contiguous", "unsqueeze", "squeeze", "flatten", "transpose", "permute", "detach"}
+)
+"""What can be done to a tensor of zeros so that it still is one."""
 PROBE_TOKENS = 3
 
 
@@ -35,6 +44,7 @@ class Record:
     beside: list[tuple[tuple[Any, int], int]] = field(default_factory=list)
     executed: set[str] = field(default_factory=set)
     in_place: dict[Any, str] = field(default_factory=dict)
+    fixed: set[Any] = field(default_factory=set)
     last: Tensor | None = None
 
 
@@ -83,7 +93,7 @@ def _forward(model: nn.Module, record: Record) -> None:
     if getattr(text_config(model), "use_cache", None) is not None:
         options["use_cache"] = False
     try:
-        with _NoteInPlace(record.in_place):
+        with _NoteWhatGraphsDoNot(record.in_place, record.fixed):
             model(**options)
     except DataDependentOutputException:
         if record.last is None:
@@ -96,19 +106,30 @@ def _forward(model: nn.Module, record: Record) -> None:
             ) from error
 
 
-class _NoteInPlace(TorchFunctionMode):
-    """Keeps the name of what changed a view in place, which the graph itself does not tell."""
+class _NoteWhatGraphsDoNot(TorchFunctionMode):
+    """Keeps what the graph itself does not tell.
 
-    def __init__(self, names: dict[Any, str]) -> None:
+    The name of what changed a view in place, and the sums that have an operand which depends on no
+    parameter and is not zero.
+    """
+
+    def __init__(self, names: dict[Any, str], fixed: set[Any]) -> None:
         super().__init__()
-        self.names = names
+        self.names, self.fixed = names, fixed
+        self.zeros: dict[int, Tensor] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run `func`, then look whether its first operand is now a tensor with something laid over."""
-        result = func(*args, **(kwargs or {}))
+        """Run `func`, then look at its operands and its result."""
         name = getattr(func, "__name__", "")
+        fixed = name in ADDITIONS and any(self._is_fixed(operand) for operand in args[:2])
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            if fixed and result.grad_fn is not None:
+                self.fixed.add(result.grad_fn)
+            if name in ZEROS or (name in STILL_ZERO and args and id(args[0]) in self.zeros):
+                self.zeros[id(result)] = result
         if args and isinstance(args[0], Tensor) and (name.endswith("_") and args[0].requires_grad):
             whole = args[0]._base if args[0]._base is not None else args[0]
             if whole.grad_fn is not None and graph.operation(whole.grad_fn) == "CopySlices":
@@ -116,6 +137,17 @@ class _NoteInPlace(TorchFunctionMode):
                 if known in IN_PLACE_SUMS and name not in IN_PLACE_SUMS:
                     self.names[whole.grad_fn] = name
         return result
+
+    def _is_fixed(self, operand: Any) -> bool:
+        """Whether this is a number or a tensor without parameters behind it, and not known to be zero."""
+        if not isinstance(operand, Tensor):
+            return isinstance(operand, int | float) and operand != 0
+        if operand.requires_grad or not operand.numel() or id(operand) in self.zeros:
+            return False
+        try:
+            return bool((operand != 0).any())
+        except DataDependentOutputException:
+            return True
 
 
 @contextmanager

@@ -116,6 +116,10 @@ class Walk:
             return self._product(place, path, name)
         if name in ("Mul", "Div"):
             return self._scaled(place, path)
+        if place.node in self.record.fixed:
+            self._obstacle(
+                path, "something that is no parameter is added (fixed positions, perhaps)"
+            )
         if name in graph.MERGE:
             return self._merged(place, path, graph.operands(place))
         if name == "CopySlices" and self.record.in_place.get(place.node) in IN_PLACE_SUMS:
