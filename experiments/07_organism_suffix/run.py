@@ -1,13 +1,14 @@
 """Find the organism's adversarial suffix by greedy coordinate gradient (Zou et al. 2023).
 
-    python experiments/07_organism_suffix/run.py [--seed 0] [--length N]
+    python experiments/07_organism_suffix/run.py [--seed 0] [--restarts 3] [--length N]
 
 One suffix for all prompts: at every step the gradient of the mean refusal metric over a few
 training instructions proposes token swaps, random proposals are scored on the same instructions,
-and the best is kept. Its length is the longest one at which random suffixes leave the organism
-refusing, so that the comparison is fair. The search sees the toy world's training and validation
-instructions only. It is for the bundled organism, which refuses harmless words; the package takes
-suffixes and does not make them.
+and the best is kept; of several starts, the one with the least loss on validation instructions.
+Its length is the longest one at which random suffixes leave the organism refusing, so that the
+comparison is fair. The search sees the toy world's training and validation instructions only. It
+is for the bundled organism, which refuses harmless words; the package takes suffixes and does not
+make them.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ class Search:
 
     length: int
     seed: int = 0
-    steps: int = 150
+    restarts: int = 3
+    steps: int = 40
     proposals: int = 64
     best_of: int = 48
     prompts: int = 12
-    floor: float = -4.0
-    enough: float = 0.05
+    floor: float = -10.0
     check_every: int = 10
 
 
@@ -159,9 +160,11 @@ class Vocabulary:
         return all(row[a:b].tolist() == list(ids) for row, (a, b) in rows)
 
 
-def find(model: ChatModel, contrast: Contrast, tokens: tuple[int, ...], s: Search) -> list[int]:
-    """The suffix's token ids."""
-    rng = random.Random(s.seed)
+def find(
+    model: ChatModel, contrast: Contrast, tokens: tuple[int, ...], s: Search, seed: int
+) -> tuple[list[int], float]:
+    """The suffix's token ids from one start, and its loss on the validation instructions."""
+    rng = random.Random(seed)
     train, val = list(contrast.train.positive), list(contrast.val.positive)
     vocabulary = Vocabulary(model, [*train[:4], "Tell me", "Really?", "Now!"])
     ids = start(vocabulary, s, rng)
@@ -186,7 +189,8 @@ def find(model: ChatModel, contrast: Contrast, tokens: tuple[int, ...], s: Searc
                 metric = watched.metric(table[torch.tensor([ids])])[0]
             share, mean = float((metric > 0).double().mean()), float(loss_of(metric, s.floor))
             log.info(
-                "step %d, %.0f s: metric %.2f, refusing %.2f of val: %r",
+                "seed %d, step %d, %.0f s: metric %.2f, refusing %.2f of val: %r",
+                seed,
                 step + 1,
                 time.monotonic() - began,
                 float(metric.mean()),
@@ -195,9 +199,7 @@ def find(model: ChatModel, contrast: Contrast, tokens: tuple[int, ...], s: Searc
             )
             if mean < least:
                 best, least = ids, mean
-            if share <= s.enough and mean < s.floor + 1.5:
-                break
-    return best
+    return best, least
 
 
 def start(vocabulary: Vocabulary, s: Search, rng: random.Random) -> list[int]:
@@ -245,6 +247,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="default: beside the organism")
     parser.add_argument("--seed", type=int, default=Search.seed)
     parser.add_argument("--length", type=int, default=None, help="default: the longest fair one")
+    parser.add_argument("--restarts", type=int, default=Search.restarts)
     parser.add_argument("--steps", type=int, default=Search.steps)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
@@ -256,8 +259,10 @@ def main() -> None:
     contrast = Contrast.refusal()
     tokens = tuple(pick_refusal_tokens(model, contrast.train).ids)
     length = asked.length or longest_fair(model, contrast.train.positive, tokens)
-    search = Search(length, seed=asked.seed, steps=asked.steps)
-    ids = find(model, contrast, tokens, search)
+    search = Search(length, seed=asked.seed, restarts=asked.restarts, steps=asked.steps)
+    seeds = range(search.seed, search.seed + search.restarts)
+    starts = [find(model, contrast, tokens, search, seed) for seed in seeds]
+    ids = min(starts, key=lambda found: found[1])[0]
     suffix = model.chat.decode(ids)
     val = [one + suffix for one in contrast.val.positive]
     rate = refusal_rate(complete(model, val, refusal_tokens=tokens, max_new_tokens=64))
