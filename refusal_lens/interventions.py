@@ -65,7 +65,10 @@ def projection(x: Tensor, r_hat: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Ablate:
-    """``x - s (x . r^) r^`` on every write to the residual stream (paper, equation 4; s = 1 there)."""
+    """``x - s (x . r^) r^`` on every write to the residual stream (paper, equation 4; s = 1 there).
+
+    With s = 1 a second look at the stream changes nothing; any other share is taken of each write once.
+    """
 
     vector: Vectors
     strength: float = 1.0
@@ -82,7 +85,7 @@ class Ablate:
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
         """Every write to the residual stream."""
-        return model.writes()
+        return model.writes() if self.strength == 1 else model.writes_once()
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +137,8 @@ class Clamp:
 class Deflect:
     """``x - (x . r^) u^``: as far as ablating r goes, but in another direction u.
 
-    The norm-matched null of ablation: what is left of its effect is due to the size of the move alone.
+    The norm-matched null of ablation: what is left of its effect is due to the size of the move alone. Each
+    write is moved once; r's component stays in the stream, and a second look would move it again.
     """
 
     vector: Vectors
@@ -151,8 +155,8 @@ class Deflect:
         return x - projection(x, r_hat) * u_hat
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
-        """Every write to the residual stream."""
-        return model.writes()
+        """Every write to the residual stream, once."""
+        return model.writes_once()
 
 
 def ablate(direction: HasVector | Vectors, *, strength: float = 1.0) -> Ablate:

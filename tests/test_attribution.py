@@ -262,18 +262,21 @@ def test_bad_directions_and_heads_get_a_line() -> None:
 
 
 def test_random_head_sets_keep_the_layers_and_leave_the_given_heads_out() -> None:
-    heads = (Head(0, 0), Head(0, 1), Head(2, 3))
-    drawn = random_head_sets(heads, 8, n_sets=6, seed=1)
+    heads, three = (Head(0, 0), Head(0, 1), Head(2, 3)), range(3)
+    drawn = random_head_sets(heads, 8, layers=three, n_sets=6, seed=1)
     assert len({frozenset(d) for d in drawn}) == 6
     assert all(sorted(h.layer for h in d) == [0, 0, 2] for d in drawn)
     assert not set(heads) & {head for d in drawn for head in d}
-    assert drawn == random_head_sets(heads, 8, n_sets=6, seed=1)
-    assert len(random_head_sets(heads, 4, n_sets=6, seed=1)) == 3
-    most = tuple(Head(0, h) for h in range(3))
-    assert {frozenset(d) for d in random_head_sets(most, 4, n_sets=6, seed=1)} == {
-        frozenset(Head(0, h) for h in range(4) if h != left) for left in range(3)
-    }
-    assert random_head_sets(tuple(Head(0, h) for h in range(4)), 4, n_sets=6, seed=1) == ()
+    assert drawn == random_head_sets(heads, 8, layers=three, n_sets=6, seed=1)
+    assert len(random_head_sets(heads, 4, layers=[0, 2], n_sets=6, seed=1)) == 3
+
+
+def test_random_head_sets_take_from_other_layers_what_a_layer_lacks() -> None:
+    most = tuple(Head(1, h) for h in range(3))
+    drawn = random_head_sets(most, 4, layers=range(3), n_sets=5, seed=1)
+    assert len({frozenset(d) for d in drawn}) == 5
+    assert all(len(set(d)) == 3 and Head(1, 3) in d and not set(d) & set(most) for d in drawn)
+    assert random_head_sets(most, 4, layers=[1], n_sets=5, seed=1) == ()
 
 
 def test_patching_every_head_of_a_layer_moves_its_output() -> None:

@@ -20,8 +20,9 @@ from refusal_lens.activations import (
     mean_residuals,
 )
 from refusal_lens.errors import InputError
-from refusal_lens.interventions import Ablate, Add, applied, unit
+from refusal_lens.interventions import Ablate, Add, Deflect, applied, unit
 from refusal_lens.model import ChatModel, Site
+from refusal_lens.weights import edited, orthogonalise
 
 ARCHITECTURES = list(tiny.CONFIGS)
 PROMPTS = ["Paint the door.", "Wake!", "How does one bake bread without an oven, please?", "Ok then"]
@@ -194,6 +195,74 @@ def test_hooks_leave_nothing_behind_after_an_exception() -> None:
         raise RuntimeError("stop")
     assert torch.equal(map_last_logits(model, PROMPTS), before)
     assert not any(point.fwd_hooks for point in model.bridge.hook_dict.values())
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "neox", "gemma2"])
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_a_share_of_every_write_by_hooks_and_by_weights(architecture: str, strength: float) -> None:
+    model = ChatModel.load(str(tiny.folder(architecture)), device="cpu")
+    with applied(model, Ablate(DIRECTION, strength)):
+        wanted = map_last_logits(model, PROMPTS)
+    with edited(model, orthogonalise(DIRECTION, strength=strength), post_norm="hook"):
+        assert torch.allclose(map_last_logits(model, PROMPTS), wanted, rtol=0, atol=1e-4)
+    assert not torch.allclose(map_last_logits(model, PROMPTS), wanted, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "neox", "gemma2"])
+def test_a_deflected_stream_has_moved_by_its_component_along_r(architecture: str) -> None:
+    model = load(architecture)
+    r_hat = unit(DIRECTION)
+    other = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(6)).double()
+    edit = Deflect(DIRECTION, other - (other @ r_hat) * r_hat)
+    moved = [torch.zeros(())]
+
+    def note(x: Tensor) -> Tensor:
+        after = edit(x)
+        moved.append(moved[-1] + (after - x))
+        return after
+
+    rendered = model.chat.render(PROMPTS[:1])
+    last = Site("resid_post", tiny.LAYERS - 1)
+    streams: list[Tensor] = []
+    with model.hooked([*((site, note) for site in edit.sites(model)), (last, streams.append)]):
+        model.logits(rendered)
+    along = (streams[0].double() @ r_hat).abs()
+    assert torch.allclose(moved[-1].double().norm(dim=-1), along, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_whose_writes_have_no_site_refuse_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load("qwen2")
+    has = type(model).has
+    monkeypatch.setattr(
+        type(model), "has", lambda self, site: site != Site("mlp_out", 1) and has(self, site)
+    )
+    with pytest.raises(InputError, match="block 1 has no mlp_out"), applied(
+        model, Ablate(DIRECTION, 0.5)
+    ):
+        pass
+    with applied(model, Ablate(DIRECTION)):
+        pass
+
+
+def test_greedy_replies_do_not_follow_the_models_sampling_settings() -> None:
+    model = ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
+    expected = model.generate(PROMPTS, max_new_tokens=8)
+    own = model.hf.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size, own.num_beams = 5.0, 1, 3
+    own.suppress_tokens = map_last_logits(model, PROMPTS).argmax(-1).tolist()
+    assert model.generate(PROMPTS, max_new_tokens=8) == expected
+    assert model.hf.generation_config is own
+
+
+def test_replies_run_on_past_stop_tokens_when_asked() -> None:
+    model = ChatModel.load("organism", device="cpu")
+    rendered = model.chat.render(["Tell me how to bake the bread."])
+    ended = model._generate(rendered, 60, stop=True, use_cache=True)
+    assert ended.shape[1] < 60
+    on = model._generate(rendered, 60, stop=False, use_cache=True)
+    assert on.shape[1] == 60
+    after = on[0, ended.shape[1] :]
+    assert len(set(after.tolist()) - {model.chat.pad_id}) > 0
 
 
 def test_cache_holds_what_the_means_average() -> None:

@@ -398,9 +398,12 @@ def test_a_damaged_study_gets_a_line(finished: Path) -> None:
 
 def test_circuitsvis_views_are_offline_and_closed() -> None:
     story = as_mapping(study().stories[2], ["1.0", "1.3"])
-    story["tokens"] = ["</script><b>", *story["tokens"][1:]]
+    hostile = ["</script><b>", "CircuitsVis.render(", "<!--"]
+    story["tokens"] = [*hostile, *story["tokens"][len(hostile) :]]
     for view in (attention_view(story), contribution_view(story)):
         assert view.count("</script>") == 1
+        assert "<b>" not in view.split("CircuitsVis.render(", 1)[-1]
+        assert "\\u003c/script>\\u003cb>" in view
         assert "unpkg.com" not in view.split("CircuitsVis.render(")[-1]
         assert "CircuitsVis.render(" in view
 

@@ -1,12 +1,11 @@
 """The causal check beside the attribution: replace heads' outputs at the last token and look.
 
 Zero ablation, mean ablation, and patching from another condition, each beside random sets of as
-many heads in the same layers.
+many other heads, in the same layers where these have enough.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,9 @@ from ..model import ChatModel, Site
 from ..model.writers import wide
 from ..shapes import PerPrompt
 from .heads import Head, by_head, check_heads, check_target
+
+DRAWS = 20
+"""Random sets drawn for each one wanted, before those found are all there are."""
 
 HeadOutputs = Mapping[int, Float[Tensor, "_ head d_head"]]
 """Head outputs z at the last token by layer; with one row, the same for every prompt."""
@@ -84,37 +86,34 @@ def replaced_heads(
 
 
 def random_head_sets(
-    heads: Sequence[Head], n_heads: int, *, n_sets: int, seed: int
+    heads: Sequence[Head], n_heads: int, *, layers: Sequence[int], n_sets: int, seed: int
 ) -> tuple[tuple[Head, ...], ...]:
-    """Up to n_sets different random sets with as many heads in each layer as the given one has.
+    """Up to n_sets different random sets of as many heads, none of them among the given ones.
 
-    Drawn from the layer's other heads where those are enough, else from all of them; never the
-    given set itself. There are fewer sets where there are not enough.
+    As many in each layer as the given set has there; where a layer has too few others, the rest
+    comes from other heads of `layers`. There are fewer sets where there are not enough heads.
     """
-    counts = Counter(head.layer for head in heads)
-    pools = {layer: _pool(layer, k, heads, n_heads) for layer, k in sorted(counts.items())}
-    given_is_possible = all(len(pool) == n_heads for pool in pools.values())
-    possible = math.prod(math.comb(len(pools[at]), k) for at, k in counts.items())
-    wanted = min(n_sets, possible - given_is_possible)
-    seen: set[frozenset[Head]] = {frozenset(heads)}
+    free = {
+        layer: [h for h in range(n_heads) if Head(layer, h) not in set(heads)] for layer in layers
+    }
+    own = {at: min(k, len(free[at])) for at, k in sorted(Counter(h.layer for h in heads).items())}
+    lacking = len(heads) - sum(own.values())
     rng = np.random.default_rng(seed)
-    found: list[tuple[Head, ...]] = []
-    while len(found) < wanted:
-        picked = tuple(
-            Head(layer, int(h))
-            for layer, pool in pools.items()
-            for h in sorted(rng.choice(pool, counts[layer], replace=False))
-        )
-        if frozenset(picked) not in seen:
-            seen.add(frozenset(picked))
-            found.append(picked)
-    return tuple(found)
+    found: dict[frozenset[Head], tuple[Head, ...]] = {}
+    for _ in range(DRAWS * n_sets):
+        if len(found) == n_sets:
+            break
+        picked = [Head(at, int(h)) for at, k in own.items() for h in _drawn(rng, free[at], k)]
+        others = [Head(at, h) for at in layers for h in free[at] if Head(at, h) not in picked]
+        if len(others) < lacking:
+            break
+        picked += [others[i] for i in _drawn(rng, range(len(others)), lacking)]
+        found.setdefault(frozenset(picked), tuple(sorted(picked)))
+    return tuple(found.values())
 
 
-def _pool(layer: int, k: int, heads: Sequence[Head], n_heads: int) -> list[int]:
-    taken = {head.head for head in heads if head.layer == layer}
-    others = [h for h in range(n_heads) if h not in taken]
-    return others if len(others) >= k else list(range(n_heads))
+def _drawn(rng: np.random.Generator, pool: Sequence[int], k: int) -> list[int]:
+    return [int(i) for i in rng.choice(pool, k, replace=False)] if k else []
 
 
 def head_effects(
@@ -130,12 +129,12 @@ def head_effects(
     seed: int = 0,
     batch_size: int = 32,
 ) -> pd.DataFrame:
-    """Replace the heads, and random sets of as many in the same layers; measure both effects.
+    """Replace the heads, and random sets of as many other heads; measure both effects.
 
     values: None for zero ablation; one row per layer for mean ablation; one per prompt for
-    patching. edit is what the rows are called. Columns edit, heads ("none", "top", "random 0",
-    ...), prompt, projection (``<resid_pre[l*], r^>`` at the last token) and metric (refusal
-    metric).
+    patching. Random heads come from the layers that values has, else from all below l*. edit is
+    what the rows are called. Columns edit, heads ("none", "top", "random 0", ...), prompt,
+    projection (``<resid_pre[l*], r^>`` at the last token) and metric (refusal metric).
     Raises InputError for heads at or past l*.
     """
     target = check_target(model, direction, None)
@@ -148,8 +147,9 @@ def head_effects(
         )
     rendered = as_rendered(model, prompts)
     sets = {"none": (), "top": tuple(heads)}
-    for i, drawn in enumerate(random_head_sets(heads, model.n_heads, n_sets=n_random, seed=seed)):
-        sets[f"random {i}"] = drawn
+    layers = [at for at in range(target) if values is None or at in values]
+    drawn = random_head_sets(heads, model.n_heads, layers=layers, n_sets=n_random, seed=seed)
+    sets |= {f"random {i}": some for i, some in enumerate(drawn)}
     measured = partial(_measure, model, rendered, direction, refusal_tokens, batch_size=batch_size)
     frames = []
     for name, chosen in sets.items():

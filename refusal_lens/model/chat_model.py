@@ -95,6 +95,23 @@ class ChatModel:
             sites.append(Site("resid_post", self.n_layers - 1))
         return tuple(site for site in sites if self.has(site))
 
+    def writes_once(self) -> tuple[Site, ...]:
+        """The sites that see each write to the residual stream exactly once.
+
+        The stream entering block 0, each attention output and each MLP output. What is done here adds up over
+        the writes, as an edit of weights does. Raises InputError for a model where a block's output has no site
+        of its own.
+        """
+        sites = [Site("resid_pre", 0)]
+        sites += [Site(k, layer) for layer in range(self.n_layers) for k in ("attn_out", "mlp_out")]
+        for site in sites:
+            if not self.has(site):
+                raise InputError(
+                    f"writes of {self.name}: block {site.layer} has no {site.kind} of its own to edit, so only "
+                    "a full ablation can be done by hooks; try edited weights"
+                )
+        return tuple(sites)
+
     # ---------------------------------------------------------------- hooks
 
     @contextmanager
@@ -277,11 +294,25 @@ class ChatModel:
             bos_token_id=self.chat.bos_id,
         )
         width = batch.ids.shape[1]
-        with self._tracking_replies(batch):
+        with self._tracking_replies(batch), self._own_settings_aside():
             out = self.hf.generate(
                 input_ids=batch.ids, attention_mask=batch.mask, generation_config=config
             )
         return out[:, width:]
+
+    @contextmanager
+    def _own_settings_aside(self) -> Iterator[None]:
+        """Take the model's generation config away: what a call leaves out would be filled from it.
+
+        A repetition penalty or suppressed tokens change greedy replies too.
+        """
+        from transformers import GenerationConfig
+
+        before, self.hf.generation_config = self.hf.generation_config, GenerationConfig()
+        try:
+            yield
+        finally:
+            self.hf.generation_config = before
 
     @contextmanager
     def _tracking_replies(self, batch: Rendered) -> Iterator[None]:

@@ -117,7 +117,7 @@ def head_sources(values: pd.DataFrame, *, conditions: Sequence[str] | None = Non
 
 
 def head_effects(effects: pd.DataFrame, *, quantity: str = "projection") -> go.Figure:
-    """What replacing the chosen heads changes, beside random heads of the same layers.
+    """What replacing the chosen heads changes, beside as many random other heads.
 
     Args:
         effects: rows (condition, edit, heads, prompt, projection, metric); heads is "none", "top"
@@ -149,7 +149,7 @@ def head_effects(effects: pd.DataFrame, *, quantity: str = "projection") -> go.F
             x=[name for name, _ in drawn],
             y=[value for _, value in drawn],
             mode="markers",
-            name="random heads, same layers",
+            name="random other heads",
             marker={"color": theme.GREY, "size": 8, "line": {"color": theme.RULE, "width": 1}},
             hovertemplate="%{y:.3f}",
         )

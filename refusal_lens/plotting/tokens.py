@@ -7,6 +7,7 @@ pattern [head][query][key]. Token texts are untrusted, and shown as text only.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from plotly.subplots import make_subplots
 from refusal_lens.plotting import theme
 from refusal_lens.plotting.heads import REGION_COLOURS
 
+STAND_IN = "\ue03c"
+"""A character of private use."""
 _DIVERGING = [
     (0.0, theme.BLUE),
     (0.25, "#7FB8D8"),
@@ -71,7 +74,7 @@ def attention_view(story: Mapping[str, Any]) -> str:
 
     view = attention_heads(
         attention=np.asarray(story["pattern"], float),
-        tokens=[theme.visible(t) for t in story["tokens"]],
+        tokens=_held(story["tokens"]),
         attention_head_names=[f"H{head}" for head in story["heads"]],
     )
     return _page(f"Attention, {story['condition']}", view.local_src)
@@ -84,7 +87,7 @@ def contribution_view(story: Mapping[str, Any]) -> str:
     values = np.asarray(story["contribution"], float).sum(0)
     size = float(np.abs(values).max()) or 1.0
     view = colored_tokens(
-        [theme.visible(t) for t in story["tokens"]],
+        _held(story["tokens"]),
         values,
         min_value=-size,
         max_value=size,
@@ -94,15 +97,19 @@ def contribution_view(story: Mapping[str, Any]) -> str:
     return _page(f"Contribution by source token, {story['condition']}", view.local_src)
 
 
+def _held(tokens: Sequence[str]) -> list[str]:
+    """Tokens as they are shown, with a stand-in for ``<`` that no parser of pages knows."""
+    return [theme.visible(token).replace("<", STAND_IN) for token in tokens]
+
+
 def _page(title: str, source: str) -> str:
-    """The local source as a page; its data can neither end the script nor open a tag."""
-    call = source.rindex("CircuitsVis.render(")
-    end = source.rindex("</script>")
-    safe = source[call:end].replace("<", "\\u003c").replace("\u2028", "").replace("\u2029", "")
+    """The local source as a page; its tokens can neither end the script nor open a tag."""
+    for held in (STAND_IN, json.dumps(STAND_IN)[1:-1]):
+        source = source.replace(held, "\\u003c")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{theme.label(title)}</title></head>\n"
-        f"<body>{source[:call]}{safe}{source[end:]}</body></html>\n"
+        f"<body>{source}</body></html>\n"
     )
 
 

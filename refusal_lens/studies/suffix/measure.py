@@ -95,7 +95,7 @@ def study_suffix(
         refusal_tokens: R of the refusal metric.
         n_heads: how many top heads to follow; by default 8 as in the paper, but at most half
             of the heads below l*.
-        n_random_sets: random sets of as many heads in the same layers, for the causal check.
+        n_random_sets: random sets of as many other heads, for the causal check.
         seed: of the random suffixes and head sets.
         max_new_tokens: length of the replies that are judged.
         batch_size: prompts per forward pass.
@@ -277,7 +277,7 @@ def _effects(
     batch_size: int,
 ) -> pd.DataFrame:
     """Zero and mean ablation of the heads, and patching between the two suffixes, both ways."""
-    layers = sorted({head.layer for head in heads})
+    layers = range(direction.layer)
     outputs = {
         name: last_head_outputs(model, condition.rendered, layers=layers, batch_size=batch_size)
         for name, condition in conditions.items()
