@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .chat import Rendered
 from .model import ChatModel, Site
-from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations
+from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, wide
 
 OnProgress = Callable[[int, int], None]
 """Called with (prompts done, prompts in all)."""
@@ -46,7 +46,7 @@ def mean_residuals(
     shape = (len(rendered.positions), model.n_layers, model.d_model)
     total = torch.zeros(shape, dtype=torch.float64)
     for _, held in _streams(model, rendered, batch_size, on_progress):
-        total += held.double().sum(0).cpu()
+        total += wide(held).sum(0).cpu()
     return Means(total / len(rendered), len(rendered), rendered.positions)
 
 
@@ -100,7 +100,7 @@ def mean_next_token_probabilities(
     rendered = as_rendered(model, prompts)
     total = torch.zeros(model.d_vocab, dtype=torch.float64)
     for _, batch in rendered.batches(batch_size):
-        total += model.logits(batch).double().softmax(-1).sum(0).cpu()
+        total += wide(model.logits(batch)).softmax(-1).sum(0).cpu()
     return total / len(rendered)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .model import ChatModel, Site
-from .shapes import Vectors
+from .shapes import Vectors, wide
 
 When = Literal["prompt", "reply", "all"]
 
@@ -53,7 +53,7 @@ class Edit(Protocol):
 
 def unit(vector: Vectors) -> Vectors:
     """``r^ = r / ||r||`` in float64; the zero vector where ||r|| is mere rounding noise."""
-    r = vector.double()
+    r = wide(vector)
     norm = r.norm(dim=-1, keepdim=True)
     return torch.where(norm > ZERO_NORM, r / norm.clamp_min(ZERO_NORM), torch.zeros_like(r))
 
@@ -80,7 +80,7 @@ class Ablate:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Remove (the share ``strength`` of) the component along r."""
-        r_hat = self.unit.to(x.device, x.dtype)
+        r_hat = self.unit.to(x.dtype).to(x.device)
         return x - self.strength * projection(x, r_hat) * r_hat
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
@@ -98,7 +98,7 @@ class Add:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Move by ``coefficient`` times the raw vector."""
-        return x + (self.coefficient * self.vector.double()).to(x.device, x.dtype)
+        return x + (self.coefficient * wide(self.vector)).to(x.dtype).to(x.device)
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
         """resid_pre of the vector's own layer."""
@@ -125,7 +125,7 @@ class Clamp:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Move (the share ``strength`` of) the way to ``x . r^ = value``."""
-        r_hat = self.unit.to(x.device, x.dtype)
+        r_hat = self.unit.to(x.dtype).to(x.device)
         return x + self.strength * (self.value - projection(x, r_hat)) * r_hat
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
@@ -151,7 +151,7 @@ class Deflect:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Move by the component along r, in the direction of u."""
-        r_hat, u_hat = (each.to(x.device, x.dtype) for each in self.units)
+        r_hat, u_hat = (each.to(x.dtype).to(x.device) for each in self.units)
         return x - projection(x, r_hat) * u_hat
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
@@ -185,7 +185,7 @@ def affine(direction: HasVector, reference: Vectors, *, strength: float = 1.0) -
     Affine concept editing (Marshall, Scherlis and Belrose 2024): the component goes to what is usual
     without the concept, which need not be zero.
     """
-    value = float(unit(_vector(direction)) @ reference.double().to(_vector(direction).device))
+    value = float(unit(_vector(direction)).cpu() @ wide(reference).cpu())
     return clamp(direction, value, strength=strength)
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from .shapes import LastLogits, Logits, PerPrompt, TokenIds, TokenMask, Vector, Vectors
+from .shapes import LastLogits, Logits, PerPrompt, TokenIds, TokenMask, Vector, Vectors, wide
 
 METRIC_EPSILON = 1e-8
 KL_EPSILON = 1e-6
@@ -24,7 +24,7 @@ def refusal_metric(logits: LastLogits, refusal_tokens: Sequence[int]) -> PerProm
     Log-odds of a refusal at the first reply token (paper, section 2.4 and appendix B), in nats,
     float64, with eps = 1e-8, so that it saturates at +-18.42.
     """
-    probabilities = logits.double().softmax(-1)
+    probabilities = wide(logits).softmax(-1)
     chance = probabilities[:, list(refusal_tokens)].sum(-1)
     return (chance + METRIC_EPSILON).log() - (1 - chance + METRIC_EPSILON).log()
 
@@ -35,8 +35,8 @@ def kl_divergence(baseline: LastLogits, edited: LastLogits) -> PerPrompt:
     In nats, float64, eps = 1e-6 (paper, appendix C.1); the epsilon makes it slightly smaller than the true
     divergence, and it may fall a little below zero.
     """
-    p = baseline.double().softmax(-1)
-    q = edited.double().softmax(-1)
+    p = wide(baseline).softmax(-1)
+    q = wide(edited).softmax(-1)
     return (p * ((p + KL_EPSILON).log() - (q + KL_EPSILON).log())).sum(-1)
 
 
@@ -50,15 +50,15 @@ def cross_entropy(logits: Logits, ids: TokenIds, scored: TokenMask) -> tuple[flo
         raise ValueError("cross_entropy: the first token of a row has no prediction to score")
     total, n = 0.0, 0
     for row, tokens, asked in zip(logits[:, :-1], ids[:, 1:], scored[:, 1:], strict=True):
-        log_probabilities = row[asked].double().log_softmax(-1)
-        total -= float(log_probabilities.gather(-1, tokens[asked][:, None]).sum())
+        log_probabilities = wide(row[asked]).log_softmax(-1)
+        total -= float(log_probabilities.gather(-1, tokens[asked][:, None].to(log_probabilities.device)).sum())
         n += int(asked.sum())
     return total, n
 
 
 def cosine_similarity(x: Vectors, r: Vector) -> Float64[Tensor, "*axes"]:
     """``x . r / (||x|| ||r||)`` along the last axis, float64; 0 where x or r is zero."""
-    x, r = x.double(), r.double()
+    x, r = wide(x), wide(r)
     return (x @ r) / (x.norm(dim=-1) * r.norm()).clamp_min(1e-30)
 
 

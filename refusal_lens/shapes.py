@@ -33,3 +33,8 @@ PositionLayerVectors = Float64[Tensor, "position layer d_model"]
 """A vector per post-instruction position and layer, in float64."""
 PromptActivations = Float[Tensor, "batch position layer d_model"]
 """Residual stream of each prompt at its post-instruction positions, every layer."""
+
+
+def wide(x: Tensor) -> Float64[Tensor, "*axes"]:
+    """The same values in float64; on the CPU where the device has none (Apple's)."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()

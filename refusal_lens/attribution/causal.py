@@ -23,8 +23,7 @@ from ..directions import Direction
 from ..errors import InputError
 from ..metrics import refusal_metric
 from ..model import ChatModel, Site
-from ..model.writers import wide
-from ..shapes import PerPrompt
+from ..shapes import PerPrompt, wide
 from .heads import Head, by_head, check_heads, check_target
 
 DRAWS = 20

@@ -14,8 +14,8 @@ from ..directions import Direction
 from ..errors import InputError
 from ..interventions import ZERO_NORM
 from ..model import ChatModel
-from ..model.writers import AttentionWriter, HeadVectors, attention_writer, wide
-from ..shapes import Vector
+from ..model.writers import AttentionWriter, HeadVectors, attention_writer
+from ..shapes import Vector, wide
 
 Scale = Float64[Tensor, "*axes"]
 """A norm's frozen scale at every place."""

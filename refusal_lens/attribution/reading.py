@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model import ChatModel, Hook, Site
-from ..model.writers import wide
-from ..shapes import Vector
+from ..shapes import Vector, wide
 from .heads import HeadWriter, by_head, scaled
 
 

@@ -15,7 +15,7 @@ from ..chat import Rendered
 from ..directions import Direction
 from ..errors import InputError
 from ..model import ChatModel, Hook, Site
-from ..model.writers import wide
+from ..shapes import wide
 from .heads import Head, HeadWriter, by_head, check_heads, check_target, scaled
 from .reading import rounding
 from .regions import Regions

@@ -11,7 +11,7 @@ from ..activations import cache_residuals
 from ..interventions import Edit, HasVector, applied
 from ..metrics import cosine_similarity
 from ..model import ChatModel
-from ..shapes import PromptActivations
+from ..shapes import PromptActivations, wide
 
 
 def cosine_by_layer(
@@ -63,7 +63,7 @@ def principal_components(streams: Mapping[str, PromptActivations]) -> pd.DataFra
     explained1, explained2. The sign makes the first kind's mean pc1 positive.
     """
     rows = []
-    stacked = torch.cat([each[:, -1].double() for each in streams.values()])
+    stacked = torch.cat([wide(each[:, -1]) for each in streams.values()])
     labels = [kind for kind, each in streams.items() for _ in range(len(each))]
     first = torch.tensor([label == labels[0] for label in labels])
     for layer in range(stacked.shape[1]):

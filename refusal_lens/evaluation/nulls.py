@@ -12,11 +12,8 @@ from torch import Tensor
 from ..interventions import Ablate, Add, Deflect, Edit, HasVector, applied
 from ..metrics import refusal_metric
 from ..model import ChatModel
+from ..shapes import wide
 from .judges import Judge, phrase_judge
-
-ROWS = 512
-"""Rows (prompts times directions) in one batch of generation."""
-
 
 MakeEdit = Callable[[Tensor], Edit]
 """From random unit vectors [rows 1 d_model] to the edit that is the null, one vector per row."""
@@ -40,6 +37,7 @@ def nulls(
     n_moves: int = 8,
     seed: int = 0,
     max_new_tokens: int = 16,
+    batch_size: int = 64,
     judge: Judge = phrase_judge,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
@@ -48,7 +46,7 @@ def nulls(
     random_direction: ablate u on the positive prompts, for n directions. norm_matched_move, for the first
     n_moves of them: on the positive prompts
     ``x - (x . r^) u`` (as far as ablation moves), on the negative ones ``x + ||r|| u`` at r's layer (as far as
-    addition moves).
+    addition moves). batch_size: rows, prompts times directions, side by side.
     """
     r = direction.vector.double().cpu()
     size = float(r.norm())
@@ -69,6 +67,7 @@ def nulls(
             make=make,
             refusal_tokens=refusal_tokens,
             max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
             judge=judge,
             on_rows=None if on_progress is None else partial(_tell, on_progress, len(rows), total),
         )
@@ -88,6 +87,7 @@ def _measure(
     make: MakeEdit,
     refusal_tokens: Sequence[int],
     max_new_tokens: int,
+    batch_size: int,
     judge: Judge,
     on_rows: Callable[[int], None] | None,
 ) -> list[dict]:
@@ -96,10 +96,10 @@ def _measure(
     """
     number = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
     rendered = model.chat.render(list(prompts))
-    dirs = min(len(units), ROWS)
+    dirs = min(len(units), batch_size)
     metric = torch.full((len(units), len(prompts)), float("nan"), dtype=torch.float64)
     refused = metric.clone()
-    for chunk in torch.argsort(rendered.lengths, stable=True).split(max(1, ROWS // dirs)):
+    for chunk in torch.argsort(rendered.lengths, stable=True).split(max(1, batch_size // dirs)):
         texts = [prompts[i] for i in chunk.tolist()]
         for start in range(0, len(units), dirs):
             some = units[start : start + dirs]
@@ -108,7 +108,7 @@ def _measure(
                 replies, logits = model.reply(batch, max_new_tokens=max_new_tokens)
             judged = torch.tensor([float(judge(reply).value or 0) for reply in replies])
             own = slice(start, start + len(some))
-            metric[own, chunk] = number(logits).cpu().double().view(len(some), -1)
+            metric[own, chunk] = wide(number(logits)).cpu().view(len(some), -1)
             refused[own, chunk] = judged.double().view(len(some), -1)
             if on_rows is not None:
                 on_rows(int(metric.isfinite().sum()) // len(prompts))

@@ -381,12 +381,15 @@ class ChatModel:
         device_map: str | dict[str, Any] | None = None,
         trust_remote_code: bool = False,
         system: str | None = None,
+        prefill: str = "",
+        thinking: bool | None = None,
         base: bool | None = False,
     ) -> ChatModel:
         """Load a chat model by Hugging Face name, local folder, or "organism" (bundled, offline).
 
         device: default CUDA, then MPS, then CPU; not together with device_map. dtype: default float32 on a
-        CPU, the checkpoint's own elsewhere. base=True renders instructions without a chat
+        CPU, the checkpoint's own elsewhere. system, prefill (what opens every answer) and thinking (False
+        closes a thinking model's reasoning) are ChatFormat's. base=True renders instructions without a chat
         template, None only where there is none.
         Raises InputError when the model cannot be found or opened, or fails the self-check.
         """
@@ -402,7 +405,9 @@ class ChatModel:
         chat = (
             ChatFormat.plain(loaded.tokenizer)
             if plain
-            else ChatFormat.from_tokenizer(loaded.tokenizer, system=system)
+            else ChatFormat.from_tokenizer(
+                loaded.tokenizer, system=system, prefill=prefill, thinking=thinking
+            )
         )
         model = cls(loaded.bridge, chat, name=name, revision=loaded.revision)
         self_check(model, plain_ids=loaded.probe_ids, plain_logits=loaded.probe_logits)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -60,7 +61,7 @@ def load_pretrained(
         hf = AutoModelForCausalLM.from_pretrained(
             source, dtype=kept, attn_implementation="eager", device_map=device_map, **shared
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise InputError(_cannot_load(name, error)) from error
     if where is not None:
         hf = hf.to(where)  # type: ignore[arg-type]
@@ -93,7 +94,9 @@ def _wrap(hf: Any, source: str, tokenizer: Any, dtype: torch.dtype | str) -> Any
         ) from error
 
 
-def fingerprint(name: str, revision: str | None = None) -> dict[str, Any]:
+def fingerprint(
+    name: str, revision: str | None = None, *, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """What identifies the weights without loading them.
 
     For a folder: the hash of its small files, and of the size, first and last MiB of each weight file. For a
@@ -102,7 +105,9 @@ def fingerprint(name: str, revision: str | None = None) -> dict[str, Any]:
     folder = organism.folder("chat") if name == "organism" else Path(name)
     if not folder.is_dir():
         try:
-            config = AutoConfig.from_pretrained(name, revision=revision)
+            config = AutoConfig.from_pretrained(
+                name, revision=revision, trust_remote_code=trust_remote_code
+            )
         except (OSError, ValueError, KeyError) as error:
             raise InputError(_cannot_load(name, error)) from error
         return {"name": name, "commit": getattr(config, "_commit_hash", None) or revision}

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ..errors import InputError
-from ..shapes import Vector
+from ..shapes import Vector, wide
 from .chat_model import ChatModel
 from .sites import Site
 
@@ -144,8 +144,3 @@ def probe_norm(module: Any, d_model: int) -> PostNorm:
     gain = (up - down) / 2 * probe.square().mean().sqrt() / probe
     centred = bool(torch.allclose(moved, up, rtol=1e-3, atol=1e-3 * float(up.abs().max())))
     return PostNorm(gain, shift, centred)
-
-
-def wide(x: Tensor) -> Float64[Tensor, "*axes"]:
-    """In float64; on the CPU where the device has none."""
-    return x.cpu().double() if x.device.type == "mps" else x.double()

@@ -19,7 +19,7 @@ from ...interventions import Ablate, Add, applied, unit
 from ...model import ChatModel
 from ...model.plain import PlainModel
 from ...model.prefix import fresh_cache, has_sliding_windows, is_shareable, share
-from ...shapes import Activation, LastLogits, TokenIds
+from ...shapes import Activation, LastLogits, TokenIds, wide
 from .batches import Batch
 
 MemberVectors = Float[Tensor, "member d_model"]
@@ -211,7 +211,7 @@ class PlainRoad:
 class _Ablated:
     def __init__(self, road: PlainRoad, r_hat: Tensor) -> None:
         self.road = road
-        self.r_hat = r_hat.to(road.device, road.dtype)
+        self.r_hat = r_hat.to(road.dtype).to(road.device)
         with self._edited(self.r_hat[:, None]):
             self.cache = road.prefix_cache(len(r_hat))
 
@@ -233,14 +233,14 @@ class _Ablated:
 class _Added:
     def __init__(self, road: PlainRoad, vectors: Tensor, layer: int) -> None:
         self.road, self.layer = road, layer
-        self.vectors = vectors.double()
+        self.vectors = wide(vectors)
         self.cache = None
         if road.prefix:
             with self._entering(road._streams[layer], range(len(vectors))):
                 self.cache = road.prefix_cache(len(vectors))
 
     def _entering(self, stream: Tensor, members: Sequence[int]) -> AbstractContextManager[None]:
-        r = self.vectors[list(members)].to(stream.device, stream.dtype)
+        r = self.vectors[list(members)].to(stream.dtype).to(stream.device)
         moved = (stream[None] + r[:, None, None]).flatten(0, 1)
         return self.road.plain.spanning(self.layer, moved)
 
