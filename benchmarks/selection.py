@@ -328,7 +328,10 @@ def report(name: str, setting: Setting, turns: Turns, asked: argparse.Namespace)
     inside, passing, n_kl = _lazy_counts(setting, turns)
     trial = {mode: round(stats.trial_seconds, 2) for mode, stats in turns.stats.items()}
     print(f"seconds of these for choosing road and load (wall): {trial}")
-    print(f"largest difference in any score: {gap:.1e}; the same selection: {same}")
+    print(
+        f"largest difference in any score: {gap:.1e}, over {len(turns.published)} of "
+        f"{len(turns.tables['exhaustive'])} candidates; the same selection: {same}"
+    )
     print(
         f"lazy: {passing} of {inside} admissible pass the induce test, {n_kl} KL scores; "
         f"evaluations {turns.stats['lazy'].evaluations}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import inspect
 import logging
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +121,7 @@ class TestUsage:
             ["report"],
             ["chat"],
             ["chat", "x", "--edit", "delete"],
+            ["suffix", "x", "--seed", "-1"],
         ],
     )
     def test_bad_usage_exits_2_with_a_hint(self, call: Any, args: list[str]) -> None:
@@ -169,8 +172,25 @@ class TestErrors:
         broken(KeyboardInterrupt())
         done = call("run", "--out", "x")
         assert done.code == 130
-        assert done.err.startswith("interrupted")
+        assert done.err.startswith("interrupted; finished steps are kept, the same command goes on")
         assert done.err.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("job", "args"),
+        [
+            ("suffix_job.run_suffix_study", ["suffix", "x"]),
+            ("export_job.run_export", ["export", "x", "--to", "gguf", "--out", "y.gguf"]),
+        ],
+    )
+    def test_ctrl_c_promises_nothing_of_commands_that_do_not_go_on(
+        self, call: Any, monkeypatch: pytest.MonkeyPatch, job: str, args: list[str]
+    ) -> None:
+        def stop(*args: Any, **more: Any) -> None:
+            raise KeyboardInterrupt
+
+        importlib.import_module(f"refusal_lens.pipeline.{job.split('.')[0]}")
+        monkeypatch.setattr(f"refusal_lens.pipeline.{job}", stop)
+        assert call(*args) == (130, "", "interrupted\n")
 
     def test_a_real_interrupt_ends_a_waiting_chat(self, finished: Path) -> None:
         # A shell that puts the suite in the background has it ignore the signal; ours must not.
@@ -314,6 +334,20 @@ class TestChat:
         done = call("chat", tmp_path, "--prompt", "Hello")
         assert done.code == 1
         assert "not finished" in done.err
+        assert done.err.count("\n") == 1
+
+    @pytest.mark.parametrize("command", ["chat", "suffix"])
+    @pytest.mark.parametrize("contents", ["{}", '{"config": {}}', '{"config": 3}', "[]"])
+    def test_a_damaged_manifest_is_one_line(
+        self, call: Any, finished: Path, tmp_path: Path, command: str, contents: str
+    ) -> None:
+        damaged = shutil.copytree(finished, tmp_path / "damaged")
+        (damaged / "manifest.json").write_text(contents)
+        more = ["--prompt", "Hello"] if command == "chat" else ["--suffix", " x"]
+        done = call(command, damaged, *more)
+        assert (done.code, done.out) == (1, "")
+        assert done.err.startswith("error: ")
+        assert "manifest.json" in done.err
         assert done.err.count("\n") == 1
 
     def test_a_folder_cannot_make_it_run_foreign_code(

@@ -16,7 +16,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers as hf
-from architectures import LAYERS, POST_NORM, REFUSED, ROWS, VOCAB, WIDTH, Row, folder, make
+from architectures import (
+    EXACT,
+    GROUPED,
+    LAYERS,
+    PLAIN,
+    POST_NORM,
+    REFUSED,
+    ROWS,
+    UNTIED,
+    VOCAB,
+    WIDTH,
+    Row,
+    folder,
+    make,
+)
 from torch import Tensor, nn
 
 from refusal_lens.errors import InputError
@@ -30,8 +44,10 @@ from refusal_lens.weights import (
     prove,
     write_adapter,
     write_checkpoint,
+    write_steered,
     writers_of,
 )
+from refusal_lens.weights.hooks import hooked
 
 ids_of = pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
 CLOSE = 1e-4
@@ -111,6 +127,7 @@ def test_weights_in_memory_equal_hooks(row: Row) -> None:
     assert gap(plain, wanted) > 10 * CLOSE * float(wanted.abs().max())
     writers = writers_of(model)
     assert writers.exactness == row.exactness
+    assert not any(writer.apart for writer in writers.writers)
     with edited(model, edit, post_norm="hook", writers=writers):
         assert gap(logits(model), wanted) < CLOSE
     proof = prove(model, edit, ids=tokens(), writers=writers)
@@ -198,3 +215,34 @@ def test_what_cannot_be_exact_is_refused_with_a_reason(row: Row) -> None:
 
 def test_the_vocabulary_fits_the_tokenizer() -> None:
     assert int(tokens().max()) < VOCAB
+
+
+def test_a_bias_that_is_handed_on_beside_the_output_is_hooked_there() -> None:
+    """GPT-NeoX-Japanese returns the last attention's bias next to its output, and adds it in the block."""
+    row = Row("gpt_neox_japanese", UNTIED, {**PLAIN, "intermediate_multiple_size": 2})
+    model, edit = make(row), orthogonalise(direction())
+    writers = writers_of(model)
+    apart = [writer.parameter for writer in writers.writers if writer.apart]
+    assert apart == ["gpt_neox_japanese.layers.2.attention.dense_bias"]
+    proof = prove(model, edit, ids=tokens(), writers=writers)
+    assert proof.equal, proof.line
+    wanted = hooked_logits(model, row)
+    with hooked(model, writers, edit):
+        assert gap(logits(model), wanted) < CLOSE
+    with pytest.raises(InputError, match="added beside"):
+        write_steered("unused.pt", edit, writers, base="", provenance={})
+
+
+def test_a_parameter_that_no_module_hands_on_cannot_be_hooked() -> None:
+    model = make(Row("llama", EXACT, GROUPED))
+    block = model.model.layers[1]
+    block.mlp.more = nn.Parameter(torch.ones(WIDTH))
+    plain = block.forward
+    block.forward = lambda *args, **kwargs: plain(*args, **kwargs) + block.mlp.more
+    writers = writers_of(model)
+    assert [w.parameter for w in writers.writers if w.apart] == ["model.layers.1.mlp.more"]
+    with (
+        pytest.raises(InputError, match="no hook reaches"),
+        hooked(model, writers, orthogonalise(direction())),
+    ):
+        logits(model)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,10 +21,13 @@ from safetensors.torch import load_file
 
 from refusal_lens import runs
 from refusal_lens.directions import Candidates, Direction, NoCandidateError, find_direction
+from refusal_lens.directions.refusal_tokens import parse_refusal_tokens
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel
-from refusal_lens.pipeline import RunConfig, run_pipeline
+from refusal_lens.pipeline import RunConfig, run_pipeline, steps
+from refusal_lens.pipeline.suffix_job import run_suffix_study
 from refusal_lens.prompts import Contrast
+from refusal_lens.report import write_report
 from refusal_lens.runs import Step, read_csv, read_json, read_jsonl
 
 SMALL = RunConfig(n_train=48, n_val=24, n_test=20, max_new_tokens=40, n_null=2, n_moves=1, null_prompts=8)
@@ -187,18 +193,147 @@ def test_killed_at_every_step_it_ends_the_same(finished: Path, tmp_path: Path) -
 
 def test_a_changed_option_redoes_just_what_depends_on_it(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "changed"
-    import shutil
-
     shutil.copytree(finished, out)
-
-    def steps() -> dict[str, int]:
-        return {p.stem: p.stat().st_mtime_ns for p in (out / "steps").glob("*.json")}
-
-    before = steps()
+    before = step_times(out)
     run_pipeline(replace(SMALL, n_null=3), out)
-    redone = {name for name, when in steps().items() if before[name] != when}
+    redone = {name for name, when in step_times(out).items() if before[name] != when}
     assert redone == {"nulls", "summary"}
     assert len(pd.read_csv(out / "nulls.csv")) == 3 + 2
+
+
+def step_times(out: Path) -> dict[str, int]:
+    return {p.stem: p.stat().st_mtime_ns for p in (out / "steps").glob("*.json")}
+
+
+def shown(out: Path) -> str:
+    """The page of a run, without its scripts."""
+    page = write_report(out).read_text()
+    return re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_a_rerun_in_which_none_passes_shows_nothing_of_the_direction_before(
+    finished: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "none")
+    before = step_times(out)
+    with pytest.raises(NoCandidateError):
+        run_pipeline(replace(SMALL, kl_threshold=1e-7), out)
+    assert not any((out / n).exists() for n in ("report.html", "summary.json", "manifest.json"))
+    page = shown(out)
+    assert "No candidate direction passes" in page
+    sections = set(re.findall(r'<section id="(\w+)">', page))
+    assert sections == {"sweeps", "tokens", "completions", "candidates"}
+    assert "directional ablation" not in page
+    assert {p.stem for p in (out / "figures").glob("*.html")} == {
+        "candidate_map", "layer_sweeps", "top_tokens"
+    }  # fmt: skip
+    # Back to where it was, only what the page needs is done again.
+    run_pipeline(SMALL, out)
+    assert {n for n, when in step_times(out).items() if before[n] != when} == {
+        "selection", "summary"
+    }  # fmt: skip
+    assert contents(out)["metrics.csv"] == contents(finished)["metrics.csv"]
+    assert runs.Run.read(out).stale() == {}
+
+
+def test_without_nulls_the_page_has_none_and_with_them_again_nothing_is_lost(
+    finished: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "bare")
+    before = step_times(out)
+    assert run_pipeline(replace(SMALL, n_null=0), out)["nulls"] == {}
+    page = (out / "report.html").read_text()
+    assert '<section id="nulls">' not in page
+    assert "random moves" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "nulls.csv" not in runs.Run.read(out).whole()["outputs"]
+    run_pipeline(SMALL, out)
+    assert {n for n, when in step_times(out).items() if before[n] != when} == {"summary"}
+    assert '<section id="nulls">' in (out / "report.html").read_text()
+
+
+def test_a_stopped_rerun_mixes_no_old_and_new_replies(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "stopped")
+
+    def stop(*args: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refusal_lens.pipeline.steps.ablate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(replace(SMALL, max_new_tokens=8), out)
+    page = shown(out)
+    assert "no intervention" in page
+    assert "directional ablation" not in page
+    assert '<section id="losses">' not in page
+
+
+def test_the_default_dtype_is_named_in_what_determines_the_results(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert runs.Run.read(finished).manifest("behaviour").inputs["dtype"] == "float32"
+    before = step_times(finished)
+    run_pipeline(replace(SMALL, dtype="float32"), finished)
+    assert step_times(finished) == before
+    monkeypatch.setattr(steps, "resolve_device", lambda device: torch.device("cuda"))
+    assert steps.settled_dtype(None) == "auto"
+    assert steps.settled_dtype(None, device_map="auto") == "auto"
+    assert steps.settled_dtype("bf16") == "bfloat16"
+
+
+def test_empty_replies_cost_the_loss_and_not_the_run(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "silent")
+    real = steps.complete
+
+    def silent(*args: Any, **more: Any) -> list[Any]:
+        return [replace(one, response="") for one in real(*args, **more)]
+
+    monkeypatch.setattr(steps, "complete", silent)
+    summary = run_pipeline(replace(SMALL, max_new_tokens=2), out)
+    assert summary["losses"]["baseline"] == {"ce": None, "perplexity": None, "n_tokens": 0}
+    assert "every reply of the unedited model" in caplog.text
+    assert '<section id="losses">' in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"suffix": "   "}, "need text"),
+        ({"suffix": " x", "dtype": "int3"}, "dtype"),
+        ({"suffix": " x", "n_heads": 1000}, "number of top heads"),
+        ({"suffix": " x" * 5000}, "context"),
+        ({"suffix": " x", "seed": 7}, ""),
+    ],
+)
+def test_a_suffix_that_is_refused_leaves_the_study_before(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict, line: str
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "studied")
+    with runs.Run.open(out) as run, run.addition("suffix", inputs={}, after=["selection"]) as step:
+        step.write_json("suffix/summary.json", {"suffix": "earlier"})
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
+
+    def stop(*args: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    if not line:
+        monkeypatch.setattr("refusal_lens.pipeline.suffix_job.study_suffix", stop)
+    with pytest.raises(InputError if line else KeyboardInterrupt, match=line or None):
+        run_suffix_study(out, **change)
+    after = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert after == before
+
+
+@pytest.mark.parametrize("given", ["\u00b2", "\u0663x", "9" * 5000])
+def test_what_only_looks_like_a_token_id_is_one_line(given: str) -> None:
+    with pytest.raises(InputError, match="refusal token") as caught:
+        parse_refusal_tokens(ChatModel.load("organism", device="cpu"), [given])
+    assert "\n" not in str(caught.value)
 
 
 def test_no_candidate_passing_keeps_what_was_computed(tmp_path: Path) -> None:
@@ -208,6 +343,11 @@ def test_no_candidate_passing_keeps_what_was_computed(tmp_path: Path) -> None:
     assert not table["passes"].any()
     assert table["reason"].notna().all()
     assert (tmp_path / "none" / "candidates.safetensors").is_file()
+    # Asked again, it says so again and does nothing.
+    before = step_times(tmp_path / "none")
+    with pytest.raises(NoCandidateError, match="nearest miss"):
+        run_pipeline(replace(SMALL, induce_threshold=99.0), tmp_path / "none")
+    assert step_times(tmp_path / "none") == before
     # The advice of the message can be followed without starting again.
     run_pipeline(replace(SMALL, induce_threshold=0.0), tmp_path / "none")
     assert (tmp_path / "none" / "direction.safetensors").is_file()
@@ -220,6 +360,7 @@ def test_no_candidate_passing_keeps_what_was_computed(tmp_path: Path) -> None:
         ({"harmful": "a.txt"}, "need both or neither"),
         ({"model": "some/model"}, "prompts for some/model: none given"),
         ({"n_null": -1}, "n_null"),
+        ({"seed": 2**64}, "seed: got 18446744073709551616"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_at_once(change: dict, message: str) -> None:

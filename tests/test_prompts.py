@@ -213,9 +213,20 @@ BROKEN = {
     "l.csv": ("name,size\na,1\n", "got columns name, size"),
     "m.csv": ("text\n", "got no instruction"),
     "n.csv": ('text\n"a', "line 2: got .*, need CSV"),
+    "q.json": ("[" * 200_000, "nested too deeply"),
+    "r.jsonl": ('"a"\n' + "[" * 200_000, "line 2: got JSON nested too deeply"),
+    "s.json": ("[" + "1" * 5000 + "]", "a number too long"),
+    "t.json": (r'["a", "b \ud800"]', r"entry 2: got a lone surrogate in 'b \\ud800'"),
+    "u.jsonl": (r'{"text": "\udc80"}', "entry 1: got a lone surrogate"),
     "o.xml": ("<a/>", "got .xml, need .txt, .json"),
     "p": ("a", "got no suffix, need .txt"),
 }
+
+
+def test_a_lone_surrogate_in_a_contrast_made_by_hand_gets_one_clear_line() -> None:
+    pair = PromptPair(("a",), ("b",))
+    with pytest.raises(InputError, match="harmless prompts at split test: got a lone surrogate"):
+        Contrast(train=pair, val=PromptPair((), ()), test=PromptPair((), ("\ud800",)))
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -22,7 +22,8 @@ from refusal_lens.report.claim import change, make_claim
 from refusal_lens.report.folder import RunFolder
 from refusal_lens.report.markup import Cell, Html, Section, plain, table, text
 from refusal_lens.report.page import render_sections
-from refusal_lens.report.sections import SECTIONS, Entry
+from refusal_lens.report.sections import SECTIONS, Entry, exports
+from refusal_lens.runs import Run
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "published-runs"
 FIGURES = {
@@ -185,6 +186,56 @@ def test_an_unselected_run_says_that_none_passes(fresh: Path) -> None:
     scores.assign(passes=False).to_csv(fresh / "candidates.csv", index=False)
     assert "No candidate" in make_claim(RunFolder.open(fresh)).headline
     assert '<section id="candidates">' in write_report(fresh).read_text()
+
+
+def in_steps(folder: Path, *, threshold: float) -> Path:
+    """A run made in steps, with a study and an export of its direction when they are not there."""
+    with Run.open(folder) as run:
+        with run.step("selection", inputs={"threshold": threshold}) as step:
+            if step.needed:
+                rows = "position,layer,bypass,induce,kl,passes,reason\n-1,1,0.5,1,0.1,False,kl\n"
+                step.write_text("candidates.csv", rows)
+        run.finish(config={})
+        for name, files in (("suffix", ["suffix/summary.json"]), ("export-e", ["exports/e.json"])):
+            if not (folder / files[0]).exists():
+                with run.addition(name, inputs={}, after=["selection"]) as step:
+                    step.write_json(files[0], EXPORT)
+    return folder
+
+
+EXPORT = {"to": "gguf", "edit": "ablate", "strength": 1, "norm_preserving": False, "notes": ["mine"],
+          "exactness": None, "left_unedited": [], "parity": None, "made": "2026"}  # fmt: skip
+
+
+def test_what_was_made_with_an_earlier_direction_is_marked(tmp_path: Path) -> None:
+    run = RunFolder.open(in_steps(tmp_path, threshold=0.1))
+    with pytest.raises(InputError, match=r"suffix.values\.csv"):
+        render_sections(run)
+    assert "earlier direction" not in str(exports.render(run))
+    run = RunFolder.open(in_steps(tmp_path, threshold=0.2))
+    found = {section.key: str(section) for section in render_sections(run)[0]}
+    assert "suffix/ was made with an earlier direction" in found["suffix"]
+    assert "made with an earlier direction; mine" in found["exports"]
+    assert (tmp_path / "suffix/summary.json").is_file()
+
+
+def test_a_file_that_no_step_left_is_not_shown(tmp_path: Path) -> None:
+    in_steps(tmp_path, threshold=0.1)
+    (tmp_path / "summary.json").write_text('{"model": "stray"}')
+    (tmp_path / "losses.csv").write_text("condition,ce,perplexity,n_tokens\nbaseline,1,2,3\n")
+    run = RunFolder.open(tmp_path)
+    assert run.value("model") is None
+    assert run.table("losses.csv") is None
+    assert run.table("candidates.csv") is not None
+
+
+def test_figures_that_a_page_no_longer_has_are_gone(fresh: Path) -> None:
+    write_report(fresh)
+    (fresh / "figures" / "mine.html").write_text("mine")
+    (fresh / "curves.csv").unlink()
+    write_report(fresh)
+    left = {path.stem for path in (fresh / "figures").glob("*.html")}
+    assert left == FIGURES - {"cosine_by_layer"} | {"mine"}
 
 
 def test_an_empty_table_counts_as_missing(fresh: Path) -> None:

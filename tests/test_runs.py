@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -196,7 +197,162 @@ class TestSteps:
         assert Run.read(tmp_path).output("sub/own.bin").read_bytes() == b"own"
 
 
+    @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, None])
+    def test_numbers_that_json_lacks_are_told_apart(self, tmp_path: Path, value: Any) -> None:
+        for threshold in (math.inf, -math.inf, math.nan, None):
+            with Run.open(tmp_path) as run:
+                with run.step("s", inputs={"threshold": threshold}) as step:
+                    step.write_text("s.txt", str(threshold)) if step.needed else None
+            with Run.open(tmp_path) as run, run.step("s", inputs={"threshold": value}) as step:
+                assert step.needed == (repr(value) != repr(threshold))
+                step.write_text("s.txt", str(value)) if step.needed else None
+
+
+class TestAsked:
+    """What a run is asked for decides which of the results on the disk count."""
+
+    def ask(self, folder: Path, *, n: int = 3, nulls: bool = True, until: str = "") -> list[str]:
+        """Two steps and an optional third; says which were done."""
+        asked: dict[str, Any] = {"means": ({"n": n}, ()), "scores": ({}, ("means",))}
+        if nulls:
+            asked["nulls"] = ({}, ("scores",))
+        done = []
+        with Run.open(folder) as run:
+            run.ask(asked, without=() if nulls else ("nulls",))
+            for name, (inputs, after) in asked.items():
+                with run.step(name, inputs=inputs, after=after) as step:
+                    if step.needed:
+                        done.append(name)
+                        step.write_text(f"{name}.txt", f"{name} {n}")
+                if name == until:
+                    return done
+            run.finish(config={})
+        return done
+
+    def test_what_is_asked_for_and_done_counts(self, tmp_path: Path) -> None:
+        assert self.ask(tmp_path) == ["means", "scores", "nulls"]
+        assert list(Run.read(tmp_path).current()) == ["means", "scores", "nulls"]
+        assert self.ask(tmp_path) == []
+
+    def test_results_of_other_inputs_do_not_count_before_they_are_redone(
+        self, tmp_path: Path
+    ) -> None:
+        self.ask(tmp_path)
+        self.ask(tmp_path, n=4, until="means")
+        run = Run.read(tmp_path)
+        assert list(run.current()) == ["means"]
+        assert set(run.stale()) == {"scores", "nulls"}
+        assert (tmp_path / "nulls.txt").is_file()
+        with pytest.raises(InputError, match="none of its finished steps"):
+            run.output("nulls.txt")
+
+    def test_asked_for_again_they_count_again(self, tmp_path: Path) -> None:
+        self.ask(tmp_path)
+        self.ask(tmp_path, n=4, until="means")
+        assert self.ask(tmp_path) == ["means"]
+        assert list(Run.read(tmp_path).current()) == ["means", "scores", "nulls"]
+
+    def test_a_step_no_longer_asked_for_does_not_count(self, tmp_path: Path) -> None:
+        self.ask(tmp_path)
+        assert self.ask(tmp_path, nulls=False) == []
+        whole = Run.read(tmp_path).whole()
+        assert set(whole["outputs"]) == {"means.txt", "scores.txt"}
+        assert whole["stale"] == {"nulls": "it is not asked for"}
+        assert self.ask(tmp_path) == []
+        assert "nulls.txt" in Run.read(tmp_path).whole()["outputs"]
+
+    def test_an_addition_counts_while_what_it_builds_on_does(self, tmp_path: Path) -> None:
+        self.ask(tmp_path)
+        with Run.open(tmp_path) as run, run.addition("study", inputs={}, after=["scores"]) as step:
+            step.write_text("study.txt", "x")
+        assert Run.read(tmp_path).stale() == {}
+        self.ask(tmp_path, n=4, until="means")
+        assert Run.read(tmp_path).stale()["study"] == "scores changed"
+        self.ask(tmp_path)
+        assert Run.read(tmp_path).stale() == {}
+
+    def test_withdrawn_results_are_gone_unless_they_are_those_asked_for(
+        self, tmp_path: Path
+    ) -> None:
+        self.ask(tmp_path)
+        with Run.open(tmp_path) as run:
+            assert not run.withdraw("nulls", {}, ["scores"])
+            assert run.withdraw("nulls", {"seed": 1}, ["scores"])
+        assert not (tmp_path / "nulls.txt").exists()
+        assert not (tmp_path / "manifest.json").exists()
+
+    def test_without_asking_what_builds_on_something_stale_is_stale(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        with Run.open(tmp_path) as run, run.step("last", inputs={}, after=["scores"]) as step:
+            step.write_text("last.txt", "x")
+        with Run.open(tmp_path) as run, run.step("means", inputs={"n": 4}) as step:
+            step.write_json("means.json", [0])
+        assert Run.read(tmp_path).stale() == {
+            "scores": "means changed",
+            "last": "scores is out of date",
+        }
+
+
+class TestForeignManifests:
+    """A manifest may come from anyone: it must not make a run touch files outside of its folder."""
+
+    @pytest.mark.parametrize("name", ["../victim.txt", "{}/victim.txt", "a/../../victim.txt", "."])
+    @pytest.mark.parametrize("do", ["step", "addition", "read"])
+    def test_outputs_outside_of_the_run_are_refused(
+        self, tmp_path: Path, name: str, do: str
+    ) -> None:
+        folder, victim = tmp_path / "run", tmp_path / "victim.txt"
+        work(folder)
+        victim.write_text("mine")
+        path = folder / "steps" / "scores.json"
+        fields = json.loads(path.read_text())
+        fields["outputs"][name.format(tmp_path)] = {"sha256": "0", "bytes": 4}
+        path.write_text(json.dumps(fields))
+        with pytest.raises(InputError, match="damaged or foreign") as raised:
+            if do == "read":
+                Run.read(folder).manifests()
+            elif do == "step":
+                work(folder, threshold=1.5)
+            else:
+                with Run.open(folder) as run, run.addition("scores", inputs={}) as step:
+                    step.write_text("x", "x")
+        assert "\n" not in str(raised.value)
+        assert victim.read_text() == "mine"
+
+    def test_they_are_refused_before_any_work(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        path = tmp_path / "steps" / "scores.json"
+        whole = path.read_text()
+        asked: dict[str, Any] = {"means": ({"n": 3}, ()), "scores": ({}, ("means",))}
+        for damage, wanted in (("{}", asked), (whole.replace("tables/", "../"), asked)):
+            path.write_text(damage)
+            with Run.open(tmp_path) as run:
+                if "means" in damage:
+                    with pytest.raises(InputError, match="damaged or foreign"):
+                        run.ask(wanted)
+                else:
+                    run.ask(wanted)  # it will be done again
+                    with pytest.raises(InputError, match="not a step's manifest"):
+                        run.ask({"means": ({"n": 3}, ())}, without=["scores"])
+
+    @pytest.mark.parametrize("change", [{"after": ["means"]}, {"inputs": 3}, {"outputs": [1]}])
+    def test_damage_is_one_line(self, tmp_path: Path, change: dict[str, Any]) -> None:
+        work(tmp_path)
+        path = tmp_path / "steps" / "scores.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(InputError, match="not a step's manifest"):
+            Run.read(tmp_path).stale()
+
+
 class TestManifestOfTheWhole:
+    @pytest.mark.parametrize("contents", ["{}", '{"config": {}}', '{"config": []}', "[]", "[" * 99_999])
+    def test_what_it_lacks_is_one_line(self, tmp_path: Path, contents: str) -> None:
+        work(tmp_path)
+        (tmp_path / "manifest.json").write_text(contents)
+        with pytest.raises(InputError, match=r"manifest\.json") as raised:
+            Run.read(tmp_path).whole()["config"]["model"]
+        assert "\n" not in str(raised.value)
+
     def test_it_names_outputs_versions_and_steps(self, tmp_path: Path) -> None:
         work(tmp_path)
         whole = read_json(tmp_path / "manifest.json")
@@ -245,14 +401,69 @@ class TestAdditions:
 
     def test_stopped_half_way_the_run_stays_finished_without_it(self, tmp_path: Path) -> None:
         work(tmp_path)
-        self.add(tmp_path, seed=0)
+        before = outputs(tmp_path)
         with pytest.raises(KeyboardInterrupt):
             self.add(tmp_path, seed=1, fail=True)
         whole = Run.read(tmp_path).whole()
-        assert "study.json" not in whole["outputs"]
         assert set(whole["steps"]) == {"means", "scores", "other"}
+        assert outputs(tmp_path) == before
         assert self.add(tmp_path, seed=1) == "it was not done before"
         assert read_json(tmp_path / "study.json") == {"seed": 1}
+
+    def test_an_earlier_one_stays_until_the_next_is_whole(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        self.add(tmp_path, seed=0)
+        before = outputs(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            self.add(tmp_path, seed=1, fail=True)
+        assert outputs(tmp_path) == before
+        assert "study.json" in Run.read(tmp_path).whole()["outputs"]
+        assert Run.read(tmp_path).damage() == []
+        assert self.add(tmp_path, seed=1) == "seed changed 0 -> 1"
+        assert read_json(tmp_path / "study.json") == {"seed": 1}
+        assert Run.read(tmp_path).damage() == []
+
+    def test_a_full_disk_leaves_the_earlier_one(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        self.add(tmp_path, seed=0)
+        before = outputs(tmp_path)
+        with (
+            pytest.raises(OSError, match="could not be written"),
+            Run.open(tmp_path) as run,
+            run.addition("study", inputs={"seed": 1}, after=["scores"]) as step,
+        ):
+            step.write_json("study.json", {"seed": 1})
+            with full_disk(4096):
+                step.write_text("more.txt", "x" * 100_000)
+        assert outputs(tmp_path) == before
+
+    def test_killed_half_way_it_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        self.add(tmp_path, seed=0)
+        before = outputs(tmp_path)
+        code = (
+            "import os, signal, sys; from refusal_lens.runs import Run\n"
+            "with Run.open(sys.argv[1]) as run:\n"
+            "    with run.addition('study', inputs={'seed': 1}, after=['scores']) as step:\n"
+            "        step.write_json('study.json', {'seed': 1})\n"
+            "        os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+        assert done.returncode == -signal.SIGKILL
+        Run.open(tmp_path).close()
+        assert outputs(tmp_path) == before
+        assert not list(tmp_path.glob(".*.tmp"))
+        assert Run.read(tmp_path).damage() == []
+
+    def test_outputs_that_the_next_one_no_longer_writes_are_gone(self, tmp_path: Path) -> None:
+        work(tmp_path)
+        for names in (["deep/a.txt", "b.txt"], ["deep/a.txt"]):
+            with Run.open(tmp_path) as run:
+                with run.addition("study", inputs={"names": names}) as step:
+                    for name in names:
+                        step.write_text(name, "x")
+        assert (tmp_path / "deep/a.txt").is_file()
+        assert not (tmp_path / "b.txt").exists()
 
     def test_it_needs_a_finished_run(self, tmp_path: Path) -> None:
         work(tmp_path)
@@ -447,6 +658,20 @@ class TestFiles:
         assert "\n" not in raised.value.strerror
         assert path.read_text() == "old"
         assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+    def test_a_full_disk_is_one_line_where_safetensors_writes_itself(self, tmp_path: Path) -> None:
+        from safetensors.torch import save_file
+
+        path = tmp_path / "r.safetensors"
+        with (
+            pytest.raises(OSError, match=r"r\.safetensors: could not be written") as raised,
+            writing(path) as temporary,
+            full_disk(4096),
+        ):
+            save_file({"r": torch.zeros(100_000)}, temporary)
+        assert raised.value.errno == errno.EFBIG
+        assert "\n" not in raised.value.strerror
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_full_disk_in_a_step_keeps_the_steps_before(self, tmp_path: Path) -> None:
         work(tmp_path)

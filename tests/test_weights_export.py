@@ -15,13 +15,17 @@ from architectures import by_id, folder, make
 from safetensors.torch import load_file, save_file
 from tiny import byte_tokenizer
 
+from refusal_lens import organism
 from refusal_lens.cli import shell
 from refusal_lens.directions import Candidates
+from refusal_lens.errors import InputError
 from refusal_lens.metrics import refusal_metric
 from refusal_lens.model import ChatModel
-from refusal_lens.pipeline import export_job
+from refusal_lens.pipeline import export_job, export_model
 from refusal_lens.runs import Run, read_csv, read_json
-from refusal_lens.weights import read_gguf, read_reference
+from refusal_lens.weights import orthogonalise, prepare, read_gguf, read_reference
+from refusal_lens.weights.moving import size_in_words
+from refusal_lens.weights.parity import STREAM_ALLOWED
 
 TOKENS = [40, 41]
 PROMPTS = {
@@ -206,6 +210,37 @@ class TestFormats:
         options = ("--model", tmp_path / "renamed", "--out", tmp_path / "out", *SHORT)
         assert call("export", run_of("llama"), "--to", "checkpoint", *options).code == 0
 
+    def test_a_check_in_a_coarser_dtype_than_the_files(
+        self, call: Any, run_of: Any, tmp_path: Path
+    ) -> None:
+        """The hooks are rounded too then, at every write."""
+        options = ("--dtype", "bfloat16", "--out", tmp_path / "coarse", *SHORT)
+        done = call("export", run_of("llama"), "--to", "checkpoint", *options)
+        assert done.code == 0, done.err
+        rows = read_json(run_of("llama") / "exports" / "coarse.json")["parity"]
+        (stream,) = (row for row in rows if row["quantity"] == "stream along r^, largest")
+        assert stream["allowed"] == STREAM_ALLOWED[torch.bfloat16]
+        assert stream["files"] > STREAM_ALLOWED[torch.float32]
+
+    def test_an_estimate_counts_the_bytes_of_the_files(
+        self, call: Any, run_of: Any, tmp_path: Path
+    ) -> None:
+        """What config.json says of the dtype is a hint, which may be wrong."""
+        for dtype in (torch.float32, torch.bfloat16):
+            source = tmp_path / str(dtype)
+            make(by_id("gemma"), dtype=dtype).save_pretrained(source)
+            byte_tokenizer().save_pretrained(source)
+            config = read_json(source / "config.json") | {"dtype": "float32"}
+            (source / "config.json").write_text(json.dumps(config))
+            done = call(
+                *("export", run_of("gemma"), "--to", "checkpoint", "--estimate"),
+                *("--model", source),
+            )
+            assert done.code == 0, done.err
+            job = prepare(source, orthogonalise(torch.ones(32, dtype=torch.float64)))
+            assert f"disk: {size_in_words(job.total_bytes)} free" in done.out
+            assert f"{size_in_words(job.edited_bytes)} are worked out anew" in done.out
+
     def test_an_estimate_writes_nothing(self, call: Any, run_of: Any, tmp_path: Path) -> None:
         done = call("export", run_of("llama"), "--to", "checkpoint", "--estimate")
         assert done.code == 0
@@ -272,15 +307,17 @@ class TestRefusals:
         run = run_of("llama")
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "x").write_text("x")
+        (tmp_path / "full" / "config.json").write_text("{}")
         for args, code, match in (
             (("--to", "checkpoint"), 2, "--out"),
             (("--to", "checkpoint", "--out", tmp_path / "full"), 1, "not empty"),
+            (("--to", "steered", "--out", tmp_path / "full" / "config.pt"), 1, "is there already"),
             (("--to", "gguf", "--out", tmp_path / "v.gguf"), 1, "only adds"),
             (("--to", "gguf", "--edit", "add", "--out", tmp_path / "v.bin"), 1, "need '.gguf'"),
-            (("--to", "reference", "--edit", "add", "--out", tmp_path / "r"), 1, "direction alone"),
+            (("--to", "reference", "--edit", "add", "--out", tmp_path / "r"), 1, "got --edit,"),
             (("--to", "lora", "--norm-preserving", "--out", tmp_path / "l"), 1, "not of rank one"),
         ):
-            done = call("export", run, *args, *SHORT)
+            done = call("export", run, *args)
             assert done.code == code, done.err
             assert match in done.err
         assert [p.name for p in tmp_path.iterdir()] == ["full"]
@@ -289,10 +326,94 @@ class TestRefusals:
             == 1
         )
 
+    @pytest.mark.parametrize(
+        ("to", "name"),
+        [
+            *(("checkpoint", "x"), ("lora", "x"), ("reference", "x")),
+            *(("gguf", "x.gguf"), ("steered", "x.pt")),
+        ],
+    )
+    def test_nothing_is_written_into_a_model(
+        self, call: Any, run_of: Any, tmp_path: Path, to: str, name: str
+    ) -> None:
+        run, source = run_of("llama"), folder("llama")
+        other = shutil.copytree(source, tmp_path / "other")
+        (tmp_path / "link").symlink_to(source)
+        packaged = organism.folder("chat")
+        before = [sorted(each.rglob("*")) for each in (source, other, packaged.parent)]
+        edit = ("--edit", "add") if to == "gguf" else ()
+        for out, model in (
+            (source / name, None),
+            (source / "deep" / name, None),
+            (tmp_path / "link" / name, None),
+            (source, None),
+            (packaged / name, None),
+            (packaged.parent / name, None),
+            *(() if to == "reference" else ((other / name, other), (source / name, other))),
+        ):
+            options = ("--model", model) if model else ()
+            done = call("export", run, "--to", to, "--out", out, *edit, *options)
+            assert (done.code, done.err.count("\n")) == (1, 1), done.err
+            assert "only read" in done.err
+        assert [sorted(each.rglob("*")) for each in (source, other, packaged.parent)] == before
+
+    def test_a_place_in_the_model_is_refused_before_any_work(
+        self, run_of: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(export_job, "prepare", pytest.fail)
+        config = export_job.ExportConfig(to="checkpoint", out=folder("llama") / "out")
+        with pytest.raises(InputError, match="only read"):
+            export_job.run_export(run_of("llama"), config)
+
+    def test_a_place_in_the_cache_of_the_hub_is_refused(self, tmp_path: Path) -> None:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        cache = Path(HF_HUB_CACHE) / "models--some--model"
+        assert export_model.where("some/model") == cache
+        assert export_model.where(str(tmp_path)) == tmp_path
+        assert export_model.where("organism") in organism.folder("chat").parents
+
+    @pytest.mark.parametrize(
+        ("to", "options", "named"),
+        [
+            ("reference", ("--norm-preserving",), ["--norm-preserving"]),
+            ("reference", ("--model", "x", "--strength", 2), ["--model", "--strength"]),
+            (
+                "reference",
+                ("--allow-partial", "--dtype", "float16"),
+                ["--allow-partial", "--dtype"],
+            ),
+            ("gguf", ("--edit", "add", "--n-prompts", 3), ["--n-prompts"]),
+            ("steered", ("--allow-partial",), ["--allow-partial"]),
+            ("steered", ("--batch-size", 3, "--device", "cpu"), ["--batch-size", "--device"]),
+        ],
+    )
+    def test_options_that_a_format_has_no_use_for_are_named(
+        self, call: Any, run_of: Any, tmp_path: Path, to: str, options: Any, named: list[str]
+    ) -> None:
+        suffix = {"gguf": ".gguf", "steered": ".pt"}.get(to, "")
+        out = tmp_path / f"out{suffix}"
+        done = call("export", run_of("llama"), "--to", to, "--out", out, *options)
+        assert (done.code, done.err.count("\n")) == (1, 1), done.err
+        assert f"got {', '.join(named)}, which" in done.err
+        assert not list(tmp_path.iterdir())
+
+    def test_an_interrupt_does_not_promise_that_the_command_goes_on(
+        self, call: Any, run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(export_job, "run_export", interrupted)
+        done = call("export", run_of("llama"), "--to", "checkpoint", "--out", tmp_path / "out")
+        assert done.code == 130
+        assert done.err.startswith("interrupted")
+        assert "goes on" not in done.err
+        assert done.err.count("\n") == 1
+
     def test_what_cannot_be_exact_needs_a_word(self, tmp_path: Path) -> None:
         """No bridge wraps these models, so the weights alone are asked."""
-        from refusal_lens.errors import InputError
-        from refusal_lens.weights import orthogonalise, prepare, write_checkpoint
+        from refusal_lens.weights import write_checkpoint
 
         vector = torch.randn(32, dtype=torch.float64)
         with pytest.raises(InputError, match="pass --allow-partial"):
@@ -313,7 +434,7 @@ def test_the_page_of_the_run_shows_coverage_and_parity(
     assert "model.layers.2.mlp.down_proj.weight" in page
     assert "&lt;out&gt;: hooks against files" in page
     assert "<out>" not in page
-    (run / "exports" / "broken.json").write_text("{}")
+    (run / "exports" / "<out>.json").write_text("{}")
     done = call("report", run)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "damaged" in done.err

@@ -80,7 +80,8 @@ def digest(path: Path) -> dict[str, tuple[str, float]]:
     """Hash and time of change of every file of a folder."""
     return {
         p.name: (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime)
-        for p in sorted(path.iterdir())
+        for p in sorted(path.rglob("*"))
+        if p.is_file()
     }
 
 
@@ -344,6 +345,102 @@ class TestVerifyFiles:
         assert not proof.equal
         assert proof.leak == 2
 
+    @pytest.mark.parametrize(
+        ("name", "dtype"),
+        [("mixtral", torch.bfloat16), ("gpt2", torch.float16), ("llama", torch.float32)],
+    )
+    def test_writers_that_are_damaged_without_a_trace_along_r_are_found(
+        self, tmp_path: Path, name: str, dtype: torch.dtype
+    ) -> None:
+        source = saved(tmp_path, name, dtype=dtype)
+        job = prepare(source, orthogonalise(direction()))
+        write_checkpoint(job, tmp_path / "out", provenance={})
+        assert verify_files(source, tmp_path / "out", direction()).equal
+        path = tmp_path / "out" / SINGLE
+        good = load_file(path)
+        writer = next(n for n in job.changes if good[n].ndim == 2 and "embed" not in n)
+        one_number = good[writer].clone()
+        one_number[3, 5] *= 1.1
+        for values in (
+            torch.zeros_like(good[writer]),
+            -3 * good[writer],
+            good[writer] * 0.9,
+            torch.full_like(good[writer], torch.nan),
+            one_number,
+        ):
+            save_file({**good, writer: values}, path, metadata={"format": "pt"})
+            found = verify_files(source, tmp_path / "out", direction())
+            assert writer in found.line
+            assert "rounding step" in found.line or "along r" in found.line
+
+    def test_a_part_and_kept_lengths_are_asked_for_by_name(self, tmp_path: Path) -> None:
+        source = saved(tmp_path, "gemma", shard_bytes=20_000)
+        for options in ({"strength": 0.3}, {"keep_norms": True}):
+            out = tmp_path / next(iter(options))
+            write_checkpoint(
+                prepare(source, orthogonalise(direction(), **options)), out, provenance={}
+            )
+            assert verify_files(source, out, direction(), **options).equal
+            assert not verify_files(source, out, direction()).equal
+
+    def test_what_hardly_wrote_along_r_is_no_false_alarm(self, tmp_path: Path) -> None:
+        """What is left there after rounding may be more than the edit took away."""
+        source = saved(tmp_path, "llama", dtype=torch.bfloat16)
+        export_to(source, tmp_path / "once")
+        export_to(tmp_path / "once", tmp_path / "twice")
+        found = verify_files(tmp_path / "once", tmp_path / "twice", direction())
+        assert found.equal, found.line
+
+    def test_a_folded_norm_is_verified_too(self, tmp_path: Path) -> None:
+        source = saved(tmp_path, "gemma2", dtype=torch.bfloat16)
+        export_to(source, tmp_path / "out")
+        found = verify_files(source, tmp_path / "out", direction())
+        assert found.equal, found.line
+
+    def test_added_missing_and_further_tensors_are_told_apart(self, tmp_path: Path) -> None:
+        source = saved(tmp_path, "gemma")
+        export_to(source, tmp_path / "out")
+        path = tmp_path / "out" / SINGLE
+        good = load_file(path)
+        q = "model.layers.0.self_attn.q_proj.weight"
+        head = "lm_head.weight"
+        for tensors_now, match in (
+            ({**good, head: good["model.embed_tokens.weight"].clone()}, f"{head}: differs"),
+            ({k: v for k, v in good.items() if k != head}, f"{head}: is not in the edited"),
+            ({k: v for k, v in good.items() if k != q}, f"{q}: is not in the edited"),
+            ({**good, "more.weight": torch.ones(2)}, "more.weight: is not in the original"),
+            ({**good, q: good[q].half()}, f"{q}: is stored as F16, need F32"),
+            ({**good, q: good[q][:-1].contiguous()}, f"{q}: has shape"),
+        ):
+            save_file(tensors_now, path, metadata={"format": "pt"})
+            assert match in verify_files(source, tmp_path / "out", direction()).line
+        save_file(good, path, metadata={"format": "pt"})
+        assert verify_files(source, tmp_path / "out", direction()).equal
+
+    def test_a_configuration_that_ties_what_was_untied_is_found(self, tmp_path: Path) -> None:
+        for name, wrong in (("gemma", True), ("llama", True)):
+            source, out = saved(tmp_path / name, name), tmp_path / f"out-{name}"
+            export_to(source, out)
+            assert verify_files(source, out, direction()).equal
+            config = json.loads((out / "config.json").read_text())
+            config["tie_word_embeddings"] = wrong
+            (out / "config.json").write_text(json.dumps(config))
+            found = verify_files(source, out, direction())
+            assert not found.equal
+            assert "config.json: tie_word_embeddings" in found.line
+
+    def test_pieces_of_any_size_give_the_same_answer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = saved(tmp_path, "mixtral", dtype=torch.bfloat16)
+        export_to(source, tmp_path / "out")
+        whole = verify_files(source, tmp_path / "out", direction()).frame()
+        monkeypatch.setattr(edits, "CHUNK", 2000)
+        pieces = verify_files(source, tmp_path / "out", direction()).frame()
+        assert list(whole["tensor"]) == list(pieces["tensor"])
+        assert whole["before"].to_numpy() == pytest.approx(pieces["before"].to_numpy(), rel=1e-3)
+        assert not any(pieces["problem"])
+
 
 class TestMemory:
     def test_bits_come_back_after_an_exception(self) -> None:
@@ -458,6 +555,57 @@ def _unknown_model(source: Path) -> None:
     (source / "config.json").write_text(json.dumps(config))
 
 
+def _index(contents: object) -> Callable[[Path], None]:
+    """An index that is this JSON."""
+
+    def damage(source: Path) -> None:
+        (source / INDEX).write_text(json.dumps(contents))
+
+    return damage
+
+
+def _shard_named(name: str) -> Callable[[Path], None]:
+    """The first shard lies elsewhere, whole, and the index says so."""
+
+    def damage(source: Path) -> None:
+        index = json.loads((source / INDEX).read_text())
+        first = sorted(set(index["weight_map"].values()))[0]
+        place = source / name.replace("HERE", str(source))
+        place.parent.mkdir(exist_ok=True)
+        (source / first).rename(place)
+        index["weight_map"] = {
+            k: str(place) if "HERE" in name else name if v == first else v
+            for k, v in index["weight_map"].items()
+        }
+        (source / INDEX).write_text(json.dumps(index))
+
+    return damage
+
+
+def _header(change: Callable[[dict, dict], object]) -> Callable[[Path], None]:
+    """The first shard with another header in front of the same data."""
+
+    def damage(source: Path) -> None:
+        path = sorted(source.glob("model-*.safetensors"))[0]
+        raw = path.read_bytes()
+        length = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + length])
+        tensor = next(value for name, value in header.items() if name != "__metadata__")
+        change(header, tensor)
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+
+    return damage
+
+
+def _config(**changes: object) -> Callable[[Path], None]:
+    def damage(source: Path) -> None:
+        config = json.loads((source / "config.json").read_text()) | changes
+        (source / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("damage", "match"),
@@ -472,6 +620,31 @@ class TestBadInput:
             (_quantised, "quantised .bitsandbytes."),
             (_pickles, "need safetensors"),
             (_unknown_model, "config.json cannot be used"),
+            (_index({"weight_map": []}), "weight_map"),
+            (_index({"weight_map": "x"}), "weight_map"),
+            (_index({"weight_map": {"a": 3}}), "weight_map"),
+            (_index({}), "weight_map"),
+            (_index("x"), "got a JSON str"),
+            (_shard_named("../evil.safetensors"), "plain file name"),
+            (_shard_named("HERE/evil.safetensors"), "plain file name"),
+            (_shard_named("sub/evil.safetensors"), "plain file name"),
+            (_shard_named("evil.bin"), "plain file name"),
+            (_header(lambda _, first: first.pop("dtype")), "not a safetensors file"),
+            (_header(lambda _, first: first.update(dtype=3)), "not a safetensors file"),
+            (_header(lambda _, first: first.update(shape=[3, 5])), "has shape"),
+            (_header(lambda _, first: first.update(shape=[-1, 5])), "not a safetensors file"),
+            (_header(lambda _, first: first.update(shape=7)), "not a safetensors file"),
+            (_header(lambda _, first: first.update(data_offsets=[8, 4])), "not a safetensors file"),
+            (
+                _header(lambda _, first: first.update(data_offsets=["0", 4])),
+                "not a safetensors file",
+            ),
+            (_header(lambda header, _: header.update(__metadata__=3)), "not a safetensors file"),
+            (_config(hidden_size="32"), "config.json cannot be used"),
+            (_config(hidden_size=-4), "cannot build it"),
+            (_config(num_attention_heads=0), "cannot"),
+            (_config(num_hidden_layers=0), "need"),
+            (_config(vocab_size=None), "cannot"),
         ],
     )
     def test_a_damaged_source_is_one_line_and_untouched(
@@ -508,12 +681,43 @@ class TestBadInput:
         with pytest.raises(InputError, match="not empty"):
             export_to(source, out)
         assert [p.name for p in out.iterdir()] == ["mine"]
-        with pytest.raises(InputError, match="lies in the model folder"):
+        with pytest.raises(InputError, match="which is only read"):
             export_to(source, source / "edited")
 
     def test_an_empty_output_folder_is_taken(self, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
         assert (export_to(saved(tmp_path, "llama"), tmp_path / "out") / "config.json").is_file()
+
+    def test_a_link_to_an_empty_folder_is_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "disk" / "real").mkdir(parents=True)
+        (tmp_path / "out").symlink_to(tmp_path / "disk" / "real")
+        out = export_to(saved(tmp_path, "llama"), tmp_path / "out")
+        assert (out / "config.json").is_file()
+        assert out.is_symlink()
+        assert [p.name for p in (tmp_path / "disk").iterdir()] == ["real"]
+        (tmp_path / "inside").symlink_to(tmp_path / "source" / "new")
+        with pytest.raises(InputError, match="which is only read"):
+            export_to(tmp_path / "source", tmp_path / "inside")
+
+    def test_a_mount_point_is_refused_before_writing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "out").mkdir()
+        monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "out"))
+        with pytest.raises(InputError, match="mount point"):
+            moving.require_room(tmp_path / "out", 0)
+
+    def test_an_error_of_the_check_is_not_one_of_writing(self, tmp_path: Path) -> None:
+        def check(hidden: Path) -> None:
+            raise OSError(errno.ENOENT, "no tokenizer in it", "tokenizer.json")
+
+        source = saved(tmp_path, "llama")
+        job = prepare(source, orthogonalise(direction()))
+        with pytest.raises(OSError, match="no tokenizer in it") as caught:
+            write_checkpoint(job, tmp_path / "out", provenance={}, check=check)
+        assert "could not be checked" in str(caught.value)
+        assert "written" not in str(caught.value)
+        assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
     def test_too_little_space_is_said_before_writing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

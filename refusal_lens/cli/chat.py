@@ -53,6 +53,7 @@ def _answerer(
     from refusal_lens.directions import Direction
     from refusal_lens.evaluation import complete
     from refusal_lens.model import ChatModel
+    from refusal_lens.pipeline.config import chat_options
     from refusal_lens.runs import Run, read_json
 
     run = Run.read(folder)
@@ -61,7 +62,7 @@ def _answerer(
     # Whether to run a model's code is for the person at the keyboard to say, not for a folder.
     options["dtype"] = options["dtype"] or config["dtype"]
     model = ChatModel.load(
-        config["model"], revision=config["revision"], system=config["system"], **options
+        config["model"], revision=config["revision"], **chat_options(config), **options
     )
     direction = Direction.load(path, model)
     edits: dict[str, Any] = {"plain": None}

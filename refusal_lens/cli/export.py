@@ -77,18 +77,19 @@ def export(
 
 
 def _estimate(run: Path, model: str | None, *, trust_remote_code: bool) -> tuple[str, ...]:
-    import torch
-
+    """What an ablation needs, from the headers of the model's files."""
+    from refusal_lens.directions import Direction
     from refusal_lens.pipeline.export_model import model_folder
     from refusal_lens.runs import Run
-    from refusal_lens.weights.checkpoint import configuration
-    from refusal_lens.weights.estimate import estimate
+    from refusal_lens.weights import orthogonalise, prepare
+    from refusal_lens.weights.estimate import estimate_of
 
-    own = Run.read(run).whole()["config"]
+    found = Run.read(run)
+    own = found.whole()["config"]
     folder = model_folder(model or own["model"], None if model else own["revision"])
-    config = configuration(folder, trust_remote_code=trust_remote_code)
-    stored = getattr(config, "dtype", None) or torch.float32
-    return estimate(config, dtype=stored, trust_remote_code=trust_remote_code).lines
+    edit = orthogonalise(Direction.load(found.output("direction.safetensors")))
+    job = prepare(folder, edit, allow_partial=True, trust_remote_code=trust_remote_code)
+    return estimate_of(job).lines
 
 
 def _show(done: Exported) -> None:

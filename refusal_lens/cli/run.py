@@ -35,6 +35,15 @@ def run(
         typer.Option(help="First tokens of refusals, as texts or ids: I,As  [default: found out]"),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    prefill: Annotated[str, typer.Option(help="Text that opens every answer.")] = "",
+    thinking: Annotated[
+        bool | None,
+        typer.Option(
+            "--thinking/--no-thinking",
+            help="A thinking model's reasoning  [default: as its template has it]",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16  [default: float32 on a CPU]")
     ] = None,

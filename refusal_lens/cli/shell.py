@@ -28,7 +28,8 @@ class Shell(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say("interrupted; finished steps are kept, the same command goes on after them")
+            goes_on = "; finished steps are kept, the same command goes on after them"
+            say("interrupted" + (goes_on if ctx.invoked_subcommand == "run" else ""))
             raise typer.Exit(INTERRUPTED) from None
         except InputError as error:
             say(f"error: {error}")

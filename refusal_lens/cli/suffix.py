@@ -25,7 +25,7 @@ def suffix(
     n_random_sets: Annotated[
         int, typer.Option(min=0, help="Random sets of heads for the causal check.")
     ] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of random suffixes and head sets.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random suffixes and head sets.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts in a forward pass.")] = 64,
     dtype: Annotated[str | None, typer.Option(help="[default: the run's]")] = None,

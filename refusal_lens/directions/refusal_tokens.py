@@ -117,11 +117,12 @@ def top_tokens(model: ChatModel, probabilities: Probabilities, *, k: int = 10) -
 
 
 def _one_token(model: ChatModel, item: str | int) -> int:
-    if isinstance(item, int) or item.strip().isdigit():
-        token = int(item)
+    if isinstance(item, int) or (item.isascii() and item.strip().isdigit()):
+        # Python reads no number of thousands of digits; no vocabulary needs one of twenty.
+        token = int(item) if len(str(item)) < 20 else -1
         if not 0 <= token < model.d_vocab:
             raise InputError(
-                f"refusal token {token}: no such id, need 0 to {model.d_vocab - 1}"
+                f"refusal token {item!s:.40}: no such id, need 0 to {model.d_vocab - 1}"
             )
         return token
     encoded = model.tokenizer.encode(item, add_special_tokens=False)

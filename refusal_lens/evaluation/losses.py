@@ -24,8 +24,11 @@ class Loss:
 
     @property
     def perplexity(self) -> float:
-        """``exp(ce)``."""
-        return math.exp(self.ce)
+        """``exp(ce)``, infinite where no float holds it."""
+        try:
+            return math.exp(self.ce)
+        except OverflowError:
+            return math.inf
 
 
 def reply_loss(
@@ -38,11 +41,11 @@ def reply_loss(
 ) -> Loss:
     """Mean CE over the reply tokens, without the end of turn (paper, Table 9, "on-distribution").
 
-    Empty replies score no tokens. Raises ValueError when no token is scored.
+    Empty replies score no tokens; when every reply is empty the loss is NaN over 0 tokens.
     """
     pairs = [(i, r) for i, r in zip(instructions, replies, strict=True) if r]
     if not pairs:
-        raise ValueError("reply_loss: every reply is empty, no token to score")
+        return Loss(math.nan, 0)
     rendered = model.chat.render([i for i, _ in pairs], replies=[r for _, r in pairs])
     width = int(rendered.lengths.max())
     rows = max(1, LOGIT_BUDGET // (width * model.d_vocab))
@@ -55,4 +58,4 @@ def reply_loss(
             total, n, done = total + loss, n + tokens, done + len(batch)
             if on_progress is not None:
                 on_progress(done, len(rendered))
-    return Loss(total / n, n)
+    return Loss(total / n if n else math.nan, n)

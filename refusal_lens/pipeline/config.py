@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,8 @@ class RunConfig:
     set names), from splits (a folder in the reference repository's layout), or, with neither, from the
     organism's toy world. base: the base model that the chat model was tuned from, to compare with (the
     organism's own by default). n_null random directions and n_moves norm-matched moves
-    make the nulls. batch_size: prompts in a forward pass, by default 64, or 256 for small models.
+    make the nulls. system, prefill and thinking are those of `ChatFormat.from_tokenizer`. batch_size: prompts
+    in a forward pass, by default 64, or 256 for small models.
     """
 
     model: str = "organism"
@@ -37,6 +39,8 @@ class RunConfig:
     device_map: str | None = None
     trust_remote_code: bool = False
     system: str | None = None
+    prefill: str = ""
+    thinking: bool | None = None
     kl_threshold: float = 0.1
     induce_threshold: float = 0.0
     prune_layers: float = 0.2
@@ -53,6 +57,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}: got {value}, need at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed: got {self.seed}, need 0 to 2^63 - 1")
         if self.n_null < 0 or self.null_prompts < 1:
             raise InputError(f"n_null: got {self.n_null}, need 0 (no nulls) or more")
         if (self.harmful is None) != (self.harmless is None):
@@ -79,3 +85,8 @@ class RunConfig:
     def pick(self, *names: str) -> dict[str, Any]:
         """Some of the settings, for a step's key."""
         return {name: self.as_dict()[name] for name in names}
+
+
+def chat_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run's conversations are written, from its settings: what `ChatModel.load` takes."""
+    return {name: config[name] for name in ("system", "prefill", "thinking") if name in config}

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import Field, asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from functools import cached_property
 from itertools import count
@@ -47,15 +47,26 @@ from ..weights.checkpoint import configuration
 from ..weights.hooks import hooked
 from ..weights.measure import TOLERANCE
 from ..weights.memory import huggingface
-from ..weights.moving import require_room
+from ..weights.moving import require_outside, require_room
 from ..weights.parity import STREAM_ALLOWED, Parity, Scores, parity, score, stream_along
 from ..weights.shards import DTYPES
-from .export_model import check_belongs, model_folder
+from .config import chat_options
+from .export_model import check_belongs, model_folder, where
 
 log = logging.getLogger(__name__)
 
 Format = Literal["checkpoint", "lora", "gguf", "steered", "reference"]
 EditName = Literal["ablate", "add", "subtract"]
+OF_THE_CHECK = ("n_prompts", "max_new_tokens", "batch_size", "dtype", "device")
+UNUSED: dict[Format, tuple[str, ...]] = {
+    "gguf": ("norm_preserving", "allow_partial", *OF_THE_CHECK),
+    "steered": ("norm_preserving", "allow_partial", *OF_THE_CHECK),
+    "reference": (
+        *("model", "edit", "strength", "norm_preserving", "allow_partial"),
+        *OF_THE_CHECK,
+    ),
+}
+"""Options that a format cannot honour: one holds the direction alone, three are not loaded and compared."""
 ANOTHER_MODEL = 0.5
 """Mean difference of the refusal metric from the run's own, in nats, that another model would make."""
 NOTE = (
@@ -88,10 +99,20 @@ class ExportConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        given = [f"--{f.name.replace('_', '-')}" for f in fields(self) if self._is_unused(f)]
+        if given:
+            raise InputError(
+                f"--to {self.to}: got {', '.join(given)}, which it cannot honour; leave that out or choose "
+                "another format"
+            )
         if self.norm_preserving and self.edit != "ablate":
             raise InputError(f"norm-preserving edit: got --edit {self.edit}, need ablate")
         if self.n_prompts < 1 or self.max_new_tokens < 1:
             raise InputError("prompts and tokens of the check: need at least 1 of each")
+
+    def _is_unused(self, option: Field[Any]) -> bool:
+        unused = option.name in UNUSED.get(self.to, ())
+        return unused and getattr(self, option.name) != option.default
 
 
 @dataclass
@@ -113,6 +134,7 @@ def run_export(
     equal the hooks; OSError when writing fails. Either way nothing is left at `config.out`.
     """
     work = _Export(Path(folder), config, on_progress)
+    work.require_outside_models()
     done = getattr(work, f"_to_{config.to}")()
     work.record(done)
     return done
@@ -161,6 +183,11 @@ class _Export:
             "direction": {**self.direction.provenance, "vector": self.direction.vector.tolist()},
             "note": NOTE,
         }
+
+    def require_outside_models(self) -> None:
+        """Raise InputError when the output lies in the run's model, the edited one or the packaged ones."""
+        for name in {self.config.model, self.whole["config"]["model"], "organism"} - {None}:
+            require_outside(self.config.out, where(name))
 
     # ---------------------------------------------------------------- formats
 
@@ -224,7 +251,7 @@ class _Export:
         return Exported(self.config.out)
 
     def _to_steered(self) -> Exported:
-        self._fresh_file(".pt")
+        self._fresh_file(".pt", beside=".json")
         model, writers = writers_of_config(
             configuration(self.source, trust_remote_code=self.config.trust_remote_code),
             trust_remote_code=self.config.trust_remote_code,
@@ -234,20 +261,18 @@ class _Export:
         return Exported(self.config.out, writers if self.config.edit == "ablate" else None)
 
     def _to_reference(self) -> Exported:
-        if self.config.edit != "ablate" or self.config.strength != 1:
-            raise InputError(
-                "reference folder: holds the direction alone, need no --edit and no --strength"
-            )
         candidates = Candidates.load(self.run.output("candidates.safetensors"))
         write_reference(self.config.out, self.direction, candidates, provenance=self.provenance)
         return Exported(self.config.out)
 
-    def _fresh_file(self, suffix: str) -> None:
+    def _fresh_file(self, suffix: str, *, beside: str | None = None) -> None:
+        """Raise InputError unless the output has this suffix and is not there, nor what goes beside it."""
         out = self.config.out
         if out.suffix != suffix:
             raise InputError(f"output file {out}: got suffix {out.suffix!r}, need {suffix!r}")
-        if out.exists():
-            raise InputError(f"output file {out}: is there already; choose another name")
+        for path in (out, *([out.with_suffix(beside)] if beside else [])):
+            if path.exists():
+                raise InputError(f"output file {path}: is there already; choose another name")
 
     def _of_weights(self, job: Job) -> dict[str, Any]:
         return {
@@ -282,7 +307,7 @@ class _Export:
             name,
             device=c.device,
             dtype=self.dtype,
-            system=self.whole["config"]["system"],
+            **chat_options(self.whole["config"]),
             trust_remote_code=c.trust_remote_code,
         )
 
@@ -344,9 +369,10 @@ class _Export:
         if wanted is None:
             return None
         gc.collect()
-        got = self._scores(load())
-        stored = {DTYPES[job.checkpoint.tensors[name].dtype] for name in job.changes}
-        coarsest = min(stored or {torch.float32}, key=lambda d: (d.itemsize, d == torch.float16))
+        model = load()
+        got = self._scores(model)
+        rounded = {model.dtype, *(DTYPES[job.checkpoint.tensors[n].dtype] for n in job.changes)}
+        coarsest = min(rounded, key=lambda d: (d.itemsize, d == torch.float16))
         edit, complete = self.edit, not job.writers.problems
         preserving = isinstance(edit, Orthogonalise) and edit.keep_norms
         table = parity(

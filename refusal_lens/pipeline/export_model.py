@@ -13,6 +13,7 @@ from ..chat import ChatFormat
 from ..directions import Direction
 from ..errors import InputError
 from ..weights.checkpoint import configuration
+from .config import chat_options
 
 
 def model_folder(name: str, revision: str | None = None) -> Path:
@@ -35,6 +36,17 @@ def model_folder(name: str, revision: str | None = None) -> Path:
         raise InputError(
             f"model {name!r}: neither a folder nor to be had from the hub ({first})"
         ) from error
+
+
+def where(name: str) -> Path:
+    """The folder that holds a model, or everything that would be downloaded of it; nothing is downloaded."""
+    if name == "organism":
+        return organism.folder("chat").parent
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / "--".join(["models", *name.split("/")])
 
 
 def check_belongs(
@@ -60,7 +72,7 @@ def check_belongs(
         raise InputError(
             f"model folder {folder}: its tokenizer cannot be opened ({first})"
         ) from error
-    chat = ChatFormat.from_tokenizer(tokenizer, system=own["system"])
+    chat = ChatFormat.from_tokenizer(tokenizer, **chat_options(own))
     if chat.template_sha256 != direction.template_sha256:
         raise InputError(
             f"direction of {direction.model}: found with another chat template than {folder} has; is it "

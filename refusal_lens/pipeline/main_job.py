@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,23 @@ from ..model import fingerprint
 from ..report import write_report
 from ..runs import Run, Step, read_csv, read_json, read_jsonl
 from . import steps
-from .config import RunConfig
+from .config import RunConfig, chat_options
 from .steps import CONDITIONS, Job, OnProgress
 from .summary import base_summary, summarise, unchanged, well_formed
 
 Work = Callable[[Job, Step], None]
+OPTIONAL = ("base", "nulls")
+"""Steps that a run is not always asked for."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step of the main job: what does it, the steps before it, and what else determines it."""
+
+    name: str
+    work: Work
+    after: tuple[str, ...]
+    inputs: Mapping[str, Any]
 
 
 def run_pipeline(
@@ -27,15 +40,24 @@ def run_pipeline(
     """Find, test and describe the direction of a model; returns what summary.json holds.
 
     Continues what an earlier call left in the folder, and redoes just the steps that a changed setting
-    touches. Raises InputError with one line for settings, prompts or models that cannot be used; what was
-    computed until then stays in the folder.
+    touches; what it left of other settings counts no more. Raises InputError with one line for settings,
+    prompts or models that cannot be used; what was computed until then stays in the folder.
     """
     with Run.open(Path(out)) as run:
         job = Job(config, run, on_progress)
-        who = fingerprint(config.model, config.revision)
-        _find(job, who)
-        tested = _test(job)
-        summary = _describe(job, tested)
+        trust = config.trust_remote_code
+        who = fingerprint(config.model, config.revision, trust_remote_code=trust)
+        tests = _testing(job)
+        summed_up = ("selection", *(task.name for task in tests))
+        tasks = [*_finding(job, who), *tests, Task("summary", _describe, summed_up, {})]
+        _ask(run, tasks)
+        for task in tasks:
+            with run.step(task.name, inputs=task.inputs, after=task.after) as step:
+                if step.needed:
+                    task.work(job, step)
+            if task.name == "selection":
+                steps.require_a_direction(job)
+        summary: dict[str, Any] = read_json(job.path("summary.json"))
         run.finish(
             irreproducible=_irreproducible(config, who),
             config=config.as_dict(),
@@ -47,10 +69,15 @@ def run_pipeline(
     return summary
 
 
-def _do(job: Job, name: str, work: Work, *, after: list[str], inputs: Mapping[str, Any]) -> None:
-    with job.run.step(name, inputs=inputs, after=after) as step:
-        if step.needed:
-            work(job, step)
+def _ask(run: Run, tasks: Sequence[Task]) -> None:
+    """Tell the run what it is asked for, and take back an outcome that is not the one asked for."""
+    names = {task.name for task in tasks}
+    run.ask(
+        {task.name: (task.inputs, task.after) for task in tasks},
+        without=[name for name in OPTIONAL if name not in names],
+    )
+    if run.withdraw("summary", tasks[-1].inputs, tasks[-1].after):
+        (run.path / "report.html").unlink(missing_ok=True)
 
 
 def _irreproducible(config: RunConfig, who: Mapping[str, Any]) -> str:
@@ -64,89 +91,83 @@ def _irreproducible(config: RunConfig, who: Mapping[str, Any]) -> str:
     return ""
 
 
-def _find(job: Job, model: Mapping[str, Any]) -> None:
+def _finding(job: Job, model: Mapping[str, Any]) -> list[Task]:
     """Behaviour, candidates, scores, selection."""
     c = job.config
     who = {
         "model": model,
         "prompts": job.contrast.sha256,
-        **c.pick("dtype", "system", "refusal_tokens"),
+        "dtype": job.dtype,
+        **chat_options(c.as_dict()),
+        **c.pick("refusal_tokens"),
     }
-    _do(job, "behaviour", steps.behaviour, after=[], inputs=who)
-    _do(job, "candidates", steps.candidates, after=["behaviour"], inputs={})
     # A lazy sweep leaves out what the exact choice does not need, and that depends on the thresholds.
     rule = c.pick("kl_threshold", "induce_threshold", "prune_layers")
     scored = {"mode": c.mode} | (rule if c.mode == "lazy" else {})
-    _do(job, "scores", steps.scores, after=["candidates"], inputs=scored)
-    _do(job, "selection", steps.selection, after=["scores"], inputs=rule)
+    return [
+        Task("behaviour", steps.behaviour, (), who),
+        Task("candidates", steps.candidates, ("behaviour",), {}),
+        Task("scores", steps.scores, ("candidates",), scored),
+        Task("selection", steps.selection, ("scores",), rule),
+    ]
 
 
-def _test(job: Job) -> list[str]:
-    """Completions under every condition, losses, nulls, geometry; returns the steps' names."""
-    c, done = job.config, []
+def _testing(job: Job) -> list[Task]:
+    """Completions under every condition, losses, geometry, the base model, nulls."""
+    c, tasks = job.config, []
     for side, conditions in CONDITIONS.items():
         for condition in conditions:
             name = f"completions_{job.contrast.kinds[side]}_{condition}"
             work = partial(steps.completions, side=side, condition=condition)
-            after = ["behaviour"] if condition == "baseline" else ["selection"]
-            _do(job, name, work, after=after, inputs=c.pick("max_new_tokens"))
-            done.append(name)
+            after = "behaviour" if condition == "baseline" else "selection"
+            tasks.append(Task(name, work, (after,), c.pick("max_new_tokens")))
     baseline = f"completions_{job.contrast.kinds[1]}_baseline"
-    _do(job, "losses", steps.losses, after=["selection", baseline], inputs={})
-    done.append("losses")
-    _do(job, "geometry", steps.geometry, after=["selection"], inputs={})
-    done.append("geometry")
+    tasks.append(Task("losses", steps.losses, ("selection", baseline), {}))
+    tasks.append(Task("geometry", steps.geometry, ("selection",), {}))
     if c.base_model is not None:
-        base = {"base": fingerprint(c.base_model), **c.pick("max_new_tokens")}
-        _do(job, "base", steps.base_comparison, after=["selection"], inputs=base)
-        done.append("base")
+        known = fingerprint(c.base_model, trust_remote_code=c.trust_remote_code)
+        base = {"base": known, **c.pick("max_new_tokens")}
+        tasks.append(Task("base", steps.base_comparison, ("selection",), base))
     if c.n_null:
         chance = c.pick("n_null", "n_moves", "null_prompts", "null_tokens", "seed")
-        _do(job, "nulls", steps.null_edits, after=["selection"], inputs=chance)
-        done.append("nulls")
-    return done
+        tasks.append(Task("nulls", steps.null_edits, ("selection",), chance))
+    return tasks
 
 
-def _describe(job: Job, tested: list[str]) -> dict[str, Any]:
+def _describe(job: Job, step: Step) -> None:
     """metrics.csv and summary.json."""
     config, kinds = job.config, job.contrast.kinds
-
-    def write(job: Job, step: Step) -> None:
-        completions = {
-            (kinds[side], condition): read_jsonl(
-                job.path(f"completions/{kinds[side]}_{condition}.jsonl")
-            )
-            for side, conditions in CONDITIONS.items()
-            for condition in conditions
-        }
-        step.write_csv("metrics.csv", metrics_frame(completions))
-        compared = {}
-        if config.base_model is not None:
-            replies = read_jsonl(job.path(f"completions/{kinds[0]}_base.jsonl"))
-            compared = {"base": base_summary(completions, replies, kinds)}
-        if config.model == "organism":
-            compared["well_formed"] = well_formed(completions)
-        step.write_json(
-            "summary.json",
-            summarise(
-                described=job.behaviour["model"],
-                behaviour=job.behaviour,
-                judged=read_csv(job.path("candidates.csv"), text=("position_name", "reason")),
-                chosen=job.direction.provenance,
-                completions=completions,
-                losses=read_csv(job.path("losses.csv")),
-                nulls=read_csv(job.path("nulls.csv")) if config.n_null else None,
-                settings=config.as_dict(),
-                kinds=kinds,
-            )
-            | {"unchanged": unchanged(completions, kinds)}
-            | compared
-            | {"seconds": job.run.seconds, "version": __version__},
+    completions = {
+        (kinds[side], condition): read_jsonl(
+            job.path(f"completions/{kinds[side]}_{condition}.jsonl")
         )
-
-    _do(job, "summary", write, after=["selection", *tested], inputs={})
-    summary: dict[str, Any] = read_json(job.path("summary.json"))
-    return summary
+        for side, conditions in CONDITIONS.items()
+        for condition in conditions
+    }
+    step.write_csv("metrics.csv", metrics_frame(completions))
+    compared = {}
+    if config.base_model is not None:
+        replies = read_jsonl(job.path(f"completions/{kinds[0]}_base.jsonl"))
+        compared = {"base": base_summary(completions, replies, kinds)}
+    if config.model == "organism":
+        compared["well_formed"] = well_formed(completions)
+    step.write_json(
+        "summary.json",
+        summarise(
+            described=job.behaviour["model"],
+            behaviour=job.behaviour,
+            judged=read_csv(job.path("candidates.csv"), text=("position_name", "reason")),
+            chosen=job.direction.provenance,
+            completions=completions,
+            losses=read_csv(job.path("losses.csv")),
+            nulls=read_csv(job.path("nulls.csv")) if config.n_null else None,
+            settings=config.as_dict(),
+            kinds=kinds,
+        )
+        | {"unchanged": unchanged(completions, kinds)}
+        | compared
+        | {"seconds": job.run.seconds, "version": __version__},
+    )
 
 
 def metrics_frame(completions: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> pd.DataFrame:

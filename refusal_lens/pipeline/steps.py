@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -14,6 +15,7 @@ from ..activations import cache_residuals, mean_next_token_probabilities
 from ..directions import (
     Candidates,
     Checkpoint,
+    Choice,
     Direction,
     NoCandidateError,
     Thresholds,
@@ -33,9 +35,12 @@ from ..evaluation import (
 )
 from ..interventions import Edit, ablate, add, subtract
 from ..model import ChatModel
+from ..model.loading import resolve_device, resolve_dtype
 from ..prompts import Contrast, PromptPair
 from ..runs import Run, Step, read_csv, read_json, read_jsonl
-from .config import RunConfig
+from .config import RunConfig, chat_options
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (what, done, in all)."""
@@ -65,12 +70,18 @@ class Job:
         return ChatModel.load(
             c.model,
             device=c.device,
-            dtype=c.dtype,
+            dtype=None if self.dtype == "auto" else self.dtype,
             revision=c.revision,
             device_map=c.device_map,
             trust_remote_code=c.trust_remote_code,
-            system=c.system,
+            **chat_options(c.as_dict()),
         )
+
+    @cached_property
+    def dtype(self) -> str:
+        """What the model computes in: "auto" is the checkpoint's own, the default off a CPU."""
+        c = self.config
+        return settled_dtype(c.dtype, device=c.device, device_map=c.device_map)
 
     @cached_property
     def batch_size(self) -> int:
@@ -136,6 +147,17 @@ class Job:
         """The edit that a condition's name stands for."""
         makers: dict[str, Callable[[Direction], Edit]] = {"ablation": ablate, "addition": add, "subtraction": subtract}
         return None if condition == "baseline" else makers[condition](self.direction)
+
+
+def settled_dtype(
+    dtype: str | None, *, device: str | None = None, device_map: str | None = None
+) -> str:
+    """The name of the dtype that a model is loaded in here; "auto" is the checkpoint's own.
+
+    Raises InputError for a dtype or device that is not there.
+    """
+    where = None if device_map is not None else resolve_device(device)
+    return str(resolve_dtype(dtype, where)).removeprefix("torch.")
 
 
 def looks_like_a_file(source: str) -> bool:
@@ -243,23 +265,34 @@ def scores(job: Job, step: Step) -> None:
 
 
 def selection(job: Job, step: Step) -> None:
-    """The rule, the table with reasons, and the direction file."""
-    c = job.config
+    """The rule, the table with reasons, and the direction file if a candidate passes."""
     found = Candidates.load(job.path("candidates.safetensors"))
     try:
-        choice = select(
-            read_csv(job.path("scores.csv"), text=("position_name",)),
-            found.n_layers,
-            kl_threshold=c.kl_threshold,
-            induce_threshold=c.induce_threshold,
-            prune_layers=c.prune_layers,
-        )
+        choice = _choice(job, found.n_layers)
     except NoCandidateError as error:
+        # That none passes is a result too: a page can show it, and the steps after it never begin.
         step.write_csv("candidates.csv", error.table)
-        raise
+        return
     step.write_csv("candidates.csv", choice.table)
     with step.writing("direction.safetensors") as path:
         found.direction(choice.position, choice.layer).save(path)
+
+
+def require_a_direction(job: Job) -> None:
+    """Raise NoCandidateError when the rule was applied and no candidate passed."""
+    if "direction.safetensors" not in job.run.manifest("selection").outputs:
+        _choice(job, Candidates.load(job.path("candidates.safetensors")).n_layers)
+
+
+def _choice(job: Job, n_layers: int) -> Choice:
+    c = job.config
+    return select(
+        read_csv(job.path("scores.csv"), text=("position_name",)),
+        n_layers,
+        kl_threshold=c.kl_threshold,
+        induce_threshold=c.induce_threshold,
+        prune_layers=c.prune_layers,
+    )
 
 
 def completions(job: Job, step: Step, *, side: int, condition: str) -> None:
@@ -282,6 +315,8 @@ def losses(job: Job, step: Step) -> None:
     rows = read_jsonl(job.path(f"completions/{job.contrast.kinds[1]}_baseline.jsonl"))
     instructions = [row["instruction"] for row in rows]
     replies = [row["response"] for row in rows]
+    if not any(replies):
+        log.warning("losses: left empty, since every reply of the unedited model is")
     table = []
     for condition in ("baseline", "ablation", "addition", "subtraction"):
         loss = reply_loss(job.model, instructions, replies, edit=job.edit(condition))
@@ -304,6 +339,7 @@ def null_edits(job: Job, step: Step) -> None:
         n_moves=c.n_moves,
         seed=c.seed,
         max_new_tokens=c.null_tokens,
+        batch_size=job.batch_size,
         on_progress=job.said("nulls"),
     )
     step.write_csv("nulls.csv", table)
@@ -342,10 +378,10 @@ def base_comparison(job: Job, step: Step) -> None:
     base = ChatModel.load(
         c.base_model,
         device=c.device,
-        dtype=c.dtype,
+        dtype=None if job.dtype == "auto" else job.dtype,
         device_map=c.device_map,
         trust_remote_code=c.trust_remote_code,
-        system=c.system,
+        **chat_options(c.as_dict()),
         base=None,
     )
     if base.d_model != job.model.d_model or base.n_layers != job.model.n_layers:

@@ -14,6 +14,9 @@ from ..progress import Progress
 from ..report import write_report
 from ..runs import Run, Step, read_json, read_jsonl
 from ..studies.suffix import SuffixStudy, TokenStory, organism_suffix, study_suffix
+from ..studies.suffix.suffixes import checked_suffix
+from .config import chat_options
+from .steps import settled_dtype
 
 STEP = "suffix"
 
@@ -35,7 +38,8 @@ def run_suffix_study(
 
     The model, direction, refusal tokens and test prompts are the run's own. suffix None is the
     bundled one, for runs on the organism. options go to `ChatModel.load` (device, device_map,
-    trust_remote_code). Raises InputError for an unfinished run or a suffix that cannot be used.
+    trust_remote_code). Raises InputError for an unfinished run or a suffix that cannot be used; an
+    earlier study stays as it is until the new one is whole.
     """
     path = Path(folder)
     config = Run.read(path).whole()["config"]
@@ -46,13 +50,15 @@ def run_suffix_study(
                 "name --suffix or --suffix-file"
             )
         suffix = organism_suffix()
+    checked_suffix(suffix)
+    where = {name: options.get(name) for name in ("device", "device_map")}
     asked = {
         "suffix": suffix,
         "n_heads": n_heads,
         "n_random_sets": n_random_sets,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
-        "dtype": dtype or config["dtype"],
+        "dtype": settled_dtype(dtype or config["dtype"], **where),
     }
     with (
         Run.open(path) as run,
@@ -76,8 +82,8 @@ def _study(
     model = ChatModel.load(
         config["model"],
         revision=config["revision"],
-        system=config["system"],
-        dtype=asked["dtype"],
+        **chat_options(config),
+        dtype=None if asked["dtype"] == "auto" else asked["dtype"],
         **options,
     )
     test = [row for row in read_jsonl(run.output("prompts.jsonl")) if row["split"] == "test"]

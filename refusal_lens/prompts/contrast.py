@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import InputError
-from .sources import Source, read_dataset, read_file
+from .sources import Source, is_unicode, read_dataset, read_file
 
 SPLITS = ("train", "val", "test")
 
@@ -55,6 +55,11 @@ class Contrast:
     def __post_init__(self) -> None:
         seen: set[str] = set()
         for split, kind, text in self._rows():
+            if not is_unicode(text):
+                raise InputError(
+                    f"{kind} prompts at split {split}: got a lone surrogate in {text!r:.60}, need "
+                    "Unicode text"
+                )
             if text.strip() in seen:
                 raise InputError(
                     f"{kind} prompts at split {split}: got {text[:60]!r} a second time, need "

@@ -143,6 +143,11 @@ def _decoded(path: Path, text: str, lines_before: int) -> Any:
             f"prompts at {path}, line {lines_before + error.lineno}: got broken JSON "
             f"({error.msg} at column {error.colno}), need valid JSON"
         ) from error
+    except (RecursionError, ValueError) as error:
+        raise InputError(
+            f"prompts at {path}, line {lines_before + 1}: got JSON nested too deeply or with a "
+            "number too long to read, need a list of texts or objects"
+        ) from error
 
 
 def _collected(
@@ -163,11 +168,25 @@ def _collected(
             row = row[key]
         if not isinstance(row, str):
             raise InputError(f"prompts at {where}, entry {number}: got {row!r:.60}, need text")
+        if not is_unicode(row):
+            raise InputError(
+                f"prompts at {where}, entry {number}: got a lone surrogate in {row!r:.60}, need "
+                "Unicode text; try to write the character itself"
+            )
         if verbatim or row.strip():
             found.append(row if verbatim else row.strip())
     if not found:
         raise InputError(f"prompts at {where}: got no instruction, need at least one")
     return Source(tuple(found), provenance, skipped)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold the text: no half of a surrogate pair stands alone in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _column(row: Mapping[Any, Any], column: str | None, where: str, number: int) -> str:

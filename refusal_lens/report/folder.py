@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_lens.errors import InputError
-from refusal_lens.runs import read_csv, read_json, read_jsonl
+from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 
 EVALUATIONS = "select_direction/direction_evaluations.json"
 METADATA = "direction_metadata.json"
@@ -44,11 +44,18 @@ def is_reference_run(folder: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run, finished or not; a file that is not there reads as None."""
+    """The folder of a run, finished or not; a file that is not there reads as None.
+
+    Of a run made in steps only the files of those that are not out of date are read. `current` and
+    `outdated` name the files of both kinds; current is None for a folder without steps, where every
+    file is read.
+    """
 
     path: Path
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
+    current: frozenset[str] | None = None
+    outdated: frozenset[str] = frozenset()
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -61,7 +68,20 @@ class RunFolder:
                 f"run folder at {path}: got none of {', '.join(_MARKS)}, need a folder written by "
                 "refusal-lens run or by the reference implementation; try its parent or a subfolder"
             )
-        return cls(path, _object(path / "summary.json"), _object(path / "manifest.json"))
+        current, outdated = _files_of_steps(path)
+        bare = cls(path, {}, {}, current, outdated)
+        summary = bare.file("summary.json")
+        return replace(
+            bare,
+            summary={} if summary is None else _object(summary),
+            manifest=_object(path / "manifest.json"),
+        )
+
+    def file(self, name: str) -> Path | None:
+        """Where a result is; None when it is missing, unfinished or out of date."""
+        path = self.path / name
+        counts = self.current is None or name in self.current
+        return path if counts and path.is_file() else None
 
     def table(self, name: str) -> pd.DataFrame | None:
         """A CSV file of the run, its columns checked; None when it is missing or has no rows.
@@ -70,8 +90,8 @@ class RunFolder:
             InputError: the file cannot be what it is named.
 
         """
-        path = self.path / name
-        if not path.is_file():
+        path = self.file(name)
+        if path is None:
             return None
         rows: pd.DataFrame = read_csv(path, text=_TEXT)
         numbers, words = _COLUMNS[name]["numbers"], _COLUMNS[name].get("words", ())
@@ -91,8 +111,8 @@ class RunFolder:
 
     def completions(self, kind: str, condition: str) -> list[dict[str, Any]]:
         """The rows of one completions file (instruction, response, refusal, metric), else none."""
-        path = self.path / "completions" / f"{kind}_{condition}.jsonl"
-        rows = read_jsonl(path) if path.is_file() else []
+        path = self.file(f"completions/{kind}_{condition}.jsonl")
+        rows = [] if path is None else read_jsonl(path)
         for number, row in enumerate(rows, start=1):
             if not {"instruction", "response"} <= set(row):
                 raise InputError(f"{path} entry {number}: need instruction and response")
@@ -150,6 +170,18 @@ class RunFolder:
         if fields["rate"] is None:
             return {}
         return {name: value for name, value in fields.items() if value is not None}
+
+
+def _files_of_steps(path: Path) -> tuple[frozenset[str] | None, frozenset[str]]:
+    """The files of the steps that hold, and of those that are out of date; (None, none) without steps."""
+    if not (path / "run.json").is_file():
+        return None, frozenset()
+    run = Run.read(path)
+    stale = run.stale()
+    done = run.manifests().items()
+    current = {name for step, m in done if step not in stale for name in m.outputs}
+    outdated = {name for step, m in done if step in stale for name in m.outputs}
+    return frozenset(current), frozenset(outdated - current)
 
 
 def _object(path: Path) -> Mapping[str, Any]:

@@ -59,6 +59,7 @@ def _plots(sections: Sequence[Section]) -> Iterator[Plot]:
 
 def _write_figures(folder: Path, sections: Sequence[Section]) -> None:
     plots = list(_plots(sections))
+    _remove_figures(folder, {plot.name for plot in plots})
     if not plots:
         return
     write_text(folder / _PLOTLY_FILE, _plotly_js())
@@ -66,6 +67,13 @@ def _write_figures(folder: Path, sections: Sequence[Section]) -> None:
         scripts = f'<script src="{_PLOTLY_FILE}"></script><script>{DRAW}</script>'
         body = f'<div class="page">{_figure(plot)}</div>{scripts}'
         write_text(folder / f"{plot.name}.html", _document(plot.name, body))
+
+
+def _remove_figures(folder: Path, but: set[str]) -> None:
+    """Remove the figures that an earlier page had and this one has not; nothing of anyone else's."""
+    for path in folder.glob("*.html"):
+        if path.stem not in but and f'src="{_PLOTLY_FILE}"'.encode() in path.read_bytes():
+            path.unlink()
 
 
 def _page(run: RunFolder, claim: Claim, sections: Sequence[Section], missing: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,11 +35,40 @@ def writing(path: Path) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
-    except OSError as error:
-        raise said_clearly(error, path) from error
+    except Exception as error:
+        if (failed := _of_the_disk(error)) is None:
+            raise
+        raise said_clearly(failed, path) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Let a whole file take its place, in the same file system; the folder is made when missing.
+
+    Raises:
+        OSError: it cannot; strerror is one clear line.
+
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+        _sync(target.parent)
+    except OSError as error:
+        raise said_clearly(error, target) from error
+
+
+def _of_the_disk(error: Exception) -> OSError | None:
+    """The OSError that an exception is or, as safetensors' own class does, only tells of."""
+    if isinstance(error, OSError):
+        return error
+    # Named rather than imported: importing safetensors takes longer than most commands.
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    if type(error).__name__ != "SafetensorError" or told is None:
+        return None
+    number = int(told[1])
+    return OSError(number, os.strerror(number))
 
 
 def _sync(path: Path) -> None:
@@ -57,13 +87,16 @@ def said_clearly(error: OSError, path: Path) -> OSError:
     return OSError(error.errno or 0, line)
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, *, spelt: bool = False) -> Any:
     """`value` as JSON knows it: mappings, lists, strings, numbers; NaN and infinities become None.
 
-    Arrays and tensors become lists, dataclasses mappings, paths strings.
+    Arrays and tensors become lists, dataclasses mappings, paths strings. `spelt` makes words of
+    NaN and infinities, for where one must not pass for another.
 
     >>> plain({"kl": float("nan"), 3: (1, 2.5)})
     {'kl': None, '3': [1, 2.5]}
+    >>> plain([float("inf"), float("-inf")], spelt=True)
+    ['inf', '-inf']
 
     Raises:
         TypeError: there is no JSON for it.
@@ -74,17 +107,20 @@ def plain(value: Any) -> Any:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
+        if math.isfinite(value):
+            return float(value)
+        return str(float(value)) if spelt else None
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): plain(item, spelt=spelt) for name, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return plain(named, spelt=spelt)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return plain(value.tolist(), spelt=spelt)
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return [plain(item) for item in value]
+        return [plain(item, spelt=spelt) for item in value]
     raise TypeError(f"{type(value).__name__} has no JSON form: got {value!r:.80}")
 
 
@@ -143,6 +179,11 @@ def read_json(path: Path) -> Any:
             f"{path} line {error.lineno}: got something that is not JSON ({error.msg}); "
             "restore the file or make it again"
         ) from error
+    except (RecursionError, ValueError) as error:
+        raise InputError(
+            f"{path}: got JSON nested too deeply or with a number too long to read; "
+            "restore the file or make it again"
+        ) from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -160,7 +201,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def _object(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (RecursionError, ValueError):
         row = None
     if not isinstance(row, dict):
         raise InputError(f"{path} line {number}: got {line[:40]!r}, need a JSON object")

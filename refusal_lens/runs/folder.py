@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from refusal_lens.errors import InputError
@@ -40,7 +41,9 @@ def _temporary(path: Path) -> bool:
 
 
 def sweep_temporaries(folder: Path) -> None:
-    """Remove the half-written files of a process that was killed."""
-    for path in folder.rglob(f".*{files.TEMPORARY}"):
-        if path.is_file():
+    """Remove the half-written files, and folders of them, of a process that was killed."""
+    for path in list(folder.rglob(f".*{files.TEMPORARY}")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file():
             path.unlink()

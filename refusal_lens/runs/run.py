@@ -16,11 +16,30 @@ from refusal_lens.runs import files
 from refusal_lens.runs.environment import machine, versions
 from refusal_lens.runs.folder import MARK, refuse_what_is_no_run, sweep_temporaries
 from refusal_lens.runs.lock import FolderLock
-from refusal_lens.runs.step import FORMAT, STEPS, Manifest, Step
+from refusal_lens.runs.step import FORMAT, STEPS, ForeignManifestError, Manifest, Step, key_of
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+ASKED = "asked"
+NOT_ASKED = "it is not asked for"
+
+Asked = tuple[Mapping[str, Any], Sequence[str]]
+"""What determines a step's results: its inputs, and the steps before it."""
+
+
+class Facts(dict[str, Any]):
+    """What a manifest says; what it does not say is one clear line instead of a KeyError."""
+
+    def __init__(self, facts: Mapping[str, Any], where: str) -> None:
+        super().__init__(facts)
+        self.where = where
+
+    def __missing__(self, name: str) -> Any:
+        raise InputError(
+            f"{self.where}: got no {name!r}, need it; the file is damaged or foreign, try "
+            "refusal-lens run into this folder again"
+        )
 
 
 class Run:
@@ -138,14 +157,64 @@ class Run:
         yield step
         step.finish()
 
+    def ask(self, steps: Mapping[str, Asked], *, without: Sequence[str] = ()) -> None:
+        """Say which steps make the run from now on; those before a step come before it.
+
+        Results of other inputs stay on the disk until their step is done again, and hold again if
+        they are asked for again, but count as out of date. Without this, a step is out of date
+        when one that it builds on was done anew.
+
+        Args:
+            steps: the steps that will be done or found done, by name.
+            without: names of steps that an earlier call may have asked for, and that this one does not.
+
+        Raises:
+            InputError: a manifest in the folder is foreign, or damaged and of a step that will not be
+                done again; said before any work rather than after it.
+
+        """
+        self._require_lock()
+        keys: dict[str, str | None] = dict.fromkeys(without)
+        for name, (inputs, after) in steps.items():
+            keys[name] = key_of(name, inputs, {other: str(keys[other]) for other in after})
+        self._refuse_manifests(but=[name for name, key in keys.items() if key is not None])
+        mark = files.read_json(self.path / MARK)
+        if mark.get(ASKED) != keys:
+            files.write_json(self.path / MARK, {**mark, ASKED: keys})
+
+    def _refuse_manifests(self, but: Sequence[str]) -> None:
+        """Raise InputError for a manifest that cannot be read, unless it is damaged and of a step in `but`."""
+        for path in sorted((self.path / STEPS).glob("*.json")):
+            try:
+                Manifest.read(path)
+            except ForeignManifestError:
+                raise
+            except InputError:
+                if path.stem not in but:
+                    raise
+
+    def withdraw(self, name: str, inputs: Mapping[str, Any], after: Sequence[str]) -> bool:
+        """Remove the results of a step unless they are those of these inputs; whether they are gone.
+
+        For what would be read as the outcome of the whole run while its steps are done again.
+        """
+        self._require_lock()
+        keys = self._asked()
+        step = Step(self.path, name, inputs=inputs, after={o: str(keys[o]) for o in after})
+        if step.needed:
+            (self.path / MANIFEST).unlink(missing_ok=True)
+            step.forget()
+        return step.needed
+
     @contextmanager
     def addition(
         self, name: str, *, inputs: Mapping[str, Any], after: Sequence[str] = ()
     ) -> Iterator[Step]:
         """Yield a step that is added to a finished run, such as a study of its direction.
 
-        Like `step`, but the run stays finished, also when the addition is killed half-way: before
-        its work and after it, `manifest.json` is brought up to date with the steps that are done.
+        Like `step`, but the run stays finished and an earlier addition of that name stays as it is
+        until this one is whole, also when its work fails or is killed half-way. Then its outputs
+        take their place, and `manifest.json` is brought up to date.
 
         Raises:
             InputError: the run is not finished.
@@ -153,23 +222,39 @@ class Run:
 
         """
         whole = self.whole()
-        step = self._step(name, inputs, after)
+        step = self._step(name, inputs, after, staged=True)
+        step.begin()
         if not step.needed:
-            step.begin()
             yield step
             return
-        others = {other: m for other, m in self.manifests().items() if other != name}
-        files.write_json(self.path / MANIFEST, {**whole, **_of_steps(others)})
-        step.begin()
-        yield step
-        step.finish()
-        files.write_json(self.path / MANIFEST, {**whole, **_of_steps(self.manifests())})
+        try:
+            yield step
+            others = {other: m for other, m in self.manifests().items() if other != name}
+            files.write_json(self.path / MANIFEST, {**whole, **_of_steps(others, self._asked())})
+            step.finish()
+        finally:
+            step.discard()
+        done = _of_steps(self.manifests(), self._asked())
+        files.write_json(self.path / MANIFEST, {**whole, **done})
 
-    def _step(self, name: str, inputs: Mapping[str, Any], after: Sequence[str]) -> Step:
+    def _step(
+        self, name: str, inputs: Mapping[str, Any], after: Sequence[str], *, staged: bool = False
+    ) -> Step:
+        self._require_lock()
+        keys = {other: self.manifest(other).key for other in after}
+        return Step(
+            self.path, name, inputs=inputs, after=keys, verify=self._verify, staged=staged
+        )
+
+    def _require_lock(self) -> None:
         if self._lock is None:
             raise RuntimeError("this run was opened to read; use Run.open to write")
-        keys = {other: self.manifest(other).key for other in after}
-        return Step(self.path, name, inputs=inputs, after=keys, verify=self._verify)
+
+    def _asked(self) -> dict[str, str | None]:
+        """The keys that `ask` wrote down; empty for a run that was never asked for any."""
+        mark = self.path / MARK
+        asked = files.read_json(mark).get(ASKED) if mark.exists() else None
+        return asked if isinstance(asked, dict) else {}
 
     def manifest(self, step: str) -> Manifest:
         """Read the manifest of a step that is done.
@@ -192,6 +277,12 @@ class Run:
         found = [Manifest.read(path) for path in paths if not path.name.startswith(".")]
         return {m.step: m for m in _in_order(found)}
 
+    def current(self) -> dict[str, Manifest]:
+        """Read the manifests of the steps that are done and not out of date."""
+        done = self.manifests()
+        stale = _stale(done, self._asked())
+        return {name: manifest for name, manifest in done.items() if name not in stale}
+
     def output(self, name: str) -> Path:
         """Where a result is.
 
@@ -200,7 +291,7 @@ class Run:
 
         """
         path = self.path / name
-        for manifest in self.manifests().values():
+        for manifest in self.current().values():
             if name in manifest.outputs:
                 damage = manifest.outputs[name].damage(path)
                 if not damage:
@@ -215,7 +306,7 @@ class Run:
         )
 
     def whole(self) -> dict[str, Any]:
-        """Read what `finish` wrote.
+        """Read what `finish` wrote; to ask it or its "config" for what it lacks is an InputError.
 
         Raises:
             InputError: the run is not finished, or the file is damaged.
@@ -230,16 +321,23 @@ class Run:
         contents = files.read_json(path)
         if not isinstance(contents, dict):
             raise InputError(f"{path}: got {type(contents).__name__}, need a JSON object")
-        return contents
+        config = contents.get("config", {})
+        if not isinstance(config, dict):
+            raise InputError(
+                f"{path}: got {type(config).__name__} for 'config', need a JSON object"
+            )
+        if "config" in contents:
+            contents["config"] = Facts(config, f"{path}, config")
+        return Facts(contents, str(path))
 
     @property
     def seconds(self) -> dict[str, float]:
-        """How long each step took."""
-        return {name: manifest.seconds for name, manifest in self.manifests().items()}
+        """How long each step took, of those that are not out of date."""
+        return {name: manifest.seconds for name, manifest in self.current().items()}
 
     def stale(self) -> dict[str, str]:
-        """The finished steps that build on something done anew since, each with the reason."""
-        return _stale(self.manifests())
+        """The finished steps that are out of date, each with the reason."""
+        return _stale(self.manifests(), self._asked())
 
     def damage(self) -> list[str]:
         """Read every file of every finished step, and say which are not as they were left."""
@@ -255,9 +353,10 @@ class Run:
             facts: configuration, seeds, hashes of model and data, and so on, as JSON.
 
         """
-        done = self.manifests()
-        for name, reason in _stale(done).items():
-            log.warning("%s: out of date because %s", name, reason)
+        done, asked = self.manifests(), self._asked()
+        for name, reason in _stale(done, asked).items():
+            if reason != NOT_ASKED:
+                log.warning("%s: out of date because %s", name, reason)
         whole = {
             "format": FORMAT,
             **facts,
@@ -266,30 +365,50 @@ class Run:
             "versions": versions(),
             "machine": machine(),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **_of_steps(done),
+            **_of_steps(done, asked),
         }
         files.write_json(self.path / MANIFEST, whole)
 
 
-def _of_steps(done: Mapping[str, Manifest]) -> dict[str, Any]:
+def _of_steps(done: Mapping[str, Manifest], asked: Mapping[str, str | None]) -> dict[str, Any]:
     """What `manifest.json` says of the steps that are done and of their outputs."""
+    stale = _stale(done, asked)
+    current = {name: m for name, m in done.items() if name not in stale}
     outputs = {
         name: {"step": step, "sha256": output.sha256, "bytes": output.bytes}
-        for step, manifest in done.items()
+        for step, manifest in current.items()
         for name, output in manifest.outputs.items()
     }
-    steps = {name: {"key": m.key, "seconds": m.seconds} for name, m in done.items()}
-    return {"steps": steps, "stale": _stale(done), "outputs": outputs}
+    steps = {name: {"key": m.key, "seconds": m.seconds} for name, m in current.items()}
+    return {"steps": steps, "stale": stale, "outputs": outputs}
 
 
-def _stale(done: Mapping[str, Manifest]) -> dict[str, str]:
-    """The steps that build on something done anew since, each with the reason."""
+def _stale(done: Mapping[str, Manifest], asked: Mapping[str, str | None]) -> dict[str, str]:
+    """The steps whose results no longer hold, each with the reason.
+
+    Those asked for hold with the key that is asked for, the others with the steps they build on.
+    """
     keys = {name: m.key for name, m in done.items()}
-    changed = {
-        name: [other for other, key in m.after.items() if keys.get(other) != key]
-        for name, m in done.items()
-    }
-    return {name: f"{', '.join(others)} changed" for name, others in changed.items() if others}
+    keys |= {name: key for name, key in asked.items() if key is not None}
+    stale: dict[str, str] = {}
+    for name, manifest in done.items():
+        if name in asked:
+            if asked[name] is None:
+                stale[name] = NOT_ASKED
+            elif asked[name] != manifest.key:
+                stale[name] = "it is asked for with other inputs"
+            continue
+        changed = [other for other, key in manifest.after.items() if keys.get(other) != key]
+        behind = [
+            other
+            for other in manifest.after
+            if other in stale and asked.get(other) is None and other not in changed
+        ]
+        said = [f"{', '.join(changed)} changed"] if changed else []
+        said += [f"{', '.join(behind)} is out of date"] if behind else []
+        if said:
+            stale[name] = " and ".join(said)
+    return stale
 
 
 def _in_order(manifests: Sequence[Manifest]) -> list[Manifest]:

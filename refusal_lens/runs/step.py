@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +24,11 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 STEPS = "steps"
+_DAMAGED = "got something that is not a step's manifest; try again without the file"
+
+
+class ForeignManifestError(InputError):
+    """A step's manifest names files outside of its run: nothing in that folder is to be touched."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Manifest:
 
         Raises:
             InputError: it is missing or damaged, or a newer version of the package wrote it.
+            ForeignManifestError: it names an output outside of the run.
 
         """
         fields = files.read_json(path)
@@ -74,9 +82,17 @@ class Manifest:
             outputs = {name: Output(**output) for name, output in fields.pop("outputs").items()}
             manifest = cls(outputs=outputs, **fields)
         except (AttributeError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: got something that is not a step's manifest") from error
+            raise InputError(f"{path}: {_DAMAGED}") from error
         if manifest.format != FORMAT:
             raise InputError(f"{path}: got format {manifest.format}, need {FORMAT}")
+        if not (isinstance(manifest.inputs, dict) and isinstance(manifest.after, dict)):
+            raise InputError(f"{path}: {_DAMAGED}")
+        for name in outputs:
+            if not is_inside(name):
+                raise ForeignManifestError(
+                    f"{path}: got output {name!r}, need one inside of the run; the folder is "
+                    "damaged or foreign, try another one"
+                )
         return manifest
 
     def damage(self, folder: Path, *, verify: bool = False) -> str:
@@ -85,6 +101,12 @@ class Manifest:
             if damage := output.damage(folder / name, verify=verify):
                 return f"{name} {damage}"
         return ""
+
+
+def is_inside(name: str) -> bool:
+    """Whether the name of an output stays inside of the folder of its run."""
+    path = Path(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 class Step:
@@ -106,12 +128,14 @@ class Step:
         inputs: Mapping[str, Any],
         after: Mapping[str, str],
         verify: bool = False,
+        staged: bool = False,
     ) -> None:
         self.folder = folder
         self.name = name
-        self.inputs: dict[str, Any] = files.plain(inputs)
+        self.inputs: dict[str, Any] = files.plain(inputs, spelt=True)
         self.after = dict(after)
-        self.key = _key(name, self.inputs, self.after)
+        self.key = key_of(name, inputs, after)
+        self._staging = folder / f".{name}.{os.getpid()}{files.TEMPORARY}" if staged else None
         self._manifest = folder / STEPS / f"{name}.json"
         self.reason = self._judge(verify)
         self.needed = bool(self.reason)
@@ -130,6 +154,8 @@ class Step:
             return "it was not done before"
         try:
             old = Manifest.read(self._manifest)
+        except ForeignManifestError:
+            raise
         except InputError:
             return "its manifest is damaged"
         if old.key != self.key:
@@ -138,33 +164,54 @@ class Step:
         return old.damage(self.folder, verify=verify)
 
     def begin(self) -> None:
-        """Forget what an earlier key left, so that a kill half-way cannot look like a done step."""
+        """Forget what an earlier key left, so that a kill half-way cannot look like a done step.
+
+        Staged outputs stand apart until `finish`, and leave what is there alone until then.
+        """
         if not self.needed:
             log.info("%s: kept", self.name)
             return
         if self._manifest.exists():
             log.info("%s: redone because %s", self.name, self.reason)
-            self._forget()
+            if self._staging is None:
+                self.forget()
         for journal in self._manifest.parent.glob(f"{self.name}.*.journal"):
             if journal != self._journal.path:
                 journal.unlink()
         if self.records:
             log.info("%s: goes on after %d finished parts", self.name, len(self.records))
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Remove the manifest first, then the outputs that it vouched for."""
         try:
             outputs = Manifest.read(self._manifest).outputs
         except InputError:
             outputs = {}
-        self._manifest.unlink()
+        self._manifest.unlink(missing_ok=True)
         for name in outputs:
-            (self.folder / name).unlink(missing_ok=True)
+            if name not in self._outputs:
+                (self.folder / name).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove what was staged and did not take its place."""
+        if self._staging is not None:
+            shutil.rmtree(self._staging, ignore_errors=True)
+
+    def _take_place(self) -> None:
+        """Put what was staged where the outputs of an earlier key were."""
+        if self._staging is None:
+            return
+        self.forget()
+        for name in self._outputs:
+            staged = self._staging / name
+            if staged.exists():
+                files.move(staged, self.folder / name)
 
     def finish(self) -> None:
         """Write the manifest, last of all."""
         if not self.needed:
             return
+        self._take_place()
         seconds = round(time.perf_counter() - self._started, 3)
         manifest = Manifest(
             step=self.name,
@@ -219,24 +266,24 @@ class Step:
 
     def adopt(self, name: str) -> None:
         """Count a file that something else wrote into the folder among the outputs."""
-        with self._output(name):
+        with self._output(name, self.folder):
             pass
 
     @contextmanager
-    def _output(self, name: str) -> Iterator[Path]:
+    def _output(self, name: str, folder: Path | None = None) -> Iterator[Path]:
         """Yield where an output goes, and record what was written there."""
         if not self.needed:
             raise RuntimeError(f"step {self.name} is done and may not write {name} again")
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not is_inside(name):
             raise ValueError(f"step {self.name}: got output {name!r}, need one inside of the run")
-        path = self.folder / name
+        path = (folder or self._staging or self.folder) / name
         yield path
         self._outputs[name] = Output.of(path)
 
 
-def _key(name: str, inputs: Mapping[str, Any], after: Mapping[str, str]) -> str:
+def key_of(name: str, inputs: Mapping[str, Any], after: Mapping[str, str]) -> str:
     """SHA-256 of a step's name, inputs and the keys of the steps before it, as canonical JSON."""
-    whole = {"step": name, "inputs": inputs, "after": after}
+    whole = {"step": name, "inputs": files.plain(inputs, spelt=True), "after": dict(after)}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 

@@ -19,7 +19,7 @@ from .checkpoint import Job, configuration
 from .contraction import contraction
 from .edits import Change, NewBias, Offset, Project, change_in_place
 from .export import PROVENANCE
-from .moving import Progress, appearing
+from .moving import Progress, appearing, require_outside
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -60,6 +60,7 @@ def write_adapter(
     are stored whole under peft's ``bias="all"``. Raises InputError when peft is not installed, the edit is
     not of rank one, or a parameter fits neither form (unless allow_partial).
     """
+    require_outside(Path(out), job.checkpoint.folder)
     peft = _peft()
     if any(isinstance(change, Project) and change.keep_norms for change in job.plans):
         raise InputError(
@@ -89,12 +90,11 @@ def write_adapter(
         inference_mode=True,
     )
     wrapped = _wrapped(peft, model, settings, parts)
-    with appearing(Path(out), needed=_size(job)) as hidden:
+    with appearing(Path(out), needed=_size(job), check=check) as hidden:
         tensors = dict(_tensors(job, wrapped, parts, progress))
         save_file(tensors, str(hidden / "adapter_model.safetensors"), metadata={"format": "pt"})
         write_json(hidden / PROVENANCE, {**provenance, "not_covered": missed})
         _save_settings(settings, hidden)
-        check(hidden)
     return Path(out)
 
 

@@ -7,11 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ..errors import InputError
 from .trace import Trace, trace
+
+CANNOT = (
+    *(ValueError, TypeError, KeyError, IndexError, ImportError, AttributeError),
+    *(RuntimeError, ArithmeticError, AssertionError, StrictDataclassError),
+)
+"""What transformers raises for configurations that describe no model."""
 
 
 def blueprint(config: Any, *, trust_remote_code: bool = False, meta: bool = False) -> nn.Module:
@@ -28,7 +35,7 @@ def blueprint(config: Any, *, trust_remote_code: bool = False, meta: bool = Fals
             # Its initialisation looks at values; on the meta device it does not.
             with torch.device("meta"):
                 return _from_config(config, trust_remote_code)
-    except (ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+    except CANNOT as error:
         raise InputError(
             f"model type {getattr(config, 'model_type', '?')}: transformers cannot build it "
             f"({(str(error).splitlines() or ['?'])[0]}); is it a causal language model?"

@@ -149,11 +149,15 @@ def prepare(
 
 def configuration(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model folder. Raises InputError when transformers cannot read it."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except StrictDataclassError as error:
+        what = " ".join(str(error).split())
+        raise InputError(f"model folder {folder}: config.json cannot be used ({what})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"model folder {folder}: config.json cannot be used ({first})") from error
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..interventions import HasVector
-from .checkpoint import prepare
-from .contraction import contraction
-from .edits import Project, orthogonalise
+from .checkpoint import Added, Job, configuration, prepare
+from .edits import Columns, Project, changed_rows, layout, orthogonalise, pieces, precise
 from .moving import bytes_of, read_all
-from .shards import DTYPES, Checkpoint, open_checkpoint
+from .shards import DTYPES, Checkpoint, Stored, open_checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,58 +72,190 @@ def verify_files(
     direction: HasVector,
     *,
     strength: float = 1.0,
+    keep_norms: bool = False,
     trust_remote_code: bool = False,
 ) -> FilesProof:
     """Compare a checkpoint with the original it was made from, a piece of a tensor at a time.
 
-    Checks ``b . W' = (1 - s) b . W`` for every writer (b is r^, or r^ times the gain of a norm behind it),
-    and that all other tensors are the same, whoever made the edit. Raises InputError for a folder that
-    cannot be read.
+    Every number of a writer must be what the edit makes of the original's, within one rounding step of the
+    stored dtype, and ``b . W' = (1 - s) b . W`` (b is r^, or r^ times the gain of a norm behind it). All other
+    tensors must be the same, an untied unembedding the old embedding, and config.json must say what is tied,
+    whoever made the edit. Raises InputError for a folder that cannot be read.
     """
-    edit = orthogonalise(direction, strength=strength)
+    edit = orthogonalise(direction, strength=strength, keep_norms=keep_norms)
     job = prepare(Path(original), edit, allow_partial=True, trust_remote_code=trust_remote_code)
-    one, two = job.checkpoint, open_checkpoint(Path(edited))
-    found = []
-    for name in one.tensors:
-        change = job.changes.get(name)
-        if name not in two.tensors or two.tensors[name].shape != one.tensors[name].shape:
-            found.append(
-                TensorProof(name, change is not None, None, None, "is not in the edited folder")
-            )
-        elif isinstance(change, Project):
-            found.append(_of_writer(one, two, name, change, strength))
-        elif not _same(one, two, name):
-            found.append(TensorProof(name, False, None, None, "differs although it does not write"))
-    for added in job.added:
-        if added.name not in two.tensors:
-            found.append(TensorProof(added.name, False, None, None, "is not in the edited folder"))
+    two = open_checkpoint(Path(edited))
+    found = [
+        *_kept(job, two),
+        *(proof for each in job.added if (proof := _added(job, each, two)) is not None),
+        *_further(job, two),
+        *_ties(job, two, trust_remote_code=trust_remote_code),
+    ]
     return FilesProof(tuple(found))
 
 
-def _of_writer(
-    one: Checkpoint, two: Checkpoint, name: str, change: Project, strength: float
-) -> TensorProof:
-    old, new = (contraction(each, name, change.axis, change.right) for each in (one, two))
-    before, along = float(old.abs().max()), float(new.abs().max())
-    off = float((new - (1 - strength) * old).abs().max())
-    allowed = ROUNDING[DTYPES[two.tensors[name].dtype]] * before
-    problem = (
-        "" if off <= allowed else f"was not edited so: {along:.2g} along r is left of {before:.2g}"
-    )
-    return TensorProof(name, True, along, before, problem)
+def _kept(job: Job, two: Checkpoint) -> Iterator[TensorProof]:
+    """Every writer of the original, and every other tensor of it that is not as it was."""
+    one = job.checkpoint
+    for name, stored in one.tensors.items():
+        change = job.changes.get(name)
+        problem = _unlike(stored, two.tensors.get(name))
+        if problem:
+            yield TensorProof(name, change is not None, None, None, problem)
+        elif isinstance(change, Project):
+            yield _of_writer(one, two, name, change)
+        elif not _same(one, stored, two, two.tensors[name]):
+            yield TensorProof(name, False, None, None, "differs although it does not write")
 
 
-def _same(one: Checkpoint, two: Checkpoint, name: str) -> bool:
-    """Whether a tensor has the same bytes in both."""
-    first, second = one.tensors[name], two.tensors[name]
-    if first.dtype != second.dtype:
-        return False
+def _added(job: Job, added: Added, two: Checkpoint) -> TensorProof | None:
+    """What is wrong with a tensor that the edit adds: the unembedding with the unedited values."""
+    assert added.like is not None
+    problem = _unlike(added.like, two.tensors.get(added.name))
+    if not problem and not _same(job.checkpoint, added.like, two, two.tensors[added.name]):
+        problem = f"differs from the unedited {added.like.name}, which it was tied to"
+    return TensorProof(added.name, False, None, None, problem) if problem else None
+
+
+def _further(job: Job, two: Checkpoint) -> Iterator[TensorProof]:
+    known = job.checkpoint.tensors.keys() | {each.name for each in job.added}
+    for name in two.tensors:
+        if name not in known:
+            yield TensorProof(name, False, None, None, "is not in the original")
+
+
+def _ties(job: Job, two: Checkpoint, *, trust_remote_code: bool) -> Iterator[TensorProof]:
+    """Whether config.json ties the unembedding as it should: not at all where the edit made it separate."""
+    folders = (job.checkpoint.folder, two.folder)
+    before, now = (_tied(folder, trust_remote_code=trust_remote_code) for folder in folders)
+    wanted = before and not job.writers.tied
+    if now != wanted:
+        problem = f"tie_word_embeddings is {str(now).lower()}, need {str(wanted).lower()}"
+        yield TensorProof("config.json: tie_word_embeddings", False, None, None, problem)
+
+
+def _tied(folder: Path, *, trust_remote_code: bool) -> bool:
+    """Whether any part of a configuration ties the unembedding to the embedding, as transformers reads it."""
+    config = configuration(folder, trust_remote_code=trust_remote_code)
+    parts = (config, config.get_text_config())
+    return any(bool(getattr(part, "tie_word_embeddings", False)) for part in parts)
+
+
+def _unlike(one: Stored, other: Stored | None) -> str:
+    """What keeps two tensors from being compared number by number."""
+    if other is None:
+        return "is not in the edited folder"
+    if other.shape != one.shape:
+        return f"has shape {other.shape}, need {one.shape}"
+    return "" if other.dtype == one.dtype else f"is stored as {other.dtype}, need {one.dtype}"
+
+
+def _of_writer(one: Checkpoint, two: Checkpoint, name: str, change: Project) -> TensorProof:
+    old, new = one.tensors[name], two.tensors[name]
+    found = _Difference(change, DTYPES[old.dtype])
+    with ExitStack() as files:
+        first, second = (
+            _Reader(files.enter_context((each.folder / stored.file).open("rb")).fileno(), stored)
+            for each, stored in ((one, old), (two, new))
+        )
+        outer, d, inner = layout(old.shape, change.axis)
+        if inner == 1:
+            _compare_rows(first, second, outer, d, found)
+        else:
+            for index in range(outer):
+                _compare_columns(first, second, index * d, d, inner, found)
+    return TensorProof(name, True, found.along, found.before, found.problem)
+
+
+def _compare_rows(first: _Reader, second: _Reader, n: int, d: int, found: _Difference) -> None:
+    """Compare a tensor whose rows [n d_model] are written vectors."""
+    right = found.change.right.to(found.finer)
+    for rows in pieces(n, d, found.dtype):
+        old, got = first.rows(rows, d), second.rows(rows, d)
+        steps = found.look(old, changed_rows(old, found.change), got)
+        along = (old.to(found.finer) @ right, got.to(found.finer) @ right)
+        found.look_along(*along, steps.square() @ right.square())
+
+
+def _compare_columns(
+    first: _Reader, second: _Reader, start: int, d: int, inner: int, found: _Difference
+) -> None:
+    """Compare a matrix [d_model inner] whose columns are written vectors."""
+    columns = Columns(found.change, d, inner, found.dtype)
+
+    def part(rows: slice) -> slice:
+        return slice(start + rows.start, start + rows.stop)
+
+    for rows, look in columns.looks():
+        look(rows, first.rows(part(rows), inner))
+    along, noise = torch.zeros(2, inner, dtype=found.finer)
+    for rows in columns.rows():
+        old, got = first.rows(part(rows), inner), second.rows(part(rows), inner)
+        steps = found.look(old, columns.changed(rows, old), got)
+        along += columns.right[rows] @ got.to(found.finer)
+        noise += columns.right[rows].square() @ steps.square()
+    found.look_along(columns.along, along, noise)
+
+
+class _Reader:
+    """A tensor in an open file, as rows of any width."""
+
+    def __init__(self, file: int, stored: Stored) -> None:
+        self.file, self.start, self.dtype = file, stored.start, DTYPES[stored.dtype]
+
+    def rows(self, rows: slice, width: int) -> Tensor:
+        piece = torch.empty(rows.stop - rows.start, width, dtype=self.dtype)
+        read_all(self.file, bytes_of(piece), self.start + rows.start * width * self.dtype.itemsize)
+        return piece
+
+
+class _Difference:
+    """How far a stored writer is from what the edit makes of the original."""
+
+    def __init__(self, change: Project, dtype: torch.dtype) -> None:
+        self.change, self.dtype, self.finer = change, dtype, precise(dtype)
+        self.numbers = self.wrong = 0
+        self.before = self.along = self.off = self.noise = 0.0
+
+    def look(self, old: Tensor, wanted: Tensor, got: Tensor) -> Tensor:
+        """Count the numbers further from the wanted ones than a rounding step; gives the steps."""
+        step, least = torch.finfo(self.dtype).eps, torch.finfo(self.dtype).smallest_normal
+        size = torch.maximum(old.to(self.finer).abs(), wanted.abs())
+        steps = step * size.clamp_min(least)
+        near = (got.to(self.finer) - wanted).abs() <= steps
+        self.numbers += near.numel()
+        self.wrong += near.numel() - int(near.sum())
+        return steps
+
+    def look_along(self, before: Tensor, after: Tensor, noise: Tensor) -> None:
+        """Note what is written along b, before and after, and the square of what rounding adds to it."""
+        self.before = max(self.before, float(before.abs().max()))
+        self.along = max(self.along, float(after.abs().max()))
+        rest = after - (1 - self.change.strength) * before
+        self.off = max(self.off, float(rest.abs().max()))
+        self.noise = max(self.noise, float(noise.max()) ** 0.5)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with it, or nothing."""
+        if self.off > max(ROUNDING[self.dtype] * self.before, 2 * self.noise):
+            return f"was not edited so: {self.along:.2g} along r is left of {self.before:.2g}"
+        if self.wrong:
+            return (
+                f"is not what the edit makes of it: {self.wrong:,} of {self.numbers:,} numbers are further off "
+                "than a rounding step"
+            )
+        return ""
+
+
+def _same(one: Checkpoint, first: Stored, two: Checkpoint, second: Stored) -> bool:
+    """Whether two tensors of one dtype and shape have the same bytes."""
     with (one.folder / first.file).open("rb") as a, (two.folder / second.file).open("rb") as b:
         for start in range(0, first.bytes, PIECE):
             size = min(PIECE, first.bytes - start)
-            pieces = torch.empty(2, size, dtype=torch.uint8)
-            read_all(a.fileno(), bytes_of(pieces[0]), first.start + start)
-            read_all(b.fileno(), bytes_of(pieces[1]), second.start + start)
-            if not torch.equal(pieces[0], pieces[1]):
+            pair = torch.empty(2, size, dtype=torch.uint8)
+            read_all(a.fileno(), bytes_of(pair[0]), first.start + start)
+            read_all(b.fileno(), bytes_of(pair[1]), second.start + start)
+            if not torch.equal(pair[0], pair[1]):
                 return False
     return True

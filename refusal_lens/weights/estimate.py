@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import held
+from .checkpoint import Job, held
 from .moving import THREADS, size_in_words
 from .writers import writers_of_config
 
@@ -68,4 +68,22 @@ def estimate(
             4 * (torch.Size(w.shape).numel() // w.shape[w.axis] + w.shape[w.axis])
             for w in writers.writers
         ),
+    )
+
+
+def estimate_of(job: Job) -> Estimate:
+    """What an export needs whose source is on disk: the bytes are those of its files."""
+    tensors = job.checkpoint.tensors
+    edited = [(tensors[name].shape, change.axis) for name, change in job.changes.items()]
+    return Estimate(
+        architecture=job.writers.architecture,
+        parameters=sum(
+            torch.Size(each.shape).numel() for n, each in tensors.items() if n not in job.unread
+        ),
+        checkpoint=job.checkpoint.size,
+        edited=job.edited_bytes,
+        added=sum(each.bytes for each in job.added),
+        largest_edited=job.largest_edited,
+        held=job.held_bytes,
+        lora=sum(4 * (torch.Size(s).numel() // s[axis] + s[axis]) for s, axis in edited),
     )

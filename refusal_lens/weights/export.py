@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from .checkpoint import Added, Job
 from .edits import Columns, Offset, Project, changed_rows, layout, pieces
 from .moving import (
@@ -25,6 +24,7 @@ from .moving import (
     one_at_a_time,
     read_all,
     reflink,
+    require_outside,
     write_all,
 )
 from .shards import DTYPES, INDEX, Checkpoint, Shard, Stored, header_bytes
@@ -51,10 +51,8 @@ def write_checkpoint(
     and when it raises nothing appears. Raises InputError when `out` is in the way or
     the disk too small, OSError when writing fails; either way nothing is left at `out`.
     """
-    source = job.checkpoint.folder.resolve()
-    if source == Path(out).resolve() or source in Path(out).resolve().parents:
-        raise InputError(f"output folder {out}: lies in the model folder, which is only read")
-    with appearing(Path(out), needed=job.total_bytes) as hidden:
+    require_outside(Path(out), job.checkpoint.folder)
+    with appearing(Path(out), needed=job.total_bytes, check=check) as hidden:
         for shard in job.checkpoint.shards:
             _write_shard(job, shard, hidden, progress)
         if job.added and job.checkpoint.index is not None:
@@ -65,7 +63,6 @@ def write_checkpoint(
         _write_json(hidden / PROVENANCE, provenance)
         # Last, so that the folder is no model before it is whole.
         _write_json(hidden / "config.json", job.config)
-        check(hidden)
     return Path(out)
 
 
@@ -213,6 +210,8 @@ def _index(job: Job) -> dict[str, Any]:
     index = json.loads(json.dumps(job.checkpoint.index))
     index["weight_map"] |= {each.name: ADDED for each in job.added}
     metadata = index.setdefault("metadata", {})
+    if not isinstance(metadata, dict):
+        return dict(index)
     if isinstance(metadata.get("total_size"), int):
         metadata["total_size"] += sum(each.bytes for each in job.added)
     if isinstance(metadata.get("total_parameters"), int):

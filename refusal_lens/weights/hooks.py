@@ -9,24 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..interventions import Ablate, Add
 from .edits import Orthogonalise, Shift, WeightEdit
 from .record import first_tensor
-from .writers import Writers
+from .writers import Writer, Writers
 
 
 @contextmanager
 def hooked(module: nn.Module, writers: Writers, edit: WeightEdit) -> Iterator[None]:
     """The edit as hooks on a Hugging Face model: on every output that is added to the stream.
 
-    Exact on every architecture whose writers are known, post-norms included.
+    Exact on every architecture whose writers are known, post-norms included. Raises InputError in the end
+    when a parameter was added where no hook reaches it.
     """
     if isinstance(edit, Shift):
         with shifted_entry(module, writers, edit):
             yield
         return
-    sites = tuple(dict.fromkeys(writer.site for writer in writers.writers))
-    with projected_outputs(module, sites, edit):
+    sites = tuple(dict.fromkeys(each.site for each in writers.writers if not each.apart))
+    apart = [each for each in writers.writers if each.apart]
+    with projected_outputs(module, sites, edit), _projected_beside(module, apart, edit):
         yield
 
 
@@ -44,6 +47,34 @@ def projected_outputs(
         for name in names:
             handles.callback(module.get_submodule(name).register_forward_hook(project).remove)
         yield
+
+
+@contextmanager
+def _projected_beside(
+    module: nn.Module, writers: Sequence[Writer], edit: Orthogonalise
+) -> Iterator[None]:
+    """The same for parameters that a module hands on as they are, next to its output."""
+    ablate = Ablate(edit.vector, edit.strength)
+    handed_on = {id(module.get_parameter(each.parameter)): each.parameter for each in writers}
+    reached: set[str] = set()
+
+    def project(owner: nn.Module, _args: Any, output: Any) -> Any:
+        if not isinstance(output, tuple):
+            return output
+        own = {id(p) for p in owner.parameters(recurse=False)} & handed_on.keys()
+        reached.update(handed_on[id(each)] for each in output if id(each) in own)
+        return tuple(ablate(each) if id(each) in own else each for each in output)
+
+    with ExitStack() as handles:
+        for name in dict.fromkeys(each.module for each in writers):
+            handles.callback(module.get_submodule(name).register_forward_hook(project).remove)
+        yield
+    for name in handed_on.values():
+        if name not in reached:
+            raise InputError(
+                f"hooks on {type(module).__name__}: {name} is added beside its module's output, where no hook "
+                "reaches it; edit the weights instead"
+            )
 
 
 @contextmanager

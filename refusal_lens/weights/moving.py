@@ -40,30 +40,56 @@ Progress = Callable[[int], None]
 
 
 @contextmanager
-def appearing(out: Path, *, needed: int) -> Iterator[Path]:
-    """A hidden folder beside `out` that takes its name on a clean exit; otherwise it is removed.
+def appearing(
+    out: Path, *, needed: int, check: Callable[[Path], None] = lambda _: None
+) -> Iterator[Path]:
+    """A hidden folder that takes the name `out` on a clean exit; otherwise it is removed.
 
-    needed: bytes that will be written. Killed at any moment, `out` does not exist, and the next export
-    to it removes what was left. Raises InputError when `out` is there and not empty, or too little space
-    is free.
+    It lies beside `out`, or beside the folder that `out` links to. needed: bytes that will be written; check
+    is called with it when it is whole, and when that raises nothing appears. Killed at any moment, `out` does
+    not exist, and the next export to it removes what was left. Raises InputError when `out` is there and not
+    empty, or too little space is free.
     """
-    out = Path(os.path.abspath(out))
+    out = real(out)
     require_room(out, needed)
-    out.parent.mkdir(parents=True, exist_ok=True)
     hidden = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        hidden.mkdir()
-        yield hidden
-        with contextlib.suppress(FileNotFoundError):
-            out.rmdir()
-        os.rename(hidden, out)
-    except OSError as error:
-        what = error.strerror or str(error)
-        raise OSError(
-            error.errno or 0, f"{out}: could not be written: {what}; nothing was left there"
-        ) from error
+        with _saying(f"{out}: could not be written"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            hidden.mkdir()
+            yield hidden
+        with _saying(f"{out}: could not be checked"):
+            check(hidden)
+        with _saying(f"{out}: could not be written"):
+            with contextlib.suppress(FileNotFoundError):
+                out.rmdir()
+            os.rename(hidden, out)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def _saying(what: str) -> Iterator[None]:
+    """An OSError inside says what it means for the export."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise OSError(error.errno or 0, f"{what}: {why}; nothing was left there") from error
+
+
+def real(out: Path) -> Path:
+    """The absolute place of a folder to be, through links."""
+    return Path(os.path.realpath(out))
+
+
+def require_outside(out: Path, model: Path) -> None:
+    """Raise InputError when `out` is a model folder, or lies in it, directly or through links."""
+    folder, place = model.resolve(), real(out)
+    if folder == place or folder in place.parents:
+        raise InputError(
+            f"output {out}: lies in the model folder {model}, which is only read; choose another place"
+        )
 
 
 def require_room(out: Path, needed: int) -> None:
@@ -71,7 +97,11 @@ def require_room(out: Path, needed: int) -> None:
 
     What killed exports to the same place left is removed first.
     """
-    out = Path(os.path.abspath(out))
+    out = real(out)
+    if os.path.ismount(out):
+        raise InputError(
+            f"output folder {out}: is a mount point, which cannot be replaced; name a new folder in it"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"output folder {out}: is there and not empty; choose another name")
     parent = next(p for p in out.parents if p.exists())

@@ -51,6 +51,8 @@ class Record:
 def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Name and list of the model's blocks. Raises InputError when there is not exactly one such list."""
     n_layers = text_config(model).num_hidden_layers
+    if n_layers < 1:
+        raise InputError(f"{type(model).__name__}: got {n_layers} blocks, need at least 1")
     found = [
         (name, module)
         for name, module in model.named_modules()
@@ -98,11 +100,15 @@ def _forward(model: nn.Module, record: Record) -> None:
     except DataDependentOutputException:
         if record.last is None:
             raise
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except (
+        *(RuntimeError, TypeError, ValueError, AttributeError),
+        *(LookupError, ArithmeticError, AssertionError),
+    ) as error:
         # What comes after the last block, the unembedding, is not part of the stream.
         if record.last is None:
             raise InputError(
-                f"{type(model).__name__}: cannot be run on a few tokens ({str(error).splitlines()[0]})"
+                f"{type(model).__name__}: cannot be run on a few tokens "
+                f"({(str(error).splitlines() or [type(error).__name__])[0]})"
             ) from error
 
 

@@ -23,6 +23,11 @@ DTYPES = {
 }
 """The dtypes that an edit can be rounded to; others are the sign of a quantised checkpoint."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SIZES = {
+    **{name: dtype.itemsize for name, dtype in DTYPES.items()},
+    **{"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1},
+}
+"""Bytes of one number of a dtype, where they are whole."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 LARGEST_HEADER = 100 << 20
@@ -96,9 +101,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not (folder / "config.json").is_file():
         raise InputError(f"model folder {folder}: no config.json, need a Hugging Face model folder")
     index = _json(folder / INDEX) if (folder / INDEX).is_file() else None
-    shards = tuple(_shard(folder, file) for file in _files(folder, index))
+    places = {} if index is None else _places(folder / INDEX, index)
+    shards = tuple(_shard(folder, file) for file in _files(folder, places))
     tensors = {stored.name: stored for shard in shards for stored in _stored(shard)}
-    for name, file in (index or {}).get("weight_map", {}).items():
+    for name, file in places.items():
         if name not in tensors or tensors[name].file != file:
             raise InputError(
                 f"model folder {folder}: {INDEX} places {name} in {file}, which does not hold it; "
@@ -107,8 +113,29 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, shards, tensors, index)
 
 
-def _files(folder: Path, index: Mapping[str, Any] | None) -> list[str]:
-    if index is None:
+def _places(path: Path, index: Mapping[str, Any]) -> Mapping[str, str]:
+    """The index' map of tensors to files, which must all lie in the folder itself."""
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise InputError(
+            f"{path}: got a weight_map of {type(places).__name__}, need tensors and their files; download it again"
+        )
+    for file in places.values():
+        if not isinstance(file, str) or not _is_plain(file):
+            raise InputError(
+                f"{path}: weight_map has {file!r} for a shard, need the plain file name of a .safetensors in the "
+                "same folder; is it to be trusted?"
+            )
+    return places
+
+
+def _is_plain(file: str) -> bool:
+    bare = not any(each in file for each in "/\\\0") and Path(file).name == file
+    return bare and file.endswith(".safetensors")
+
+
+def _files(folder: Path, places: Mapping[str, str]) -> list[str]:
+    if not places:
         if (folder / SINGLE).is_file():
             return [SINGLE]
         other = sorted(p.name for p in folder.glob("*.bin")) or sorted(
@@ -118,12 +145,12 @@ def _files(folder: Path, index: Mapping[str, Any] | None) -> list[str]:
             f"model folder {folder}: no {SINGLE} and no {INDEX} (got {', '.join(other[:3])}); "
             "need safetensors, try save_pretrained with transformers"
         )
-    files = sorted(set(index.get("weight_map", {}).values()))
+    files = sorted(set(places.values()))
     missing = [file for file in files if not (folder / file).is_file()]
-    if missing or not files:
+    if missing:
         raise InputError(
             f"model folder {folder}: {len(missing)} of {len(files)} shards are missing, the first is "
-            f"{missing[0] if missing else INDEX}; download the folder again"
+            f"{missing[0]}; download the folder again"
         )
     return files
 
@@ -137,17 +164,53 @@ def _shard(folder: Path, file: str) -> Shard:
         text = opened.read(length) if length < LARGEST_HEADER else b""
     try:
         header = json.loads(text)
-        end = max(
-            (each["data_offsets"][1] for n, each in header.items() if n != "__metadata__"),
-            default=0,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        tensors = {name: each for name, each in header.items() if name != "__metadata__"}
+        end = max((each["data_offsets"][1] for each in tensors.values()), default=0)
+        sound = _is_sound(header.get("__metadata__", {}), tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{path}: not a safetensors file; download it again") from error
+    if not sound:
+        raise InputError(f"{path}: not a safetensors file; download it again")
     if 8 + length + end != size:
         raise InputError(
             f"{path}: got {size} bytes, need {8 + length + end}; it is cut short, download it again"
         )
+    _check_sizes(path, tensors)
     return Shard(file, header, 8 + length, size)
+
+
+def _is_sound(metadata: Any, tensors: Mapping[str, Any]) -> bool:
+    """Whether a header has what a safetensors header must have, of the types that it must have."""
+    return isinstance(metadata, dict) and all(
+        isinstance(each["dtype"], str)
+        and _are_counts(each["shape"])
+        and _are_counts(each["data_offsets"])
+        and len(each["data_offsets"]) == 2
+        and each["data_offsets"][0] <= each["data_offsets"][1]
+        for each in tensors.values()
+    )
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(each) is int and each >= 0 for each in values)
+
+
+def _check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Raise InputError unless every tensor has the bytes of its shape, and none lies over another."""
+    before = 0
+    for name, each in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = each["data_offsets"]
+        needed = torch.Size(each["shape"]).numel() * SIZES.get(each["dtype"], 0)
+        if each["dtype"] in SIZES and stop - start != needed:
+            raise InputError(
+                f"{path}: {name} has shape {tuple(each['shape'])} of {each['dtype']}, {needed} bytes, but "
+                f"{stop - start} in the file; download it again"
+            )
+        if start != before:
+            raise InputError(
+                f"{path}: {name} starts at byte {start} of the data, need {before}; download it again"
+            )
+        before = stop
 
 
 def _stored(shard: Shard) -> list[Stored]:

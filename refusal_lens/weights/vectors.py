@@ -86,7 +86,7 @@ def write_steered(
     if isinstance(edit, Orthogonalise):
         if edit.strength != 1 or edit.keep_norms:
             raise InputError("steered file of an ablation: needs strength 1, not norm-preserving")
-        writers.require_editable(allow_partial=False) if writers.obstacles else None
+        _require_clampable(writers)
         sites = dict.fromkeys(writer.site for writer in writers.writers)
         entries = {_inside(site, base): _clamp(edit.vector) for site in sites}
     else:
@@ -96,6 +96,16 @@ def write_steered(
         torch.save(entries, temporary)
     write_json(Path(path).with_suffix(".json"), provenance)
     return Path(path)
+
+
+def _require_clampable(writers: Writers) -> None:
+    """Raise InputError when something reaches the stream past the outputs of the modules that write to it."""
+    apart = [f"{w.parameter}: added beside its module's output" for w in writers.writers if w.apart]
+    for what in (*writers.obstacles, *apart):
+        raise InputError(
+            f"steered file of an ablation of {writers.architecture}: {what}, where no clamp reaches it; "
+            "try --to checkpoint or --to lora"
+        )
 
 
 def _clamp(vector: Tensor) -> dict[str, Any]:

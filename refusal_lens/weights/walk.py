@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Write:
     axis is the parameter's axis of d_model; through names the norm modules that its product passes before
     it is added, the last one first; scale is what the product is multiplied with on the way (None when
     that differs from token to token, as an expert's routing weight does); late says that nothing in its
-    block reads the stream after it.
+    block reads the stream after it; apart that it is not in the output of its own module.
     """
 
     parameter: str
@@ -32,6 +32,7 @@ class Write:
     through: tuple[str, ...]
     scale: float | None
     late: bool = True
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,13 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class _Path:
-    """How a place is connected to the stream: the norms on the way, and the factor."""
+    """How a place is connected to the stream: the norms on the way, the factor, whose outputs they are."""
 
     through: tuple[str, ...] = ()
     scale: float | None = 1.0
     near: str = ""
     into: Any = None
+    passed: frozenset[str] = frozenset()
 
 
 class Walk:
@@ -88,7 +90,7 @@ class Walk:
             self._obstacle(path, "a norm rescales the stream itself, not only what is added to it")
             return []
         for name, source in self.record.made.get(key, []):
-            path = _Path(path.through, path.scale, name, path.into)
+            path = replace(path, near=name, passed=path.passed | {name})
             if is_norm(self.modules[name]) and name not in path.through:
                 return self._through_norm(name, source, path)
         return self._step(place, path)
@@ -104,7 +106,8 @@ class Walk:
         if source is None:
             self._obstacle(path, "a norm whose input is not known")
             return []
-        return [(source, _Path((*path.through, name), path.scale, name))]
+        through = (*path.through, name)
+        return [(source, replace(path, through=through, near=name, into=None))]
 
     def _step(self, place: Place, path: _Path) -> list[tuple[Place, _Path]]:
         name = graph.operation(place.node)
@@ -170,7 +173,7 @@ class Walk:
             if operand is None:
                 self._obstacle(path, "one number is added to all coordinates")
             else:
-                found.append((operand, _Path(path.through, scale, path.near, place.node)))
+                found.append((operand, replace(path, scale=scale, into=place.node)))
         return found
 
     def _scaled(self, place: Place, path: _Path) -> list[tuple[Place, _Path]]:
@@ -192,11 +195,11 @@ class Walk:
                 return []
             known = constant is not None and path.scale is not None
             scale = constant * path.scale if known else None  # type: ignore[operator]
-            return [(vector, _Path(path.through, scale, path.near))]
+            return [(vector, replace(path, scale=scale, into=None))]
         if graph.depends_on(factor, vector.node):
             self._obstacle(path, "a rescaling by its own size outside a norm module")
             return []
-        return [(vector, _Path(path.through, None, path.near))]
+        return [(vector, replace(path, scale=None, into=None))]
 
     def _same_axis(self, place: Place, child: tuple[Any, int]) -> Place | None:
         shape = graph.shape_of(*child)
@@ -215,7 +218,8 @@ class Walk:
         known = self.writes.get(key)
         scale = path.scale if known is None or known.scale == path.scale else None
         self.made_by.setdefault(key, by)
-        self.writes[key] = Write(name, place.axis, lookup, path.through, scale)
+        apart = not path.through and name.rpartition(".")[0] not in path.passed
+        self.writes[key] = Write(name, place.axis, lookup, path.through, scale, apart=apart)
         return []
 
     def _obstacle(self, path: _Path, what: str) -> None:

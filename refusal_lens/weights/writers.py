@@ -31,8 +31,8 @@ class Writer:
 
     axis is its axis of d_model; layer its block, None before the first; norms the modules that rescale
     what it writes before it is added, the last one first; scale the factor on the way, None when it
-    differs from token to token; late says that nothing in its block reads the stream after it; copies are
-    the further names of a shared parameter.
+    differs from token to token; late says that nothing in its block reads the stream after it; apart that
+    it is added beside the output of its module; copies are the further names of a shared parameter.
     """
 
     parameter: str
@@ -46,6 +46,7 @@ class Writer:
     treatment: Treatment
     why: str
     late: bool = True
+    apart: bool = False
     copies: tuple[str, ...] = ()
 
     @property
@@ -235,6 +236,7 @@ def _writer(model: nn.Module, found: Trace, write: Write) -> Writer:
         treatment=treatment,
         why=why,
         late=write.late,
+        apart=write.apart,
         copies=ties[1:],
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,24 @@ _WRITERS = (
 )
 
 
+_EARLIER = "made with an earlier direction"
+
+
 def render(run: RunFolder) -> Section | None:
-    """A table of exports, a parity table for each that was checked, and the map of writers."""
-    paths = sorted((run.path / "exports").glob("*.json"))
-    if not paths:
+    """A table of exports, a parity table for each that was checked, and the map of writers.
+
+    Those of an earlier direction are in the table alone, and marked.
+    """
+    found = {path.stem: path for path in sorted((run.path / "exports").glob("*.json"))}
+    earlier = {name for name in found if f"exports/{name}.json" in run.outdated}
+    counted = {name for name in found if run.file(f"exports/{name}.json")} | earlier
+    if not counted:
         return None
     try:
-        entries = {path.stem: read_json(path) for path in paths}
-        parts = [paragraph(_TEXT), _overview(entries), *_parities(entries), *_writers(run.path / "exports", entries)]
+        entries = {name: read_json(path) for name, path in found.items() if name in counted}
+        current = {name: entry for name, entry in entries.items() if name not in earlier}
+        parts = [paragraph(_TEXT), _overview(entries, earlier), *_parities(current)]
+        parts += _writers(run.path / "exports", current)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"exports at {run.path / 'exports'}: damaged ({type(error).__name__} {error}); try "
@@ -42,14 +52,14 @@ def render(run: RunFolder) -> Section | None:
     return Section("exports", "Edited weights and other exports", tuple(parts))
 
 
-def _overview(entries: Mapping[str, Mapping[str, Any]]) -> Html:
+def _overview(entries: Mapping[str, Mapping[str, Any]], earlier: Set[str]) -> Html:
     rows = [
         [
             plain(name),
             plain(entry["to"]),
             plain(_edit(entry)),
             plain(entry["exactness"] or ""),
-            plain("; ".join([*entry["notes"], *entry["left_unedited"]])),
+            plain("; ".join([*[_EARLIER] * (name in earlier), *entry["notes"], *entry["left_unedited"]])),
             plain(_verdict(entry["parity"])),
         ]
         for name, entry in entries.items()

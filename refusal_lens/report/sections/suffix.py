@@ -44,12 +44,19 @@ _COLUMNS = {
     "lost.csv": ("attention lost", "DFA lost", "metric lost"),
 }
 _REPLIES = 4
+_TITLE = "Why the suffix works"
+_EARLIER = (
+    "The study in suffix/ was made with an earlier direction and is left out here; refusal-lens "
+    "suffix makes it anew."
+)
 
 
 def render(run: RunFolder) -> Section | None:
     """Figures 5 and 6 of the paper, the causal check, and some prompts token by token."""
     folder = run.path / "suffix"
-    if not (folder / "summary.json").is_file():
+    if "suffix/summary.json" in run.outdated:
+        return Section("suffix", _TITLE, (paragraph(_EARLIER),))
+    if run.file("suffix/summary.json") is None:
         return None
     try:
         return _section(folder)
@@ -76,7 +83,7 @@ def _section(folder: Path) -> Section:
         _views(folder),
         *_replies(read_jsonl(folder / "completions.jsonl")),
     ]
-    return Section("suffix", "Why the suffix works", tuple(parts))
+    return Section("suffix", _TITLE, tuple(parts))
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -221,7 +228,7 @@ _SOURCES = (
 _EFFECTS = (
     "Causal check: the heads' outputs at the last token are set to zero, to their mean over "
     "harmful and harmless instructions, or to what they are under the other suffix on the same "
-    "instruction. Dots: as many random heads of the same layers."
+    "instruction. Dots: as many random other heads."
 )
 _EFFECTS_METRIC = "The same for the refusal metric, which also counts what later layers do."
 _LOSSES = (
