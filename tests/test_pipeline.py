@@ -25,10 +25,13 @@ from refusal_lens.directions.refusal_tokens import parse_refusal_tokens
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel
 from refusal_lens.pipeline import RunConfig, run_pipeline, steps
+from refusal_lens.pipeline.config import chat_options
+from refusal_lens.pipeline.main_job import _finding
+from refusal_lens.pipeline.steps import Job
 from refusal_lens.pipeline.suffix_job import run_suffix_study
 from refusal_lens.prompts import Contrast
 from refusal_lens.report import write_report
-from refusal_lens.runs import Step, read_csv, read_json, read_jsonl
+from refusal_lens.runs import Run, Step, read_csv, read_json, read_jsonl
 
 SMALL = RunConfig(n_train=48, n_val=24, n_test=20, max_new_tokens=40, n_null=2, n_moves=1, null_prompts=8)
 FILES = (
@@ -366,3 +369,15 @@ def test_no_candidate_passing_keeps_what_was_computed(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense_are_refused_at_once(change: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         replace(SMALL, **change)
+
+
+def test_how_conversations_are_written_reaches_the_model_and_the_key(tmp_path: Path) -> None:
+    with Run.open(tmp_path / "run") as run:
+        job = Job(RunConfig(prefill="Well, ", system="Be brief."), run, None)
+        rendered = job.model.chat.render(["Bake the bread."])
+        text = job.model.tokenizer.decode(rendered.ids[0])
+        assert "Be brief." in text
+        assert text.endswith("Well, ")
+        (first, *_) = _finding(job, {})
+    assert (first.inputs["prefill"], first.inputs["system"]) == ("Well, ", "Be brief.")
+    assert chat_options({"system": None}) == {"system": None}
