@@ -314,6 +314,9 @@ def test_suffix_files(tmp_path: Path) -> None:
             read_suffix(tmp_path / name)
     with pytest.raises(InputError, match="cannot be read"):
         read_suffix(tmp_path / "missing.txt")
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(InputError, match="need a JSON object"):
+        read_suffix(tmp_path / "deep.json")
 
 
 # ------------------------------------------------------------------------------ a run and its page

@@ -33,7 +33,7 @@ def read_suffix(path: str | Path) -> str:
     if str(path).endswith(".json"):
         try:
             text = str(json.loads(text)["suffix"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f'suffix file {path}: need a JSON object with "suffix"; try a .txt file'
             ) from error
