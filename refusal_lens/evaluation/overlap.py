@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 _IDEOGRAMS = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_IDEOGRAMS}]|(?:(?![{_IDEOGRAMS}])\w)+")
@@ -27,7 +28,7 @@ def word_pairs(text: str) -> frozenset[tuple[str, ...]]:
     [('lamp', 'the'), ('the', 'garden'), ('the', 'lamp')]
     """
     words = _WORD.findall(text.lower())
-    return frozenset(zip(words, words[1:], strict=False)) or frozenset((word,) for word in words)
+    return frozenset(pairwise(words)) or frozenset((word,) for word in words)
 
 
 def word_overlap(mine: Sequence[str], theirs: Sequence[str]) -> Overlap | None:

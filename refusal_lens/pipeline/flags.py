@@ -59,7 +59,9 @@ def _metric_and_judge(completions: Completions) -> str:
                 f"{CONDITIONS[condition]}: metric alone sees refusal in {found.metric_alone}, judge alone in "
                 f"{found.judge_alone})"
             )
-    return f"Refusal metric and judge disagree on more than a tenth of the prompts: {'; '.join(parts)}." if parts else ""
+    if not parts:
+        return ""
+    return f"Refusal metric and judge disagree on more than a tenth of the prompts: {'; '.join(parts)}."
 
 
 def _paper_count(summary: Mapping[str, Any]) -> str:

@@ -15,7 +15,6 @@ from ..metrics import binomial_standard_error
 from ..organism import world
 from .flags import Completions
 
-
 SCHEMA_VERSION = 1
 """The summary's "schema_version". It grows when a name that readers may use is removed, is renamed or comes to
 mean something else; a new name leaves it as it is."""
