@@ -19,7 +19,7 @@ THRESHOLDS = {"kl_threshold": 0.1, "induce_threshold": 0.0, "prune_layers": 0.2}
 
 
 def row(metric: float | None, refusal: bool, **more: Any) -> dict[str, Any]:
-    return {"instruction": "x", "response": "y", "metric": metric, "refusal": refusal, **more}
+    return {"instruction": "x", "response": "y", "metric": metric, "refusal": refusal} | more
 
 
 def completions(**changes: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -41,6 +41,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "n_unscored": 0,
         "n_passing": 3,
         "n_candidates": 50,
+        "losses": {"baseline": {"ce": 0.2}, "ablation": {"ce": 0.3}},
     }
     return sound | changes
 
@@ -65,6 +66,11 @@ def test_a_sound_run_is_not_objected_to() -> None:
             {"refusal_rate": {"harmful": {"baseline": {"rate": 1.0, "paper_count": 0.25}}}},
             "harmful, no intervention: 25.0% instead of 100.0%",
         ),
+        (
+            "ablation_damages",
+            {"losses": {"baseline": {"ce": 0.2}, "ablation": {"ce": 4.0}}},
+            "rises from 0.20 to 4.00 nats per token",
+        ),
     ],
 )
 def test_each_objection_has_its_numbers(name: str, changes: dict[str, Any], words: str) -> None:
@@ -77,6 +83,20 @@ def test_each_objection_has_its_numbers(name: str, changes: dict[str, Any], word
 def test_what_hooks_miss_comes_first() -> None:
     (flag,) = find_flags(summary(), completions(), KINDS, missed_writes="Ablation misses x.")
     assert flag == {"name": "hooks_miss_a_write", "text": "Ablation misses x."}
+
+
+@pytest.mark.parametrize(("left", "flagged"), [(0.01, False), (-0.31, True)])
+def test_r_in_an_ablated_stream_is_a_write_that_was_missed(left: float, flagged: bool) -> None:
+    rows = {"kind": "harmful", "condition": ["baseline", "ablation"], "layer": 4, "mean": [0.6, left]}
+    found = find_flags(summary(), completions(), KINDS, curves=pd.DataFrame(rows))
+    assert [flag["name"] for flag in found] == ["hooks_miss_a_write"] * flagged
+    assert not flagged or "-0.31 with r at layer 4 on harmful prompts" in found[0]["text"]
+
+
+def test_empty_replies_are_not_taken_for_compliance_without_a_word() -> None:
+    silent = [row(-6.0, False, response=" ")] * 2 + [row(-6.0, False)] * 8
+    (flag,) = find_flags(summary(), completions(harmless=silent), KINDS)
+    assert (flag["name"], "2 of 10 (harmless" in flag["text"]) == ("empty_replies", True)
 
 
 @pytest.mark.parametrize(("n", "flagged"), [(1, False), (2, True), (10, True)])

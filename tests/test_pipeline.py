@@ -397,6 +397,20 @@ def test_settings_that_make_no_sense_are_refused_at_once(change: dict, message: 
         replace(SMALL, **change)
 
 
+def test_room_is_asked_for_every_prompt_and_for_replies_to_those_of_the_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def require_room(self: ChatModel, rendered: Any, max_new_tokens: int) -> None:
+        asked.append((len(rendered), max_new_tokens))
+
+    monkeypatch.setattr(ChatModel, "require_room", require_room, raising=False)
+    with Run.open(tmp_path / "run") as run:
+        Job(replace(SMALL, n_train=3, n_val=2, n_test=1), run, None).require_room()
+    assert asked == [(6, 0), (4, 0), (2, SMALL.max_new_tokens)]
+
+
 def test_how_conversations_are_written_reaches_the_model_and_the_key(tmp_path: Path) -> None:
     with Run.open(tmp_path / "run") as run:
         job = Job(RunConfig(prefill="Well, ", system="Be brief."), run, None)

@@ -26,7 +26,7 @@ def behaviour(job: Job, step: Step) -> None:
     Where there are no refusal tokens, or too few prompts remain, ``no_direction`` says why none is sought.
     """
     contrast = job.contrast
-    # MERGE: enable with ChatModel.require_room: job.require_room()
+    # MERGE (with ChatModel.require_room): job.require_room()
     tokens, reason = _refusal_tokens(job)
     rows: list[dict[str, Any]] = []
     counts: dict[str, Any] = {}

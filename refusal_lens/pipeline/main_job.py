@@ -194,7 +194,8 @@ def _describe(job: Job, step: Step) -> None:
             summary["base"] = base_summary(completions, replies, kinds)
     if config.model == "organism":
         summary["well_formed"] = well_formed(completions)
-    summary["flags"] = find_flags(summary, completions, kinds)
+    curves = read_csv(job.path("curves.csv")) if directed else None
+    summary["flags"] = find_flags(summary, completions, kinds, curves=curves)
     step.write_json("summary.json", summary | {"seconds": job.run.seconds, "version": __version__})
 
 

@@ -39,7 +39,8 @@ def render(run: RunFolder) -> Section | None:
         Plot("layer_sweeps", sweep, _SWEEP + _STAR[run.selected is not None]),
         Plot("candidate_map", candidate_map(_rows(scores), **where), _MAP),
     )
-    return Section("sweeps", "Where the direction was found", parts)
+    title = "Where the direction was found" if run.selected else "Where a direction was sought"
+    return Section("sweeps", title, parts)
 
 
 def _baseline(run: RunFolder) -> dict[str, float]:
