@@ -36,7 +36,7 @@ def write_run(
     chosen = passing.iloc[0]
     scores.to_csv(folder / "candidates.csv", index=False)
     _curves(n_layers, int(chosen["layer"]), rng).to_csv(folder / "curves.csv", index=False)
-    metrics = _metrics(n_prompts, rng)
+    metrics = _metrics(n_prompts, rng, ablated_rate)
     metrics.to_csv(folder / "metrics.csv", index=False)
     _tokens().to_csv(folder / "top_tokens.csv", index=False)
     _pca(n_layers, n_prompts, rng).to_csv(folder / "pca.csv", index=False)
@@ -148,7 +148,7 @@ def _curves(n_layers: int, selected: int, rng: np.random.Generator) -> pd.DataFr
     return pd.DataFrame(rows, columns=columns)
 
 
-def _metrics(n_prompts: int, rng: np.random.Generator) -> pd.DataFrame:
+def _metrics(n_prompts: int, rng: np.random.Generator, ablated_rate: float) -> pd.DataFrame:
     centres = {
         ("harmful", "baseline"): 8.1,
         ("harmful", "ablation"): -7.5,
@@ -161,6 +161,14 @@ def _metrics(n_prompts: int, rng: np.random.Generator) -> pd.DataFrame:
         (kind, condition, index, rng.normal(centre, 1.8))
         for (kind, condition), centre in centres.items()
         for index in range(n_prompts)
+    ]
+    # As many are refused under ablation by the metric as by the judge.
+    refused = round(ablated_rate * n_prompts)
+    rows = [
+        (kind, condition, index, abs(value))
+        if (kind, condition) == ("harmful", "ablation") and index < refused
+        else (kind, condition, index, value)
+        for kind, condition, index, value in rows
     ]
     return pd.DataFrame(rows, columns=["kind", "condition", "index", "metric"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from refusal_lens import runs
-from refusal_lens.directions import Candidates, Direction, NoCandidateError, find_direction
+from refusal_lens.directions import Candidates, Direction, find_direction
 from refusal_lens.directions.refusal_tokens import parse_refusal_tokens
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel
@@ -29,6 +30,7 @@ from refusal_lens.pipeline.config import chat_options
 from refusal_lens.pipeline.main_job import _finding
 from refusal_lens.pipeline.steps import Job
 from refusal_lens.pipeline.suffix_job import run_suffix_study
+from refusal_lens.pipeline.summary import SCHEMA_VERSION
 from refusal_lens.prompts import Contrast
 from refusal_lens.report import write_report
 from refusal_lens.runs import Run, Step, read_csv, read_json, read_jsonl
@@ -112,6 +114,15 @@ def test_summary_agrees_with_the_files_it_summarises(finished: Path) -> None:
     assert sum(c["of"] for c in counts.values()) == len(kept) == 2 * SMALL.n_train
     assert sum(c["kept"] for c in counts.values()) == sum(r["kept"] for r in kept)
     assert json.loads((finished / "summary.json").read_text()) == summary, "strict JSON"
+
+
+def test_the_summary_has_a_version_and_objects_to_nothing(finished: Path) -> None:
+    summary = read_json(finished / "summary.json")
+    assert summary["schema_version"] == SCHEMA_VERSION == 1
+    assert (summary["flags"], summary["not_selected"], summary["n_unscored"]) == ([], None, 0)
+    shared = summary["overlap"]["ablated_with_plain"]
+    assert shared["same_prompt"] >= 0.9 > 0.6 > shared["other_prompts"]
+    assert summary["base"]["overlap"]["same_prompt"] >= 0.9
 
 
 def test_the_one_call_finds_what_the_run_found(finished: Path) -> None:
@@ -219,16 +230,23 @@ def test_a_rerun_in_which_none_passes_shows_nothing_of_the_direction_before(
 ) -> None:
     out = shutil.copytree(finished, tmp_path / "none")
     before = step_times(out)
-    with pytest.raises(NoCandidateError):
-        run_pipeline(replace(SMALL, kl_threshold=1e-7), out)
-    assert not any((out / n).exists() for n in ("report.html", "summary.json", "manifest.json"))
+    summary = run_pipeline(replace(SMALL, kl_threshold=1e-7), out)
+    assert (summary["selected"], summary["scores"], summary["losses"]) == (None, None, {})
+    assert set(summary["refusal_rate"]["harmful"]) == {"baseline"}
+    whole = runs.Run.read(out).whole()
+    assert set(whole["stale"].values()) == {"it is not asked for"}
+    assert not {"direction.safetensors", "curves.csv", "nulls.csv"} & set(whole["outputs"])
     page = shown(out)
     assert "No candidate direction passes" in page
     sections = set(re.findall(r'<section id="(\w+)">', page))
-    assert sections == {"sweeps", "tokens", "completions", "candidates"}
+    assert sections == {
+        "refusal", "sweeps", "metrics", "tokens", "pca", "candidates", "completions", "left_out",
+        "provenance",
+    }  # fmt: skip
     assert "directional ablation" not in page
     assert {p.stem for p in (out / "figures").glob("*.html")} == {
-        "candidate_map", "layer_sweeps", "top_tokens"
+        "candidate_map", "layer_sweeps", "top_tokens", "refusal_rates", "metric_histograms",
+        "pca_by_layer",
     }  # fmt: skip
     # Back to where it was, only what the page needs is done again.
     run_pipeline(SMALL, out)
@@ -339,21 +357,29 @@ def test_what_only_looks_like_a_token_id_is_one_line(given: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_no_candidate_passing_keeps_what_was_computed(tmp_path: Path) -> None:
-    with pytest.raises(NoCandidateError, match="nearest miss"):
-        run_pipeline(replace(SMALL, induce_threshold=99.0), tmp_path / "none")
-    table = pd.read_csv(tmp_path / "none" / "candidates.csv")
+def test_no_candidate_passing_keeps_what_was_computed(finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "none")
+    summary = run_pipeline(replace(SMALL, induce_threshold=99.0), out)
+    assert (summary["selected"], summary["n_passing"], summary["n_candidates"]) == (None, 0, 50)
+    assert "nearest miss" in summary["not_selected"]
+    assert "\n" not in summary["not_selected"]
+    table = pd.read_csv(out / "candidates.csv")
     assert not table["passes"].any()
     assert table["reason"].notna().all()
-    assert (tmp_path / "none" / "candidates.safetensors").is_file()
+    assert (out / "candidates.safetensors").is_file()
+    page = shown(out)
+    assert page.count(html.escape(summary["not_selected"])) >= 2
+    assert page.count("<tr") > len(table)
     # Asked again, it says so again and does nothing.
-    before = step_times(tmp_path / "none")
-    with pytest.raises(NoCandidateError, match="nearest miss"):
-        run_pipeline(replace(SMALL, induce_threshold=99.0), tmp_path / "none")
-    assert step_times(tmp_path / "none") == before
+    before = step_times(out)
+    assert run_pipeline(replace(SMALL, induce_threshold=99.0), out) == summary
+    assert step_times(out) == before
     # The advice of the message can be followed without starting again.
-    run_pipeline(replace(SMALL, induce_threshold=0.0), tmp_path / "none")
-    assert (tmp_path / "none" / "direction.safetensors").is_file()
+    found = run_pipeline(replace(SMALL, induce_threshold=0.0), out)
+    assert found["selected"]["layer"] > 0
+    assert found["not_selected"] is None
+    redone = {name for name, when in step_times(out).items() if before.get(name) not in (None, when)}
+    assert redone == {"selection", "summary"}
 
 
 @pytest.mark.parametrize(
@@ -369,6 +395,20 @@ def test_no_candidate_passing_keeps_what_was_computed(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense_are_refused_at_once(change: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         replace(SMALL, **change)
+
+
+def test_room_is_asked_for_every_prompt_and_for_replies_to_those_of_the_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def require_room(self: ChatModel, rendered: Any, max_new_tokens: int) -> None:
+        asked.append((len(rendered), max_new_tokens))
+
+    monkeypatch.setattr(ChatModel, "require_room", require_room, raising=False)
+    with Run.open(tmp_path / "run") as run:
+        Job(replace(SMALL, n_train=3, n_val=2, n_test=1), run, None).require_room()
+    assert asked == [(6, 0), (4, 0), (2, SMALL.max_new_tokens)]
 
 
 def test_how_conversations_are_written_reaches_the_model_and_the_key(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from refusal_lens.plotting import (
     top_tokens,
     visible,
 )
+from refusal_lens.plotting.suffix import suffix_losses
 from refusal_lens.report.folder import RunFolder
 
 SELECTED = (-1, 6)
@@ -261,6 +262,42 @@ def test_cosine_draws_each_kind_under_each_condition(run: RunFolder) -> None:
     ]
     only = cosine_by_layer(run.table("curves.csv"), conditions=["baseline"])
     assert [t.name for t in only.data if t.name] == ["harmful", "harmless"]
+
+
+def styles(figure: go.Figure) -> list[tuple[str, str]]:
+    """Dash and marker of every line: what is left of it without colour."""
+    return [(t.line.dash, t.marker.symbol) for t in figure.data if t.name]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "conditions"),
+    [
+        (("harmful", "harmless"), ("chat", "base")),
+        (("harmful", "harmless"), ("baseline", "ablation", "addition")),
+        (("harmful", "harmful + random suffix", "harmful + adversarial suffix", "harmless"), ("baseline",)),
+        (("harmful", "french"), ("chat", "another", "a third")),
+    ],
+)
+def test_curves_can_be_told_apart_without_colour(
+    kinds: tuple[str, ...], conditions: tuple[str, ...]
+) -> None:
+    rows = [
+        {"kind": kind, "condition": condition, "layer": layer, "position": -1, "mean": 0.5, "sd": 0.1}
+        for kind in kinds
+        for condition in conditions
+        for layer in (0, 1)
+    ]
+    drawn = styles(cosine_by_layer(pd.DataFrame(rows)))
+    assert len(drawn) == len(set(drawn)) == len(kinds) * len(conditions)
+    assert len({symbol for _, symbol in drawn}) == len(kinds)
+    assert len({dash for dash, _ in drawn}) == len(conditions)
+
+
+def test_a_correlation_is_not_called_r() -> None:
+    """r is the direction."""
+    lost = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 6.0], "c": [1.0, 1.0, 1.0]})
+    titles = [a.text for a in suffix_losses(lost).layout.annotations]
+    assert titles == ["Pearson correlation 1, n = 3", "Pearson correlation undefined, n = 3"]
 
 
 def test_bars_carry_rate_error_and_every_null(run: RunFolder) -> None:

@@ -18,7 +18,8 @@ from synthetic_run import HOSTILE, HOSTILE_TOKEN, write_run
 from refusal_lens.errors import InputError
 from refusal_lens.report import page as page_module
 from refusal_lens.report import write_report
-from refusal_lens.report.claim import change, make_claim
+from refusal_lens.report.claim import make_claim
+from refusal_lens.report.facts import change
 from refusal_lens.report.folder import RunFolder
 from refusal_lens.report.markup import Cell, Html, Section, plain, table, text
 from refusal_lens.report.page import render_sections
@@ -340,12 +341,107 @@ def test_a_rise_and_a_model_that_hardly_refuses_are_said(fresh: Path) -> None:
         scores = {c: {"rate": r, "se": 0.01, "n": 100} for c, r in rates.items()}
         edit_summary(fresh, refusal_rate={"harmful": scores})
         (fresh / "nulls.csv").unlink(missing_ok=True)
+        (fresh / "metrics.csv").unlink(missing_ok=True)
         edit_summary(fresh, nulls={})
         return make_claim(RunFolder.open(fresh)).headline
 
     assert "raises" in headline(0.3, 0.9)
     assert "refuses only" in headline(0.15, 0.0)
-    assert "does not lower" in headline(0.0, 0.0)
+    assert "refuses 0\u202f%" in headline(0.0, 0.0)
+    assert "measures little" in headline(0.02, 0.0)
+
+
+def metric_of(folder: Path, harmful: float, ablated: float, *, chance: float = 5.0) -> None:
+    """Let the run's refusal metric on harmful prompts be as given, and what random moves leave."""
+    metrics = pd.read_csv(folder / "metrics.csv")
+    for condition, value in (("baseline", harmful), ("ablation", ablated)):
+        here = (metrics["kind"] == "harmful") & (metrics["condition"] == condition)
+        metrics.loc[here, "metric"] = value
+    metrics.to_csv(folder / "metrics.csv", index=False)
+    nulls = pd.read_csv(folder / "nulls.csv")
+    nulls.assign(metric=chance).to_csv(folder / "nulls.csv", index=False)
+
+
+@pytest.mark.parametrize(
+    ("rates", "metric", "chance", "words"),
+    [
+        # A direction of another concept, or a judge that does not know how this model refuses.
+        ((0.0, 0.0), (4.7, -3.1), 5.0, ["sees no refusal", "falls from +4.7 to \u22123.1 nats."]),
+        ((0.1, 0.0), (4.7, -3.1), 5.0, ["sees little refusal", "falls from +4.7 to \u22123.1"]),
+        ((0.0, 0.0), (4.7, -3.1), -2.0, ["falls from +4.7", "not special to this direction"]),
+        ((0.6, 0.55), (4.7, -3.1), 5.0, ["as it was for the phrase judge", "falls from +4.7"]),
+        ((0.0, 0.0), (-3.1, 4.7), 5.0, ["sees no refusal", "rises from \u22123.1 to +4.7"]),
+        # The metric tells nothing else, or nothing at all.
+        ((0.0, 0.0), (-4.0, -5.0), 5.0, ["refuses 0\u202f%", "measures little"]),
+        ((0.98, 0.97), (4.7, 4.5), 5.0, ["does not lower"]),
+        # The judge's change is not the metric's.
+        ((0.98, 0.02), (4.7, 4.5), 5.0, ["from 98\u202f% to 2\u202f%, but", "does not follow: +4.7"]),
+        ((0.3, 0.9), (4.7, -3.1), 5.0, ["raises", "but the refusal metric falls"]),
+    ],
+)
+def test_the_headline_follows_the_metric_too(
+    tmp_path: Path,
+    rates: tuple[float, float],
+    metric: tuple[float, float],
+    chance: float,
+    words: list[str],
+) -> None:
+    folder = write_run(tmp_path / "run", n_layers=5)
+    metric_of(folder, *metric, chance=chance)
+    names = ("baseline", "ablation")
+    scores = {c: {"rate": r, "n": 100} for c, r in zip(names, rates, strict=True)}
+    edit_summary(folder, refusal_rate={"harmful": scores})
+    headline = make_claim(RunFolder.open(folder)).headline
+    assert all(word in headline for word in words), headline
+
+
+def test_flags_stand_above_everything_else_and_are_text(fresh: Path) -> None:
+    flags = [{"name": "metric_and_judge", "text": f"They disagree on 41 of 100. {HOSTILE}"}]
+    edit_summary(fresh, flags=[*flags, {"name": "odd"}, "odd", {"text": ""}])
+    write_report(fresh)
+    page = body(fresh)
+    assert "41 of 100" in page[page.index("</h1>") : page.index("<nav")]
+    assert page.count("<li>They disagree") == 1
+    assert HOSTILE not in page
+    edit_summary(fresh, flags=[])
+    write_report(fresh)
+    assert 'class="flags"' not in body(fresh)
+
+
+def test_a_lazy_run_says_at_least(fresh: Path) -> None:
+    scores = pd.read_csv(fresh / "candidates.csv", keep_default_na=False)
+    n = int(scores["passes"].sum())
+    open_ = scores.index[~scores["passes"]][0]
+    assert f"{n} of which pass" in " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    scores.loc[open_, "reason"] = "not needed: bypass is worse than the best"
+    scores.to_csv(fresh / "candidates.csv", index=False)
+    write_report(fresh)
+    assert body(fresh).count(f"at least {n}") == 3
+    # One that finds none has ruled out every other.
+    scores.assign(passes=False).to_csv(fresh / "candidates.csv", index=False)
+    edit_summary(fresh, selected=None, scores=None, not_selected="selection: 0 pass")
+    write_report(fresh)
+    assert "at least" not in body(fresh)
+
+
+def test_the_papers_count_and_the_prompts_kept_are_said(fresh: Path) -> None:
+    rate = {"rate": 0.9, "se": 0.03, "n": 100, "paper_count": 0.4}
+    kept = {"val": {"harmful": {"kept": 9, "of": 32}, "harmless": {"kept": "x", "of": 32}}}
+    edit_summary(fresh, refusal_rate={"harmful": {"baseline": rate}}, kept_prompts=kept)
+    evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    assert "90\u202f% (SE 3.0; 40\u202f% by the paper\u2019s exact phrases)" in evidence
+    assert "(val: 9 of 32 harmful)" in evidence
+    rate["paper_count"] = 0.9
+    edit_summary(fresh, refusal_rate={"harmful": {"baseline": rate}})
+    assert "exact phrases" not in " ".join(make_claim(RunFolder.open(fresh)).evidence)
+
+
+def test_replies_are_compared_beside_what_chance_shares(fresh: Path) -> None:
+    shares = {"same_prompt": 0.41, "other_prompts": 0.07, "n": 40}
+    edit_summary(fresh, base={"ablated_equals_base": 0.0, "overlap": shares}, overlap={"x": 1})
+    write_report(fresh)
+    section = body(fresh).split('<section id="compared">')[1].split("</section>")[0]
+    assert re.findall(r'<td class="num">([^<]*)</td>', section) == ["40", "0.000", "0.410", "0.070"]
 
 
 def test_an_addition_that_does_nothing_is_not_called_an_effect(fresh: Path) -> None:

@@ -28,7 +28,7 @@ from refusal_lens.model import ChatModel, Site
 from refusal_lens.pipeline.suffix_job import as_mapping, run_suffix_study
 from refusal_lens.plotting.tokens import attention_view, contribution_view
 from refusal_lens.report import write_report
-from refusal_lens.report.sections.suffix import headline
+from refusal_lens.report.sections.suffix import headline, title
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 from refusal_lens.studies.suffix import (
     CONDITIONS,
@@ -353,7 +353,8 @@ def test_the_study_joins_a_run_and_its_page(finished: Path) -> None:
     assert "suffix" in whole["steps"]
     assert Run.read(finished).damage() == []
     page = (finished / "report.html").read_text()
-    assert "Why the suffix works" in page
+    values = read_csv(finished / "suffix/values.csv", text=("region",))
+    assert f"<h2>{title(summary, values)}</h2>" in page
     assert summary["suffix"] == SUFFIX
     values = read_csv(finished / "suffix/values.csv", text=("region",))
     assert set(values["condition"]) == set(CONDITIONS)
@@ -365,6 +366,28 @@ def test_the_study_joins_a_run_and_its_page(finished: Path) -> None:
     assert (finished / "suffix/values.csv").stat().st_mtime_ns == before
     run_suffix_study(finished, **small(suffix=" other"))
     assert read_json(finished / "suffix/summary.json")["suffix"] == " other"
+
+
+@pytest.mark.parametrize(
+    ("judged", "metric", "wanted"),
+    [
+        ((1.0, 0.9, 0.1), (1.0, 1.0, 0.1), "Why the suffix works"),
+        ((1.0, 1.0, 1.0), (1.0, 1.0, 0.95), "A suffix that does nothing measurable to refusal"),
+        ((1.0, 0.2, 0.1), (1.0, 0.2, 0.1), "A suffix that lowers refusal, no more than random suffixes do"),
+        ((0.5, 0.5, 1.0), (1.0, 1.0, 1.0), "A suffix that raises refusal"),
+        ((0.0, 0.0, 0.0), (1.0, 1.0, 0.1), "A suffix that lowers refusal\u2019s metric, not the replies"),
+        ((0.5, 0.9, 0.4), (0.5, 0.9, 0.4), "A suffix that lowers refusal only beside random suffixes"),
+    ],
+)
+def test_the_title_of_the_study_follows_its_numbers(
+    judged: tuple[float, ...], metric: tuple[float, ...], wanted: str
+) -> None:
+    n, conditions, rows = 40, {}, []
+    for name, rate, share in zip(CONDITIONS[:3], judged, metric, strict=True):
+        conditions[name] = {"refusal_rate": {"rate": rate, "n": n}}
+        signs = [1.0] * round(share * n) + [-1.0] * (n - round(share * n))
+        rows += [{"condition": name, "quantity": "metric", "value": sign} for sign in signs]
+    assert title({"conditions": conditions}, pd.DataFrame(rows)) == wanted
 
 
 def test_a_failed_study_leaves_the_run_whole(finished: Path) -> None:

@@ -33,8 +33,8 @@ Progress = Callable[[str, int, int], None]
 class Behaved:
     """One split after filtering by the model's own behaviour.
 
-    pair holds the prompts kept; metrics the refusal metric of all prompts before filtering, positive and
-    negative; kept the masks over them.
+    pair holds the prompts kept; positive_metric and negative_metric the refusal metric of all prompts before
+    filtering.
     """
 
     pair: PromptPair
@@ -48,6 +48,17 @@ class Behaved:
             "positive": {"kept": len(self.pair.positive), "of": len(self.positive_metric)},
             "negative": {"kept": len(self.pair.negative), "of": len(self.negative_metric)},
         }
+
+    def too_few(self, split: str) -> str:
+        """Why no direction can be made or scored with these prompts; "" when enough of both kinds remain."""
+        wanted = {"positive": "positive (to be refused)", "negative": "negative (to be answered)"}
+        for kind, counts in self.counts.items():
+            if counts["kept"] < LEAST_KEPT:
+                return (
+                    f"{split} prompts: only {counts['kept']} of {counts['of']} {wanted[kind]} ones behave so "
+                    f"(need {LEAST_KEPT}); does the model refuse them, and are the refusal tokens right?"
+                )
+        return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +95,19 @@ def pick_refusal_tokens(
     )
 
 
+def observe_behaviour(
+    model: ChatModel, pair: PromptPair, *, refusal_tokens: Sequence[int], batch_size: int = 32
+) -> Behaved:
+    """Refusal metric of every prompt, and the prompts that behave as their kind should, however few."""
+    metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
+    refused = map_last_logits(model, pair.positive, number=metric, batch_size=batch_size)
+    answered = map_last_logits(model, pair.negative, number=metric, batch_size=batch_size)
+    kept = PromptPair(
+        positive=_where(pair.positive, refused > 0), negative=_where(pair.negative, answered < 0)
+    )
+    return Behaved(kept, refused, answered)
+
+
 def filter_by_behaviour(
     model: ChatModel,
     pair: PromptPair,
@@ -96,22 +120,10 @@ def filter_by_behaviour(
 
     Raises InputError when fewer than two of a kind remain.
     """
-    metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
-    refused = map_last_logits(model, pair.positive, number=metric, batch_size=batch_size)
-    answered = map_last_logits(model, pair.negative, number=metric, batch_size=batch_size)
-    kept = PromptPair(
-        positive=_where(pair.positive, refused > 0), negative=_where(pair.negative, answered < 0)
-    )
-    for kind, prompts, all_of in (
-        ("positive (to be refused)", kept.positive, pair.positive),
-        ("negative (to be answered)", kept.negative, pair.negative),
-    ):
-        if len(prompts) < LEAST_KEPT:
-            raise InputError(
-                f"{split} prompts: only {len(prompts)} of {len(all_of)} {kind} ones behave so "
-                f"(need {LEAST_KEPT}); does the model refuse them, and are the refusal tokens right?"
-            )
-    return Behaved(kept, refused, answered)
+    behaved = observe_behaviour(model, pair, refusal_tokens=refusal_tokens, batch_size=batch_size)
+    if few := behaved.too_few(split):
+        raise InputError(few)
+    return behaved
 
 
 def extract_candidates(
@@ -154,7 +166,9 @@ def find_direction(
     the sweep over candidates finds its own.
 
     Filters prompts by the model's own behaviour, takes the difference of means on train, scores on val,
-    selects. Raises NoCandidateError (with the scored table) when no candidate passes.
+    selects. Raises NoCandidateError (its ``table`` has every score and reason) when no candidate passes,
+    NoRefusalTokens (its ``evidence`` has the likeliest first tokens) when none tells refusals from answers, and
+    InputError when the model behaves so on fewer than two prompts of a kind.
     """
     rule = thresholds or Thresholds()
     tokens = pick_refusal_tokens(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -32,13 +32,26 @@ LEAST_RATIO = 5.0
 COVERED = 0.5
 
 
+Evidence = tuple[tuple[int, str, float, float], ...]
+"""(token id, text, mean probability on positive prompts, on negative ones) of first tokens."""
+
+
 @dataclass(frozen=True)
 class RefusalTokens:
-    """The set R: token ids, their texts, and where they come from."""
+    """The set R: token ids, their texts, where they come from, and the first tokens it was chosen among."""
 
     ids: tuple[int, ...]
     texts: tuple[str, ...]
     source: str
+    evidence: Evidence = ()
+
+
+class NoRefusalTokens(InputError):  # noqa: N818
+    """No first token tells refusals from answers; ``evidence`` has the likeliest ones."""
+
+    def __init__(self, message: str, evidence: Evidence = ()) -> None:
+        super().__init__(message)
+        self.evidence = evidence
 
 
 def parse_refusal_tokens(model: ChatModel, given: Sequence[str | int]) -> RefusalTokens:
@@ -71,19 +84,31 @@ def discover_refusal_tokens(
     """R from the mean next-token probabilities on the two kinds of prompts (paper, Fig. 9).
 
     Takes the tokens with a mean probability of at least 2% on positive prompts that is at least five times
-    that on negative ones. Raises InputError when there is none: the model does not refuse these prompts.
+    that on negative ones. Raises NoRefusalTokens when there is none: the model does not refuse these prompts.
     """
     fits = (positive >= LEAST_PROBABILITY) & (positive >= LEAST_RATIO * negative)
     ids = torch.nonzero(fits).squeeze(1)
     if not len(ids):
         likeliest = int(positive.argmax())
-        raise InputError(
+        raise NoRefusalTokens(
             "refusal tokens: none found; no first token is both likely on the positive prompts and rare on "
             f"the negative ones (likeliest: {_text(model, likeliest)!r}, {float(positive.max()):.0%} against "
-            f"{float(negative[likeliest]):.0%}); name them with --refusal-tokens if the model refuses"
+            f"{float(negative[likeliest]):.0%}); name them with --refusal-tokens if the model refuses",
+            _evidence(model, positive, negative),
         )
     ordered = ids[positive[ids].argsort(descending=True)]
-    return _named(model, ordered.tolist(), "discovered from next-token probabilities")
+    source = "discovered from next-token probabilities"
+    return replace(
+        _named(model, ordered.tolist(), source), evidence=_evidence(model, positive, negative)
+    )
+
+
+def _evidence(
+    model: ChatModel, positive: Probabilities, negative: Probabilities, *, k: int = 10
+) -> Evidence:
+    """The k likeliest first tokens on positive prompts."""
+    ids = positive.topk(min(k, len(positive))).indices.tolist()
+    return tuple((i, _text(model, i), float(positive[i]), float(negative[i])) for i in ids)
 
 
 def choose_refusal_tokens(
@@ -99,7 +124,7 @@ def choose_refusal_tokens(
         log.info("refusal tokens of %s cover only %.0f%%: discovering", family.source, 100 * covered)
     try:
         found = discover_refusal_tokens(model, positive, negative)
-    except InputError:
+    except NoRefusalTokens:
         if family is None:
             raise
         return family

@@ -145,8 +145,12 @@ def explain_failure(judged: pd.DataFrame, n_layers: int, rule: Thresholds) -> st
 
 
 def _distance(known: pd.DataFrame, rule: Thresholds) -> pd.Series:
-    """How far each candidate is from passing, in nats: log-ratio of kl plus log-odds of induce."""
-    smallest = 1e-6
+    """How far each candidate is from passing, in nats: log-ratio of kl plus log-odds of induce.
+
+    A kl below a thousandth counts as one: under a threshold of zero, candidates that do nothing would else be
+    nearer than any that works.
+    """
+    smallest = 1e-3
     ratio = known["kl"].clip(lower=smallest) / max(rule.kl_threshold, smallest)
     lack = (rule.induce_threshold - known["induce"]).clip(lower=0)
     return ratio.map(math.log).clip(lower=0) + lack

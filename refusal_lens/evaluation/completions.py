@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -45,18 +46,25 @@ def complete(
     batch_size: int = 64,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
-    """Greedy replies under an edit (or none), judged, with the refusal metric of each prompt."""
+    """Greedy replies under an edit (or none), judged, with the refusal metric of each prompt.
+
+    The metric is NaN where there are no refusal tokens.
+    """
     rendered = model.chat.render(list(instructions))
     metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
     with nullcontext() if edit is None else applied(model, edit):
-        metrics = map_last_logits(model, rendered, number=metric, batch_size=batch_size)
+        metrics = [math.nan] * len(instructions)
+        if refusal_tokens:
+            metrics = map_last_logits(
+                model, rendered, number=metric, batch_size=batch_size
+            ).tolist()
         replies = model.generate(
             rendered, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_progress
         )
     return [
         Completion(instruction, reply, bool(score.value), score.evidence, value)
         for instruction, reply, score, value in zip(
-            instructions, replies, map(judge, replies), metrics.tolist(), strict=True
+            instructions, replies, map(judge, replies), metrics, strict=True
         )
     ]
 

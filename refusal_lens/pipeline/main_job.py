@@ -15,13 +15,15 @@ from ..model import fingerprint
 from ..report import write_report
 from ..runs import Run, Step, read_csv, read_json, read_jsonl
 from . import steps
+from .behaviour import behaviour
 from .config import RunConfig, chat_options
+from .flags import find_flags
 from .steps import CONDITIONS, Job, OnProgress
 from .summary import base_summary, summarise, unchanged, well_formed
 
 Work = Callable[[Job, Step], None]
 OPTIONAL = ("base", "nulls")
-"""Steps that a run is not always asked for."""
+"""Steps that a run is not always asked for, whatever the model does."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ def run_pipeline(
 ) -> dict[str, Any]:
     """Find, test and describe the direction of a model; returns what summary.json holds.
 
+    A model that does not refuse, or no candidate that passes the rule, is a result: the summary's "selected"
+    is None, "not_selected" says why, what needs no direction is measured, and the page shows it.
+
     Continues what an earlier call left in the folder, and redoes just the steps that a changed setting
     touches; what it left of other settings counts no more. Raises InputError with one line for settings,
     prompts or models that cannot be used; what was computed until then stays in the folder.
@@ -47,16 +52,17 @@ def run_pipeline(
         job = Job(config, run, on_progress)
         trust = config.trust_remote_code
         who = fingerprint(config.model, config.revision, trust_remote_code=trust)
-        tests = _testing(job)
-        summed_up = ("selection", *(task.name for task in tests))
-        tasks = [*_finding(job, who), *tests, Task("summary", _describe, summed_up, {})]
-        _ask(run, tasks)
-        for task in tasks:
-            with run.step(task.name, inputs=task.inputs, after=task.after) as step:
-                if step.needed:
-                    task.work(job, step)
-            if task.name == "selection":
-                steps.require_a_direction(job)
+        finding, tests = _finding(job, who), _testing(job)
+        everything = [*finding, *tests, _summing_up(tests)]
+        _ask(run, everything, everything)
+        for task in finding:
+            _do(job, task, before=everything[-1])
+        tests = [test for test in tests if job.directed or "selection" not in test.after]
+        summing_up = _summing_up(tests)
+        _ask(run, [*finding, *tests, summing_up], everything)
+        _withdraw(run, summing_up)
+        for task in (*tests, summing_up):
+            _do(job, task, before=summing_up)
         summary: dict[str, Any] = read_json(job.path("summary.json"))
         run.finish(
             irreproducible=_irreproducible(config, who),
@@ -69,14 +75,28 @@ def run_pipeline(
     return summary
 
 
-def _ask(run: Run, tasks: Sequence[Task]) -> None:
-    """Tell the run what it is asked for, and take back an outcome that is not the one asked for."""
+def _do(job: Job, task: Task, *, before: Task) -> None:
+    """Do a step that is needed; what it changes takes back the outcome that comes after it."""
+    with job.run.step(task.name, inputs=task.inputs, after=task.after) as step:
+        if step.needed:
+            if task.name != before.name:
+                _withdraw(job.run, before)
+            task.work(job, step)
+
+
+def _ask(run: Run, tasks: Sequence[Task], everything: Sequence[Task]) -> None:
+    """Tell the run what it is asked for: of everything that it may be, these tasks."""
     names = {task.name for task in tasks}
+    others = dict.fromkeys((*(task.name for task in everything), *OPTIONAL))
     run.ask(
         {task.name: (task.inputs, task.after) for task in tasks},
-        without=[name for name in OPTIONAL if name not in names],
+        without=[name for name in others if name not in names],
     )
-    if run.withdraw("summary", tasks[-1].inputs, tasks[-1].after):
+
+
+def _withdraw(run: Run, outcome: Task) -> None:
+    """Take back the outcome of a run, and its page, when it is not the one asked for."""
+    if run.withdraw(outcome.name, outcome.inputs, outcome.after):
         (run.path / "report.html").unlink(missing_ok=True)
 
 
@@ -105,7 +125,7 @@ def _finding(job: Job, model: Mapping[str, Any]) -> list[Task]:
     rule = c.pick("kl_threshold", "induce_threshold", "prune_layers")
     scored = {"mode": c.mode} | (rule if c.mode == "lazy" else {})
     return [
-        Task("behaviour", steps.behaviour, (), who),
+        Task("behaviour", behaviour, (), who),
         Task("candidates", steps.candidates, ("behaviour",), {}),
         Task("scores", steps.scores, ("candidates",), scored),
         Task("selection", steps.selection, ("scores",), rule),
@@ -113,7 +133,10 @@ def _finding(job: Job, model: Mapping[str, Any]) -> list[Task]:
 
 
 def _testing(job: Job) -> list[Task]:
-    """Completions under every condition, losses, geometry, the base model, nulls."""
+    """Completions under every condition, components, losses, geometry, the base model, nulls.
+
+    Those after the selection need its direction, and are left out where it took none.
+    """
     c, tasks = job.config, []
     for side, conditions in CONDITIONS.items():
         for condition in conditions:
@@ -123,6 +146,7 @@ def _testing(job: Job) -> list[Task]:
             tasks.append(Task(name, work, (after,), c.pick("max_new_tokens")))
     baseline = f"completions_{job.contrast.kinds[1]}_baseline"
     tasks.append(Task("losses", steps.losses, ("selection", baseline), {}))
+    tasks.append(Task("components", steps.components, ("behaviour",), {}))
     tasks.append(Task("geometry", steps.geometry, ("selection",), {}))
     if c.base_model is not None:
         known = fingerprint(c.base_model, trust_remote_code=c.trust_remote_code)
@@ -134,40 +158,45 @@ def _testing(job: Job) -> list[Task]:
     return tasks
 
 
+def _summing_up(tests: Sequence[Task]) -> Task:
+    """The last step, after all that it sums up."""
+    return Task("summary", _describe, ("selection", *(test.name for test in tests)), {})
+
+
 def _describe(job: Job, step: Step) -> None:
     """metrics.csv and summary.json."""
-    config, kinds = job.config, job.contrast.kinds
+    config, kinds, directed = job.config, job.contrast.kinds, job.directed
     completions = {
         (kinds[side], condition): read_jsonl(
             job.path(f"completions/{kinds[side]}_{condition}.jsonl")
         )
         for side, conditions in CONDITIONS.items()
-        for condition in conditions
+        for condition in (conditions if directed else ("baseline",))
     }
     step.write_csv("metrics.csv", metrics_frame(completions))
-    compared = {}
-    if config.base_model is not None:
-        replies = read_jsonl(job.path(f"completions/{kinds[0]}_base.jsonl"))
-        compared = {"base": base_summary(completions, replies, kinds)}
-    if config.model == "organism":
-        compared["well_formed"] = well_formed(completions)
-    step.write_json(
-        "summary.json",
-        summarise(
-            described=job.behaviour["model"],
-            behaviour=job.behaviour,
-            judged=read_csv(job.path("candidates.csv"), text=("position_name", "reason")),
-            chosen=job.direction.provenance,
-            completions=completions,
-            losses=read_csv(job.path("losses.csv")),
-            nulls=read_csv(job.path("nulls.csv")) if config.n_null else None,
-            settings=config.as_dict(),
-            kinds=kinds,
-        )
-        | {"unchanged": unchanged(completions, kinds)}
-        | compared
-        | {"seconds": job.run.seconds, "version": __version__},
+    scored = job.made("selection", "candidates.csv")
+    text = ("position_name", "reason")
+    summary = summarise(
+        behaviour=job.behaviour,
+        judged=read_csv(job.path("candidates.csv"), text=text) if scored else None,
+        chosen=job.direction.provenance if directed else None,
+        not_selected="" if directed else steps.why_none_is_selected(job),
+        completions=completions,
+        losses=read_csv(job.path("losses.csv")) if directed else None,
+        nulls=read_csv(job.path("nulls.csv")) if directed and config.n_null else None,
+        settings=config.as_dict(),
+        kinds=kinds,
     )
+    if directed:
+        summary |= unchanged(completions, kinds)
+        if config.base_model is not None:
+            replies = read_jsonl(job.path(f"completions/{kinds[0]}_base.jsonl"))
+            summary["base"] = base_summary(completions, replies, kinds)
+    if config.model == "organism":
+        summary["well_formed"] = well_formed(completions)
+    curves = read_csv(job.path("curves.csv")) if directed else None
+    summary["flags"] = find_flags(summary, completions, kinds, curves=curves)
+    step.write_json("summary.json", summary | {"seconds": job.run.seconds, "version": __version__})
 
 
 def metrics_frame(completions: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..activations import cache_residuals, mean_next_token_probabilities
+from ..activations import cache_residuals
 from ..directions import (
     Candidates,
     Checkpoint,
@@ -22,8 +22,7 @@ from ..directions import (
     score_candidates,
     select,
 )
-from ..directions.finding import extract_candidates, filter_by_behaviour, pick_refusal_tokens
-from ..directions.refusal_tokens import top_tokens
+from ..directions.finding import extract_candidates
 from ..errors import InputError
 from ..evaluation import (
     complete,
@@ -103,6 +102,17 @@ class Job:
             return load(c.harmful, c.harmless, **sizes)
         return Contrast.refusal(**sizes)
 
+    def require_room(self) -> None:
+        """Raise InputError for a prompt of the run that does not fit the model with its reply."""
+        c, contrast = self.config, self.contrast
+        for pair, reply in (
+            (contrast.train, 0),
+            (contrast.val, 0),
+            (contrast.test, c.max_new_tokens),
+        ):
+            prompts = [*pair.positive, *pair.negative]
+            self.model.require_room(self.model.chat.render(prompts), reply)
+
     def path(self, name: str) -> Any:
         """A file of the run."""
         return self.run.path / name
@@ -110,6 +120,15 @@ class Job:
     def said(self, what: str) -> Callable[[int, int], None] | None:
         """Progress of one step, or None when nobody listens."""
         return None if self.on_progress is None else partial(self.on_progress, what)
+
+    def made(self, step: str, name: str) -> bool:
+        """Whether a step that is done left this file."""
+        return name in self.run.manifest(step).outputs
+
+    @property
+    def directed(self) -> bool:
+        """Whether the selection, which is done, took a direction."""
+        return self.made("selection", "direction.safetensors")
 
     # What earlier steps left, read back from their files so that a resumed run sees just the same.
 
@@ -120,7 +139,7 @@ class Job:
 
     @cached_property
     def refusal_tokens(self) -> tuple[int, ...]:
-        """R."""
+        """R, empty where none was found."""
         return tuple(self.behaviour["refusal_tokens"]["ids"])
 
     @cached_property
@@ -165,74 +184,10 @@ def looks_like_a_file(source: str) -> bool:
     return Path(source).is_file() or Path(source).suffix in (".txt", ".json", ".jsonl", ".csv")
 
 
-def behaviour(job: Job, step: Step) -> None:
-    """Refusal tokens; prompts filtered by the model's own behaviour; likeliest first tokens."""
-    c, model, contrast = job.config, job.model, job.contrast
-    tokens = pick_refusal_tokens(
-        model, contrast.train, given=c.refusal_tokens, batch_size=job.batch_size
-    )
-    rows: list[dict[str, Any]] = []
-    counts: dict[str, Any] = {}
-    baseline: dict[str, float] = {}
-    for split in ("train", "val"):
-        pair = getattr(contrast, split)
-        behaved = filter_by_behaviour(
-            model, pair, refusal_tokens=tokens.ids, split=split, batch_size=job.batch_size
-        )
-        counts[split] = dict(zip(contrast.kinds, behaved.counts.values(), strict=True))
-        kept = (set(behaved.pair.positive), set(behaved.pair.negative))
-        values = (behaved.positive_metric, behaved.negative_metric)
-        # The mean over the kept prompts of the last split, val: what bypass and induce start from.
-        means = (float(values[0][values[0] > 0].mean()), float(values[1][values[1] < 0].mean()))
-        baseline = dict(zip(contrast.kinds, means, strict=True))
-        for kind, prompts, mine, metric in zip(
-            contrast.kinds, (pair.positive, pair.negative), kept, values, strict=True
-        ):
-            rows += [
-                {"split": split, "kind": kind, "instruction": p, "kept": p in mine, "metric": m}
-                for p, m in zip(prompts, metric.tolist(), strict=True)
-            ]
-    for kind, prompts in zip(
-        contrast.kinds, (contrast.test.positive, contrast.test.negative), strict=True
-    ):
-        rows += [{"split": "test", "kind": kind, "instruction": p, "kept": True} for p in prompts]
-    likely = []
-    for kind, prompts in zip(
-        contrast.kinds, (contrast.train.positive, contrast.train.negative), strict=True
-    ):
-        p = mean_next_token_probabilities(model, prompts, batch_size=job.batch_size)
-        likely.append(top_tokens(model, p).assign(kind=kind))
-    step.write_json(
-        "behaviour.json",
-        {
-            "refusal_tokens": asdict(tokens),
-            "kept_prompts": counts,
-            "baseline": baseline,
-            "duplicates_removed": contrast.duplicates_removed,
-            "source": contrast.source,
-            "model": describe(model),
-        },
-    )
-    step.write_jsonl("prompts.jsonl", rows)
-    step.write_csv("top_tokens.csv", pd.concat(likely)[["kind", "token_id", "token", "probability"]])
-
-
-def describe(model: ChatModel) -> dict[str, Any]:
-    """The facts about a model that a summary names."""
-    return {
-        "model": model.name,
-        "revision": model.revision,
-        "n_layers": model.n_layers,
-        "d_model": model.d_model,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "positions": list(model.chat.positions),
-        "template_sha256": model.chat.template_sha256,
-    }
-
-
 def candidates(job: Job, step: Step) -> None:
-    """Difference-of-means candidates."""
+    """Difference-of-means candidates; none where the plain model gives no ground for a direction."""
+    if job.behaviour["no_direction"]:
+        return
     found = extract_candidates(
         job.model,
         job.kept("train"),
@@ -247,6 +202,8 @@ def candidates(job: Job, step: Step) -> None:
 
 def scores(job: Job, step: Step) -> None:
     """bypass, induce and kl of every candidate; an interrupted sweep goes on after its last block."""
+    if not job.made("candidates", "candidates.safetensors"):
+        return
     c, val = job.config, job.kept("val")
     records = step.records
     table = score_candidates(
@@ -266,11 +223,13 @@ def scores(job: Job, step: Step) -> None:
 
 def selection(job: Job, step: Step) -> None:
     """The rule, the table with reasons, and the direction file if a candidate passes."""
+    if not job.made("scores", "scores.csv"):
+        return
     found = Candidates.load(job.path("candidates.safetensors"))
     try:
         choice = _choice(job, found.n_layers)
     except NoCandidateError as error:
-        # That none passes is a result too: a page can show it, and the steps after it never begin.
+        log.warning("%s", error)
         step.write_csv("candidates.csv", error.table)
         return
     step.write_csv("candidates.csv", choice.table)
@@ -278,10 +237,15 @@ def selection(job: Job, step: Step) -> None:
         found.direction(choice.position, choice.layer).save(path)
 
 
-def require_a_direction(job: Job) -> None:
-    """Raise NoCandidateError when the rule was applied and no candidate passed."""
-    if "direction.safetensors" not in job.run.manifest("selection").outputs:
+def why_none_is_selected(job: Job) -> str:
+    """The reason why there is no direction, with the nearest miss; "" when there is one."""
+    if not job.made("scores", "scores.csv"):
+        return str(job.behaviour["no_direction"])
+    try:
         _choice(job, Candidates.load(job.path("candidates.safetensors")).n_layers)
+    except NoCandidateError as error:
+        return str(error)
+    return ""
 
 
 def _choice(job: Job, n_layers: int) -> Choice:
@@ -300,7 +264,7 @@ def completions(job: Job, step: Step, *, side: int, condition: str) -> None:
     c, kind = job.config, job.contrast.kinds[side]
     done = complete(
         job.model,
-        _side(job.contrast.test, side),
+        side_of(job.contrast.test, side),
         refusal_tokens=job.refusal_tokens,
         edit=job.edit(condition),
         max_new_tokens=c.max_new_tokens,
@@ -346,9 +310,9 @@ def null_edits(job: Job, step: Step) -> None:
 
 
 def geometry(job: Job, step: Step) -> None:
-    """Cosine with r by layer under each condition, and principal components of the plain model."""
+    """Cosine with r by layer under each condition."""
     contrast = job.contrast
-    prompts = {kind: _side(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
+    prompts = {kind: side_of(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
     edits = {
         kind: {condition: job.edit(condition) for condition in CONDITIONS[side]}
         for side, kind in enumerate(contrast.kinds)
@@ -364,9 +328,18 @@ def geometry(job: Job, step: Step) -> None:
             on_progress=job.said("cosine by layer"),
         ),
     )
+
+
+def components(job: Job, step: Step) -> None:
+    """Principal components of the plain model's last token, by layer."""
     streams = {
-        kind: cache_residuals(job.model, each, positions=[-1], batch_size=job.batch_size)
-        for kind, each in prompts.items()
+        kind: cache_residuals(
+            job.model,
+            side_of(job.contrast.test, side),
+            positions=[-1],
+            batch_size=job.batch_size,
+        )
+        for side, kind in enumerate(job.contrast.kinds)
     }
     step.write_csv("pca.csv", principal_components(streams))
 
@@ -399,12 +372,13 @@ def base_comparison(job: Job, step: Step) -> None:
         on_progress=job.said(f"completions, {kind}, base model"),
     )
     step.write_jsonl(f"completions/{kind}_base.jsonl", [asdict(one) for one in done])
-    prompts = {kind: _side(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
+    prompts = {kind: side_of(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
     table = cosine_in_both(
         job.model, base, job.direction, prompts=prompts, batch_size=job.batch_size
     )
     step.write_csv("base_curves.csv", table)
 
 
-def _side(pair: PromptPair, side: int) -> Sequence[str]:
+def side_of(pair: PromptPair, side: int) -> Sequence[str]:
+    """The prompts of one kind: 0 for the positive, 1 for the negative ones."""
     return pair.positive if side == 0 else pair.negative

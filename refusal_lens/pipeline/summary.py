@@ -3,57 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
+from ..directions.selection import NOT_NEEDED
 from ..evaluation import Rate, agreement
+from ..evaluation.overlap import word_overlap
 from ..metrics import binomial_standard_error
 from ..organism import world
+from .flags import Completions
+
+SCHEMA_VERSION = 1
+"""The summary's "schema_version". It grows when a name that readers may use is removed, is renamed or comes to
+mean something else; a new name leaves it as it is."""
 
 
 def summarise(
     *,
-    described: Mapping[str, Any],
     behaviour: Mapping[str, Any],
-    judged: pd.DataFrame,
-    chosen: Mapping[str, Any],
-    completions: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
-    losses: pd.DataFrame,
+    judged: pd.DataFrame | None,
+    chosen: Mapping[str, Any] | None,
+    not_selected: str,
+    completions: Completions,
+    losses: pd.DataFrame | None,
     nulls: pd.DataFrame | None,
     settings: Mapping[str, Any],
     kinds: tuple[str, str],
 ) -> dict[str, Any]:
-    """All that a reader of a run asks first; metrics are log-odds in nats, rates shares of prompts."""
-    row = judged[
-        (judged["position"] == chosen["position"]) & (judged["layer"] == chosen["layer"])
-    ].iloc[0]
+    """All that a reader of a run asks first; metrics are log-odds in nats, rates shares of prompts.
+
+    Without a direction "selected" and "scores" are None and "not_selected" says why; what was not measured is
+    an empty mapping, or None where it is a number.
+    """
+    described = behaviour["model"]
     tokens = behaviour["refusal_tokens"]
     rates: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
     for (kind, condition), rows in completions.items():
         rates[kind][condition] = rate_of(rows)
     return {
+        "schema_version": SCHEMA_VERSION,
         **{k: described[k] for k in ("model", "revision", "n_layers", "d_model", "dtype", "device")},
         "refusal_tokens": list(tokens["ids"]),
         "refusal_token_texts": list(tokens["texts"]),
         "refusal_token_source": tokens["source"],
+        "refusal_token_evidence": [
+            dict(zip(("token_id", "token", *kinds), row, strict=True)) for row in tokens["evidence"]
+        ],
         "positions": list(described["positions"]),
-        "selected": {
-            "position": int(row["position"]),
-            "layer": int(row["layer"]),
-            "position_name": row["position_name"],
-            "norm": float(row["norm"]),
-        },
-        "scores": {name: float(row[name]) for name in ("bypass", "induce", "kl")},
+        **_selected(judged, chosen),
+        "not_selected": not_selected or None,
         "baseline": behaviour["baseline"],
         "refusal_rate": rates,
         "nulls": null_summary(nulls, kinds),
         "losses": {
             r["condition"]: {"ce": r["ce"], "perplexity": r["perplexity"], "n_tokens": r["n_tokens"]}
-            for r in losses.to_dict("records")
+            for r in ([] if losses is None else losses.to_dict("records"))
         },
-        "n_candidates": len(judged),
-        "n_passing": int(judged["passes"].sum()),
+        "n_candidates": 0 if judged is None else len(judged),
+        "n_passing": 0 if judged is None else int(judged["passes"].sum()),
+        "n_unscored": 0 if judged is None else int(judged["reason"].str.startswith(NOT_NEEDED).sum()),
         "kept_prompts": behaviour["kept_prompts"],
         "duplicates_removed": behaviour["duplicates_removed"],
         "thresholds": {
@@ -63,12 +73,32 @@ def summarise(
     }
 
 
+def _selected(judged: pd.DataFrame | None, chosen: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The selected candidate and its scores."""
+    if judged is None or chosen is None:
+        return {"selected": None, "scores": None}
+    here = (judged["position"] == chosen["position"]) & (judged["layer"] == chosen["layer"])
+    row = judged[here].iloc[0]
+    return {
+        "selected": {
+            "position": int(row["position"]),
+            "layer": int(row["layer"]),
+            "position_name": row["position_name"],
+            "norm": float(row["norm"]),
+        },
+        "scores": {name: float(row[name]) for name in ("bypass", "induce", "kl")},
+    }
+
+
 def rate_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Refusal rate of judged completions as {rate, se, n}."""
+    """Refusal rate of judged completions as {rate, se, n}; paper_count by the paper's exact phrases."""
     n = len(rows)
     rate = sum(bool(row["refusal"]) for row in rows) / n
     found = Rate(rate, binomial_standard_error(rate, n), n)
-    return {"rate": found.rate, "se": found.se, "n": found.n}
+    exact = [bool(row["refusal_exact"]) for row in rows if "refusal_exact" in row]
+    return {"rate": found.rate, "se": found.se, "n": found.n} | (
+        {"paper_count": sum(exact) / n} if len(exact) == n else {}
+    )
 
 
 def null_summary(nulls: pd.DataFrame | None, kinds: tuple[str, str]) -> dict[str, Any]:
@@ -91,22 +121,26 @@ def null_summary(nulls: pd.DataFrame | None, kinds: tuple[str, str]) -> dict[str
     return summary
 
 
-Completions = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
-"""(kind, condition) -> the rows of its completions file."""
+def unchanged(completions: Completions, kinds: tuple[str, str]) -> dict[str, Any]:
+    """What an ablated model's replies to the negative prompts share with the plain model's.
 
-
-def unchanged(completions: Completions, kinds: tuple[str, str]) -> dict[str, float]:
-    """Share of negative prompts whose reply an edit leaves as it was, letter for letter."""
+    "unchanged": share equal letter for letter; "overlap": that of their word pairs, beside its null.
+    """
     plain = _replies(completions[kinds[1], "baseline"])
-    return {"ablation": agreement(_replies(completions[kinds[1], "ablation"]), plain)}
+    ablated = _replies(completions[kinds[1], "ablation"])
+    return {
+        "unchanged": {"ablation": agreement(ablated, plain)},
+        "overlap": {"ablated_with_plain": _overlap(ablated, plain)},
+    }
 
 
 def base_summary(
     completions: Completions, base: Sequence[Mapping[str, Any]], kinds: tuple[str, str]
 ) -> dict[str, Any]:
-    """What the base model does with the positive prompts, and how often the edited model says the same.
+    """What the base model does with the positive prompts, and what the edited model's replies share with it.
 
-    Of the prompts that the ablated model does not refuse.
+    Of the prompts that the ablated model does not refuse: share equal letter for letter, and overlap of word
+    pairs beside its null.
     """
     ablated = completions[kinds[0], "ablation"]
     pairs = [(a["response"], b["response"]) for a, b in zip(ablated, base, strict=True) if not a["refusal"]]
@@ -115,7 +149,13 @@ def base_summary(
         "refusal_rate": rate_of(base),
         "ablated_equals_base": agreement(mine, theirs) if pairs else None,
         "n_compared": len(pairs),
+        "overlap": _overlap(mine, theirs),
     }
+
+
+def _overlap(mine: Sequence[str], theirs: Sequence[str]) -> dict[str, Any] | None:
+    found = word_overlap(mine, theirs)
+    return None if found is None else asdict(found)
 
 
 def well_formed(completions: Completions) -> dict[str, dict[str, dict[str, float]]]:

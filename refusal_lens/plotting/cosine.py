@@ -22,6 +22,8 @@ def cosine_by_layer(
 ) -> go.Figure:
     """Mean cosine with r^ by layer, with population-SD bands, for each kind and condition.
 
+    Colour and marker say which kind, the dash which condition.
+
     Args:
         curves: rows (kind, condition, layer, position, mean, sd); a `quantity` column, where there
             is one, must say "cosine" for a row to count. Other kinds than harmful and harmless (a
@@ -35,11 +37,12 @@ def cosine_by_layer(
     rows = rows[rows["position"] == place]
     kinds = list(dict.fromkeys(rows["kind"]))
     figure = go.Figure()
-    for condition in _sorted(rows["condition"], conditions):
+    shown = _sorted(rows["condition"], conditions)
+    for condition in shown:
         for kind in kinds:
             series = rows[(rows["kind"] == kind) & (rows["condition"] == condition)]
             if not series.empty:
-                _add_series(figure, series.sort_values("layer"), theme.kind_colour(kind, kinds))
+                _add_series(figure, series.sort_values("layer"), kinds, shown)
     if selected_layer is not None:
         figure.add_vline(
             x=selected_layer, line={"color": theme.GREY, "width": 1},
@@ -61,9 +64,11 @@ def _sorted(found: pd.Series, wanted: Sequence[str] | None) -> list[str]:
     return ranked if wanted is None else [c for c in ranked if c in wanted]
 
 
-def _add_series(figure: go.Figure, series: pd.DataFrame, colour: str) -> None:
+def _add_series(
+    figure: go.Figure, series: pd.DataFrame, kinds: Sequence[str], conditions: Sequence[str]
+) -> None:
     kind, condition = str(series["kind"].iloc[0]), str(series["condition"].iloc[0])
-    group = f"{kind} {condition}"
+    group, colour = f"{kind} {condition}", theme.kind_colour(kind, kinds)
     layers, mean = series["layer"].tolist(), series["mean"].to_numpy(float)
     if "sd" in series and series["sd"].notna().any():
         sd = series["sd"].to_numpy(float)
@@ -74,15 +79,16 @@ def _add_series(figure: go.Figure, series: pd.DataFrame, colour: str) -> None:
         go.Scatter(
             x=layers,
             y=mean.tolist(),
-            mode="lines",
+            mode="lines+markers",
             name=name,
             legendgroup=group,
             line={
                 "color": colour,
-                "dash": theme.DASHES.get(condition, "dashdot"),
+                "dash": theme.condition_dash(condition, conditions),
                 # Both ablated curves lie on zero: the lower one is drawn wider so that it shows.
                 "width": 4 if group == "harmful ablation" else 2.2,
             },
+            marker={"symbol": theme.kind_symbol(kind, kinds), "size": 7, "color": colour},
             hovertemplate="%{y:.3f}",
         )
     )

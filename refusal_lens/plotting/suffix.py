@@ -83,7 +83,7 @@ def _points(name: str, values: list[float], colour: str) -> go.Box:
 def suffix_losses(
     lost: pd.DataFrame, *, pairs: Sequence[tuple[str, str]] | None = None
 ) -> go.Figure:
-    """What each prompt loses to the suffix, one loss against another, with Pearson's r.
+    """What each prompt loses to the suffix, one loss against another, with Pearson's correlation.
 
     Args:
         lost: one row per prompt; a column per quantity lost.
@@ -91,7 +91,7 @@ def suffix_losses(
     """
     names = list(lost.columns)
     shown = list(pairs) if pairs is not None else list(pairwise(names))
-    titles = [f"r = {theme.number(lost[x].corr(lost[y]))}, n = {len(lost)}" for x, y in shown]
+    titles = [f"{_correlation(lost[x], lost[y])}, n = {len(lost)}" for x, y in shown]
     figure = make_subplots(rows=1, cols=len(shown), subplot_titles=titles, horizontal_spacing=0.12)
     for col, (x, y) in enumerate(shown, start=1):
         figure.add_trace(
@@ -110,6 +110,12 @@ def suffix_losses(
     figure.update_layout(showlegend=False)
     theme.left_titles(figure, len(shown))
     return theme.finish(figure, 380)
+
+
+def _correlation(x: pd.Series, y: pd.Series) -> str:
+    """In words, since r is the direction's symbol."""
+    value = x.corr(y)
+    return f"Pearson correlation {theme.number(value) if value == value else 'undefined'}"
 
 
 def _sentence(name: str) -> str:

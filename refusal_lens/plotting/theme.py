@@ -1,15 +1,16 @@
 """What every figure shares: one template, one meaning per colour, text that cannot act as markup.
 
 Colours are Okabe and Ito's (2008), told apart under every common colour blindness. Colour says
-which instructions (harmful, harmless), a dash or a hatch says which condition (baseline,
-ablation, addition, subtraction), grey says chance, and yellow is kept for the selected candidate.
+which instructions (harmful, harmless), and so does the marker of a line; a dash or a hatch says
+which condition (baseline, ablation, addition, subtraction, another model), grey says chance, and
+yellow is kept for the selected candidate.
 Positions, which are neither, take the colours that are left.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import plotly.graph_objects as go
 
@@ -20,7 +21,15 @@ SHADE, VEIL = "rgba(0, 0, 0, 0.06)", "rgba(255, 255, 255, 0.4)"
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 KINDS = {"harmful": VERMILLION, "harmless": BLUE}
-DASHES = {"baseline": "solid", "ablation": "dot", "addition": "dash", "subtraction": "dash"}
+DASHES = {
+    "baseline": "solid",
+    "ablation": "dot",
+    "addition": "dash",
+    "subtraction": "dash",
+    "chat": "solid",
+    "base": "dash",
+}
+SYMBOLS = {"harmful": "circle", "harmless": "diamond-open"}
 HATCHES = {"baseline": "", "ablation": "/", "addition": ".", "subtraction": "x"}
 CONDITIONS = {
     "baseline": "no intervention",
@@ -29,6 +38,8 @@ CONDITIONS = {
     "subtraction": "activation subtraction (\u2212r)",
 }
 EDITS = {
+    "chat": "chat model",
+    "base": "base model",
     "ablation": "r ablated",
     "addition": "r added",
     "subtraction": "r subtracted",
@@ -42,6 +53,8 @@ _POSITION_COLOURS = (BLACK, GREEN, ORANGE, PINK, SKY)
 _POSITION_DASHES = ("solid", "dash", "dot")
 _POSITION_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")
 _SPARE_COLOURS = (GREEN, PINK, SKY, ORANGE)
+_SPARE_SYMBOLS = ("square", "triangle-up", "cross", "x")
+_SPARE_DASHES = ("dashdot", "longdashdot", "10px,3px,3px,3px", "2px,8px")
 _LONGEST_LABEL = 28
 
 _AXIS = {
@@ -112,10 +125,25 @@ def number(value: float) -> str:
 
 def kind_colour(kind: str, kinds: Sequence[str] = ()) -> str:
     """The colour of a set of instructions; an unknown set takes a spare one by its place."""
-    if kind in KINDS:
-        return KINDS[kind]
-    spare = [k for k in kinds if k not in KINDS]
-    return _SPARE_COLOURS[spare.index(kind) % len(_SPARE_COLOURS) if kind in spare else 0]
+    return KINDS.get(kind) or _spare(kind, kinds, KINDS, _SPARE_COLOURS)
+
+
+def kind_symbol(kind: str, kinds: Sequence[str] = ()) -> str:
+    """The marker of a set of instructions, which tells it from others without its colour."""
+    return SYMBOLS.get(kind) or _spare(kind, kinds, SYMBOLS, _SPARE_SYMBOLS)
+
+
+def condition_dash(condition: str, conditions: Sequence[str] = ()) -> str:
+    """The dash of a condition; an unknown one takes a spare dash by its place."""
+    return DASHES.get(condition) or _spare(condition, conditions, DASHES, _SPARE_DASHES)
+
+
+def _spare(
+    name: str, names: Sequence[str], known: Container[str], spare: Sequence[str]
+) -> str:
+    """What is left for a name without one of its own, by its place among such names."""
+    others = [other for other in names if other not in known]
+    return spare[others.index(name) % len(spare) if name in others else 0]
 
 
 def faded(colour: str, opacity: float) -> str:

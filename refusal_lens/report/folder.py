@@ -34,7 +34,8 @@ _COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 Rate = dict[str, float]
-"""A refusal rate: "rate", and where known "se" and "n"."""
+"""A refusal rate: "rate", and where known "se", "n" and "paper_count", the rate by the paper's phrases."""
+_RATE = ("rate", "se", "n", "paper_count")
 
 
 def is_reference_run(folder: str | Path) -> bool:
@@ -166,7 +167,7 @@ class RunFolder:
         return rows["refusal_rate"].dropna().to_numpy(float)
 
     def _rate(self, kind: str, condition: str) -> Rate:
-        fields = {f: self.number("refusal_rate", kind, condition, f) for f in ("rate", "se", "n")}
+        fields = {f: self.number("refusal_rate", kind, condition, f) for f in _RATE}
         if fields["rate"] is None:
             return {}
         return {name: value for name, value in fields.items() if value is not None}

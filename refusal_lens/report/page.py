@@ -12,8 +12,9 @@ from plotly.offline import get_plotlyjs
 
 from refusal_lens import __version__
 from refusal_lens.report.claim import Claim, make_claim
+from refusal_lens.report.facts import not_selected, passing
 from refusal_lens.report.folder import RunFolder
-from refusal_lens.report.markup import MINUS, Html, Plot, Section, number, text
+from refusal_lens.report.markup import MINUS, Html, Plot, Section, number, paragraph, text
 from refusal_lens.report.sections import SECTIONS
 from refusal_lens.report.style import DRAW, STYLE, TABLES
 from refusal_lens.runs import write_text
@@ -41,15 +42,32 @@ def write_report(run_folder: str | Path) -> Path:
 
 
 def render_sections(run: RunFolder) -> tuple[list[Section], list[str]]:
-    """The sections that the run has data for, and for each other one what it would need."""
-    sections, missing = [], []
+    """The sections that the run has data for, and for each other one what it would need.
+
+    What a run left out because it selected no direction is a section of its own, with the reason.
+    """
+    sections: list[Section] = []
+    missing: list[str] = []
+    left_out: list[str] = []
     for entry in SECTIONS:
         section = entry.render(run)
         if section is not None:
             sections.append(section)
+        elif entry.of_a_direction and not_selected(run):
+            left_out.append(entry.title)
         elif not entry.optional:
             missing.append(f"{entry.title} (needs {entry.needs})")
+    if left_out:
+        sections.insert(-1 if sections else 0, _left_out(left_out, not_selected(run)))
     return sections, missing
+
+
+def _left_out(titles: Sequence[str], reason: str) -> Section:
+    parts = (
+        paragraph(f"No direction is selected, so that these were left out: {', '.join(titles)}."),
+        paragraph(f"The reason: {reason}", css="warning"),
+    )
+    return Section("left_out", "Not measured", parts)
 
 
 def _plots(sections: Sequence[Section]) -> Iterator[Plot]:
@@ -121,11 +139,13 @@ def _plotly_js() -> str:
 
 def _header(run: RunFolder, claim: Claim) -> str:
     evidence = "".join(f"<li>{text(sentence)}</li>" for sentence in claim.evidence)
+    flags = "".join(f"<li>{text(sentence)}</li>" for sentence in claim.flags)
+    doubts = f'<div class="flags"><p>To be weighed against it</p><ul>{flags}</ul></div>' if flags else ""
     facts = "".join(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in _facts(run))
     return (
         '<header><p class="overline">refusal_lens \u00b7 '
         f"{text(run.path.resolve().name)}</p><h1>{text(claim.headline)}</h1>"
-        f'<ul>{evidence}</ul><dl class="facts">{facts}</dl></header>'
+        f'{doubts}<ul>{evidence}</ul><dl class="facts">{facts}</dl></header>'
     )
 
 
@@ -136,8 +156,10 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         facts.append(("layer", f"{layer}" + (f" of {run.n_layers}" if run.n_layers else "")))
         facts.append(("position", str(position).replace("-", MINUS)))
     for name, keys, digits in _FACTS:
-        if run.number(*keys) is not None:
+        if run.number(*keys) is not None and not (name == "candidates" and run.number(*keys) == 0):
             facts.append((name, number(run.number(*keys), digits)))
+    if passing(run):
+        facts.append(("that pass", passing(run)))
     return facts
 
 
@@ -148,7 +170,6 @@ _FACTS: tuple[tuple[str, tuple[str, ...], int], ...] = (
     ("metric, harmful", ("baseline", "harmful"), 2),
     ("metric, harmless", ("baseline", "harmless"), 2),
     ("candidates", ("n_candidates",), 0),
-    ("that pass", ("n_passing",), 0),
 )
 
 

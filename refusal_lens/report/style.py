@@ -23,6 +23,9 @@ h4 { margin: 24px 0 8px; font: italic 400 16px/1.3 var(--serif); color: var(--so
 p { margin: 0 0 12px; max-width: 46em; }
 header ul { margin: 0; padding-left: 1.1em; }
 header li { margin: 0 0 5px; }
+.flags { max-width: 900px; margin: 0 0 18px; padding: 10px 16px 8px; background: #fdf6e3;
+  border-left: 4px solid #e69f00; font: 14.5px/1.45 var(--sans); }
+.flags p { margin: 0 0 5px; font-weight: 600; }
 a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
 .facts { display: flex; flex-wrap: wrap; gap: 4px 34px; margin: 26px 0 0; padding: 14px 0 0;
   border-top: 1px solid var(--line); font-size: 13px; }

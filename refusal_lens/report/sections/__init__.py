@@ -14,6 +14,7 @@ from refusal_lens.report.folder import RunFolder
 from refusal_lens.report.markup import Section
 from refusal_lens.report.sections import (
     candidates,
+    compared,
     completions,
     cosine,
     exports,
@@ -32,27 +33,32 @@ from refusal_lens.report.sections import (
 
 @dataclass(frozen=True)
 class Entry:
-    """A section's renderer, with what to say when it is missing: its name and the file it needs."""
+    """A section's renderer, with what to say when it is missing: its name and the file it needs.
+
+    of_a_direction: whether a run that selected no direction leaves it out.
+    """
 
     title: str
     needs: str
     render: Callable[[RunFolder], Section | None]
     optional: bool = False
+    of_a_direction: bool = False
 
 
 SECTIONS: tuple[Entry, ...] = (
     Entry("agreement with the reference", "a reference run", reference.render, optional=True),
     Entry("refusal rates", "refusal_rate in summary.json", refusal.render),
-    Entry("layer sweeps", "candidates.csv", sweeps.render),
-    Entry("cosine similarity by layer", "curves.csv", cosine.render),
+    Entry("layer sweeps", "candidates.csv", sweeps.render, of_a_direction=True),
+    Entry("cosine similarity by layer", "curves.csv", cosine.render, of_a_direction=True),
     Entry("refusal metric of each prompt", "metrics.csv", metrics.render),
     Entry("top next tokens", "top_tokens.csv", tokens.render),
     Entry("principal components", "pca.csv", pca.render),
-    Entry("why the suffix works", "suffix/", suffix.render, optional=True),
-    Entry("candidates", "candidates.csv", candidates.render),
+    Entry("suffix study", "suffix/", suffix.render, optional=True),
+    Entry("candidates", "candidates.csv", candidates.render, of_a_direction=True),
     Entry("completions", "completions/*.jsonl", completions.render),
-    Entry("nulls", "nulls.csv", nulls.render),
-    Entry("losses", "losses.csv", losses.render),
+    Entry("replies compared", "summary.json", compared.render, optional=True, of_a_direction=True),
+    Entry("nulls", "nulls.csv", nulls.render, of_a_direction=True),
+    Entry("losses", "losses.csv", losses.render, of_a_direction=True),
     Entry("exports", "exports/", exports.render, optional=True),
     Entry("provenance", "summary.json and manifest.json", provenance.render),
 )

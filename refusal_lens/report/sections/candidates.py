@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from refusal_lens.plotting import visible
+from refusal_lens.report.facts import passing
 from refusal_lens.report.folder import RunFolder
 from refusal_lens.report.markup import Cell, Html, Section, numeric, paragraph, plain, table
 
@@ -28,9 +29,8 @@ def render(run: RunFolder) -> Section | None:
         chosen = (row["position"], row["layer"]) == run.selected
         rows.append(_cells(row, chosen=chosen))
         css.append(" ".join(("chosen" * chosen, "" if row["passes"] else "rejected")).strip())
-    passing = int(scores["passes"].sum())
-    taken = "; of those, the one of least bypass score is taken" if passing else ""
-    text = f"{len(scores)} candidates, {passing} pass the rule{taken}. A column head sorts."
+    taken = "; of those, the one of least bypass score is taken" if scores["passes"].any() else ""
+    text = f"{len(scores)} candidates, {passing(run)} pass the rule{taken}. A column head sorts."
     parts = (paragraph(text), _SWITCH, table(_HEAD, rows, css="sortable data", row_css=css))
     return Section("candidates", "Candidates and reasons", parts)
 

@@ -19,6 +19,9 @@ _SURPRISES = {
 }
 _FIRST, _EXCEPTIONS = 6, 4
 _EXPECTED = {("harmful", "ablation"): False, ("harmless", "addition"): True}
+_FIRST_ONES = "Nothing is picked by hand: the first instructions of the test set in its order"
+_AND_FAILURES = ", then the first of the others on which the edit did not do what it should"
+_ALL = ". The files in completions/ have all."
 
 Row = dict[str, Any]
 
@@ -33,12 +36,10 @@ def render(run: RunFolder) -> Section | None:
             parts += _kind(kind, replies)
     if not parts:
         return None
-    note = (
-        "Nothing is picked by hand: the first instructions of the test set in its order, then "
-        "the first of the others on which the edit did not do what it should. The files in "
-        "completions/ have all."
-    )
-    return Section("completions", "Completions side by side", (paragraph(note), *parts))
+    edited = any(run.completions(*pair) for pair in _EXPECTED)
+    note = _FIRST_ONES + (_AND_FAILURES if edited else "") + _ALL
+    title = "Completions side by side" if edited else "Completions"
+    return Section("completions", title, (paragraph(note), *parts))
 
 
 def _kind(kind: str, replies: dict[str, list[Row]]) -> list[Html]:

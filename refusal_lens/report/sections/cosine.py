@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from refusal_lens.plotting import cosine_by_layer
 from refusal_lens.report.folder import RunFolder
 from refusal_lens.report.markup import MINUS, Plot, Section
 
 _CAPTION = (
     "Mean over test instructions at {where}; the bands are one population standard deviation. "
-    "The ablated curves lie at zero by construction. Layer l is the residual stream entering "
-    "block l."
+    "{ablated}Layer l is the residual stream entering block l."
 )
 
+_ZERO = 0.05
 _BASE = (
     "The chat model and the base model that it was tuned from, both with the chat model\u2019s "
     "direction, at the last token (as in Fig. 24 of the paper): how much of the direction was "
@@ -33,8 +35,22 @@ def render(run: RunFolder) -> Section | None:
     for index, (place, where) in enumerate(places.items()):
         figure = cosine_by_layer(curves, position=place, selected_layer=layer)
         name = "cosine_by_layer" if index == 0 else "cosine_by_layer_selected_position"
-        plots.append(Plot(name, figure, _CAPTION.format(where=where)))
+        caption = _CAPTION.format(where=where, ablated=_ablated(curves))
+        plots.append(Plot(name, figure, caption))
     both = run.table("base_curves.csv")
     if both is not None:
         plots.append(Plot("cosine_base", cosine_by_layer(both, selected_layer=layer), _BASE))
     return Section("cosine", "Cosine similarity by layer", tuple(plots))
+
+
+def _ablated(curves: pd.DataFrame) -> str:
+    """What the ablated curves, which should lie at zero, do."""
+    left = curves.loc[curves["condition"] == "ablation", "mean"].abs()
+    if left.empty:
+        return ""
+    if left.max() <= _ZERO:
+        return "The ablated curves lie at zero, as ablation at every write makes them. "
+    return (
+        f"The ablated curves should lie at zero, and leave it by up to {left.max():.2g}: ablation "
+        "misses a write to the stream. "
+    )

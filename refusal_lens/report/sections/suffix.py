@@ -18,7 +18,8 @@ from refusal_lens.plotting.heads import (
 from refusal_lens.plotting.suffix import suffix_cosine, suffix_losses, suffix_refusal
 from refusal_lens.plotting.theme import visible
 from refusal_lens.plotting.tokens import contribution_map, projection_map
-from refusal_lens.report.folder import RunFolder
+from refusal_lens.report.facts import change, signed
+from refusal_lens.report.folder import Rate, RunFolder
 from refusal_lens.report.markup import (
     Html,
     Plot,
@@ -44,7 +45,7 @@ _COLUMNS = {
     "lost.csv": ("attention lost", "DFA lost", "metric lost"),
 }
 _REPLIES = 4
-_TITLE = "Why the suffix works"
+_TITLE = "Suffix study"
 _EARLIER = (
     "The study in suffix/ was made with an earlier direction and is left out here; refusal-lens "
     "suffix makes it anew."
@@ -83,7 +84,37 @@ def _section(folder: Path) -> Section:
         _views(folder),
         *_replies(read_jsonl(folder / "completions.jsonl")),
     ]
-    return Section("suffix", _TITLE, tuple(parts))
+    return Section("suffix", title(summary, values), tuple(parts))
+
+
+def title(summary: Mapping[str, Any], values: pd.DataFrame) -> str:
+    """What the suffix does to refusal, plain and beside random suffixes: judge first, then metric."""
+    names = (HARMFUL, RANDOM, ADVERSARIAL)
+    judged: list[Rate] = [summary["conditions"][name]["refusal_rate"] for name in names]
+    for rates in (judged, _above_zero(values, names)):
+        plain_, random, adversarial = rates
+        effect = change(plain_, adversarial), change(random, adversarial)
+        if effect != ("none", "none"):
+            break
+    else:
+        return "A suffix that does nothing measurable to refusal"
+    where = "" if rates is judged else "\u2019s metric, not the replies"
+    if effect == ("lowers", "lowers"):
+        return f"A suffix that lowers refusal{where}" if where else "Why the suffix works"
+    if "raises" in effect:
+        return f"A suffix that raises refusal{where}"
+    if effect[0] == "lowers":
+        return f"A suffix that lowers refusal{where}, no more than random suffixes do"
+    return f"A suffix that lowers refusal{where} only beside random suffixes"
+
+
+def _above_zero(values: pd.DataFrame, names: Sequence[str]) -> list[Rate]:
+    """Per condition the share of prompts whose refusal metric is above zero."""
+    metric = values[values["quantity"] == "metric"].groupby("condition")["value"]
+    return [
+        {"rate": float((own > 0).mean()), "n": float(len(own))}
+        for own in (metric.get_group(name) for name in names)
+    ]
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -91,14 +122,16 @@ def headline(summary: Mapping[str, Any]) -> str:
     found = summary["conditions"]
     plain_, random, adversarial = (found[name] for name in (HARMFUL, RANDOM, ADVERSARIAL))
     rates = [percent(c["refusal_rate"]["rate"]) for c in (plain_, random, adversarial)]
+    metrics = [signed(c["metric"]) for c in (plain_, random, adversarial)]
     looks = [c["attention"]["instruction"] for c in (random, adversarial)]
     writes = [c["dfa"] for c in (random, adversarial)]
     n = len(summary["heads"])
+    heads = f"{n} head{'s' if n > 1 else ''}"
     return (
         f"Refusal of harmful instructions: {rates[0]} plain, {rates[1]} with random suffixes, "
-        f"{rates[2]} with the adversarial one. The {n} head{'s' if n > 1 else ''} that write most "
-        f"of the direction give the instruction {_change(*looks)} of their attention and write "
-        f"{_change(*writes)} along it."
+        f"{rates[2]} with the adversarial one (mean refusal metric {', '.join(metrics)} nats). The "
+        f"{heads} that write most of the direction give the instruction {_change(*looks)} of their "
+        f"attention and write {_change(*writes)} along it."
     )
 
 

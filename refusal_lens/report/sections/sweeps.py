@@ -12,10 +12,10 @@ from refusal_lens.report.markup import Plot, Section
 
 _SWEEP = (
     "A candidate per point, a line per post-instruction position. Filled markers pass the "
-    "selection rule, open ones do not; the star is the selected candidate. Refusal metric: "
-    "log-odds of the refusal tokens as the next token. Dashed: the unedited model. The shaded "
-    "layers are never taken."
+    "selection rule, open ones do not. Refusal metric: log-odds of the refusal tokens as the next "
+    "token. Dashed: the unedited model. The shaded layers are never taken."
 )
+_STAR = {True: " The star is the selected candidate.", False: " None is selected."}
 _MAP = (
     "The same candidates as cells. Vermillion: the edited model refuses; blue: it does not. "
     "Crossed grey cells have no score, because none was needed or it was not a number."
@@ -36,10 +36,11 @@ def render(run: RunFolder) -> Section | None:
     }
     sweep = layer_sweep(scores, baseline=_baseline(run), **_thresholds(run), **where)
     parts = (
-        Plot("layer_sweeps", sweep, _SWEEP),
+        Plot("layer_sweeps", sweep, _SWEEP + _STAR[run.selected is not None]),
         Plot("candidate_map", candidate_map(_rows(scores), **where), _MAP),
     )
-    return Section("sweeps", "Where the direction was found", parts)
+    title = "Where the direction was found" if run.selected else "Where a direction was sought"
+    return Section("sweeps", title, parts)
 
 
 def _baseline(run: RunFolder) -> dict[str, float]:
