@@ -39,10 +39,10 @@ from refusal_lens.runs import (
 )
 
 
-def work(folder: Path, *, n: int = 3, threshold: float = 0.1, verify: bool = False) -> list[str]:
+def work(folder: Path, *, n: int = 3, threshold: float = 0.1) -> list[str]:
     """A run of three steps, of which the last two build on each other; says which were done."""
     done = []
-    with Run.open(folder, verify=verify) as run:
+    with Run.open(folder) as run:
         with run.step("means", inputs={"n": n}) as step:
             if step.needed:
                 done.append("means")
@@ -51,7 +51,7 @@ def work(folder: Path, *, n: int = 3, threshold: float = 0.1, verify: bool = Fal
             if step.needed:
                 done.append("scores")
                 rows = [{"x": x} for x in read_json(folder / "means.json") if x > threshold]
-                step.write_csv("tables/scores.csv", pd.DataFrame(rows))
+                step.write_csv("tables/rows.csv", pd.DataFrame(rows))
         with run.step("other", inputs={}) as step:
             if step.needed:
                 done.append("other")
@@ -89,7 +89,7 @@ class TestSteps:
             assert work(tmp_path, n=5, threshold=1.5) == ["means", "scores"]
         assert "means: redone because n changed 3 -> 5" in caplog.messages
         assert "scores: redone because means changed" in caplog.messages
-        assert list(read_csv(tmp_path / "tables/scores.csv")["x"]) == [2, 3, 4]
+        assert list(read_csv(tmp_path / "tables/rows.csv")["x"]) == [2, 3, 4]
 
     def test_going_back_to_an_earlier_input_never_trusts_what_the_later_one_left(
         self, tmp_path: Path
@@ -99,10 +99,10 @@ class TestSteps:
             inputs = {"rule": {"threshold": 1.5}}
             with run.step("scores", inputs=inputs, after=["means"]) as step:
                 # As many bytes as the table that threshold 0.1 gives: "x\n1\n2\n".
-                step.write_csv("tables/scores.csv", pd.DataFrame({"x": [8, 9]}))
+                step.write_csv("tables/rows.csv", pd.DataFrame({"x": [8, 9]}))
                 raise KeyboardInterrupt
         assert work(tmp_path, threshold=0.1) == ["scores"]
-        assert list(read_csv(tmp_path / "tables/scores.csv")["x"]) == [1, 2]
+        assert list(read_csv(tmp_path / "tables/rows.csv")["x"]) == [1, 2]
 
     def test_inputs_compare_as_json_not_as_python(self, tmp_path: Path) -> None:
         for value in ((1, 2), [1, 2], np.array([1, 2]), torch.tensor([1, 2])):
@@ -131,13 +131,18 @@ class TestSteps:
         assert reason in caplog.text
         assert outputs(tmp_path) == before
 
-    def test_only_verify_sees_a_change_that_keeps_the_size(self, tmp_path: Path) -> None:
+    def test_a_change_that_keeps_the_size_is_seen_and_made_again(self, tmp_path: Path) -> None:
         work(tmp_path)
-        text = (tmp_path / "means.json").read_text()
-        (tmp_path / "means.json").write_text(text.replace("2", "7"))
-        assert work(tmp_path) == []
-        assert Run.read(tmp_path).damage()
-        assert work(tmp_path, verify=True) == ["means"]
+        path = tmp_path / "means.json"
+        text = path.read_text()
+        path.write_text(text.replace("2", "7"))
+        assert Run.read(tmp_path).damage() == [
+            "means.json has other contents than it was written with"
+        ]
+        with pytest.raises(InputError, match="other contents"):
+            Run.read(tmp_path).output("means.json")
+        assert work(tmp_path) == ["means"]
+        assert path.read_text() == text
         assert not Run.read(tmp_path).damage()
 
     def test_outputs_that_a_redone_step_no_longer_writes_are_gone(self, tmp_path: Path) -> None:
@@ -356,7 +361,7 @@ class TestManifestOfTheWhole:
     def test_it_names_outputs_versions_and_steps(self, tmp_path: Path) -> None:
         work(tmp_path)
         whole = read_json(tmp_path / "manifest.json")
-        assert set(whole["outputs"]) == {"means.json", "tables/scores.csv", "other.txt"}
+        assert set(whole["outputs"]) == {"means.json", "tables/rows.csv", "other.txt"}
         assert list(whole["steps"]) == ["means", "scores", "other"]
         assert {"python", "torch", "transformers", "transformer_lens"} <= set(whole["versions"])
         assert whole["config"] == {"n": 3, "threshold": 0.1}

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..activations import Means
 from ..chat import ChatFormat
 from ..errors import InputError
+from ..runs import read_safetensors, write_safetensors
+from ..runs.schema import CandidateFacts, converted
 from ..shapes import PositionLayerVectors
 from .direction import Direction
 
@@ -90,29 +90,33 @@ class Candidates:
             "provenance": json.dumps(dict(self.provenance), sort_keys=True),
         }
         tensors = {
-            "mean_diffs": self.mean_diffs.contiguous(),
-            "mean_positive": self.mean_positive.contiguous(),
-            "mean_negative": self.mean_negative.contiguous(),
+            "mean_diffs": self.mean_diffs,
+            "mean_positive": self.mean_positive,
+            "mean_negative": self.mean_negative,
         }
-        save_file(tensors, str(path), metadata=header)
+        write_safetensors(Path(path), tensors, header)
         return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Candidates:
         """Read what `save` wrote. Raises InputError for a damaged or foreign file."""
-        try:
-            with safe_open(str(path), framework="pt") as opened:
-                header = opened.metadata() or {}
-                if header.get("format") != FORMAT:
-                    raise InputError(f"candidates file {path}: not written by refusal_lens")
-                return cls(
-                    opened.get_tensor("mean_positive"),
-                    opened.get_tensor("mean_negative"),
-                    tuple(json.loads(header["positions"])),
-                    json.loads(header["provenance"]),
-                )
-        except (SafetensorError, OSError, KeyError) as error:
-            raise InputError(f"candidates file {path}: cannot be read ({error})") from error
+        where = f"candidates file {path}"
+        found = read_safetensors(Path(path))
+        if found.header.get("format") != FORMAT:
+            raise InputError(f"{where}: not written by refusal_lens")
+        means = [found.tensors.get(name) for name in ("mean_positive", "mean_negative")]
+        names = converted(found.header.get("positions"), list[str], where)
+        facts = converted(found.header.get("provenance"), dict[str, Any], where)
+        converted(facts, CandidateFacts, where)
+        for mean in means:
+            if mean is None or mean.dtype != torch.float64 or mean.ndim != 3 or not mean.numel():
+                shape = None if mean is None else tuple(mean.shape)
+                raise InputError(f"{where}: got means {shape}, need float64 [position layer d_model]")
+        if len(means[0]) != len(names):
+            raise InputError(
+                f"{where}: got {len(names)} names of {len(means[0])} positions, need one each"
+            )
+        return cls(*means, tuple(names), facts)
 
 
 def provenance_of(chat: ChatFormat, **facts: Any) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError
 from ..interventions import unit
 from ..model import ChatModel
+from ..runs import read_safetensors, write_safetensors
+from ..runs.schema import DirectionFacts, converted
 from ..shapes import Vector
 
 FORMAT = "refusal_lens direction 1"
@@ -112,7 +112,7 @@ class Direction:
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: tensor ``direction``, provenance as JSON in the header."""
         header = {"format": FORMAT, "provenance": json.dumps(self.provenance, sort_keys=True)}
-        save_file({"direction": self.vector.contiguous()}, str(path), metadata=header)
+        write_safetensors(Path(path), {"direction": self.vector}, header)
         return Path(path)
 
     @classmethod
@@ -121,20 +121,23 @@ class Direction:
 
         Raises InputError for a missing, damaged or foreign file, or a direction of another model.
         """
-        try:
-            with safe_open(str(path), framework="pt") as opened:
-                header = opened.metadata() or {}
-                vector = opened.get_tensor("direction") if "direction" in opened.keys() else None  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"direction file {path}: cannot be read ({error})") from error
-        if vector is None or header.get("format") != FORMAT:
+        where = f"direction file {path}"
+        found = read_safetensors(Path(path))
+        vector = found.tensors.get("direction")
+        if vector is None or found.header.get("format") != FORMAT:
             raise InputError(
-                f"direction file {path}: no direction with provenance in it; need a file that "
-                "Direction.save or refusal-lens run wrote"
+                f"{where}: no direction with provenance in it; need a file that Direction.save or "
+                "refusal-lens run wrote"
             )
-        facts = json.loads(header["provenance"])
-        facts = {name: facts[name] for name in facts if name not in ("norm", "d_model")}
-        direction = cls(vector=vector, **facts)
+        facts = converted(found.header.get("provenance"), DirectionFacts, where)
+        if vector.ndim != 1 or not vector.is_floating_point() or not len(vector):
+            raise InputError(
+                f"{where}: got {str(vector.dtype).removeprefix('torch.')} of shape "
+                f"{tuple(vector.shape)}, need floats [d_model]"
+            )
+        if not bool(torch.isfinite(vector.double()).all()) or not bool(vector.any()):
+            raise InputError(f"{where}: got NaN, infinity or nothing but zeros, need a direction")
+        direction = cls(vector, **{name: getattr(facts, name) for name in facts.__struct_fields__})
         if model is not None:
             direction.check_belongs_to(model)
         return direction

@@ -11,21 +11,23 @@ from refusal_lens.runs.files import (
     write_csv,
     write_json,
     write_jsonl,
-    write_safetensors,
     write_text,
     writing,
 )
 from refusal_lens.runs.run import Run
 from refusal_lens.runs.step import Manifest, Step
+from refusal_lens.runs.tensors import Tensors, read_safetensors, write_safetensors
 
 __all__ = [
     "Manifest",
     "Run",
     "Step",
+    "Tensors",
     "plain",
     "read_csv",
     "read_json",
     "read_jsonl",
+    "read_safetensors",
     "sha256_of",
     "write_csv",
     "write_json",

@@ -4,34 +4,66 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from refusal_lens.errors import InputError
+from refusal_lens.runs import schema, tables
+from refusal_lens.runs.opening import (
+    BINARY,
+    LARGEST,
+    LARGEST_JSON,
+    NO_LINK,
+    open_regular,
+    read_bytes,
+)
 
 TEMPORARY = ".tmp"
+_OURS = re.compile(r"\..+\.(?:[0-9]{1,10}|[0-9a-f]{12})\.tmp", re.DOTALL)
+_KEPT_OF_A_NAME = 40
+"""Letters of a file's name that its temporary one keeps: names may be as long as the disk allows."""
+
+
+def temporary_name(name: str) -> str:
+    """A name for what is to become `name`, that no other process and no earlier kill has.
+
+    >>> is_temporary(temporary_name("scores.csv")), is_temporary(".draft.tmp")
+    (True, False)
+    """
+    return f".{name[:_KEPT_OF_A_NAME]}.{secrets.token_hex(6)}{TEMPORARY}"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one that `temporary_name` gives, or that an earlier version gave."""
+    return _OURS.fullmatch(name) is not None
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there takes its place on a clean exit.
 
-    After an exception, or a kill, `path` is what it was before. The folder is made when missing.
+    After an exception, or a kill, `path` is what it was before. The folder is made when missing. The
+    file may be read by whom the umask allows, whatever wrote it.
 
     Raises:
         OSError: the file cannot be written (disk full, read-only); strerror is one clear line.
 
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        mode = _made(temporary)
         yield temporary
+        if os.stat(temporary).st_mode & 0o777 != mode:
+            os.chmod(temporary, mode)
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -42,6 +74,16 @@ def writing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _made(path: Path) -> int:
+    """Make a new empty file; the permissions that it got."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK | BINARY
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode & 0o777
+    finally:
+        os.close(descriptor)
 
 
 def move(source: Path, target: Path) -> None:
@@ -154,31 +196,28 @@ def write_csv(path: Path, frame: Any) -> None:
     write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write named torch tensors with a header of strings, whole or not at all."""
-    from safetensors.torch import save
-
-    contents = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with writing(path) as temporary:
-        temporary.write_bytes(save(contents, metadata=dict(metadata or {})))
-
-
 def read_json(path: Path) -> Any:
     """Read JSON; a bare NaN (which JSON does not have but Python and others write) is a float.
 
+    What a run is known to write has the form that `schema` gives it, by its name.
+
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file is missing, no regular file, not JSON, or of another form.
 
     """
+    return schema.checked(json_of(path), path)
+
+
+def json_of(path: Path) -> Any:
     try:
-        return json.loads(_text(path))
+        return json.loads(_text(path, LARGEST_JSON))
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path} line {error.lineno}: got something that is not JSON ({error.msg}); "
             "restore the file or make it again"
         ) from error
+    except InputError:
+        raise
     except (RecursionError, ValueError) as error:
         raise InputError(
             f"{path}: got JSON nested too deeply or with a number too long to read; "
@@ -187,15 +226,18 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object per line.
+    """Read one JSON object per line, each of the form that `schema` gives the file by its name.
 
     Raises:
-        InputError: the file is missing, or a line is not a JSON object.
+        InputError: the file is missing, no regular file, or a line is not such an object.
 
     """
     # Not splitlines(): a completion may hold U+2028 or other separators that JSON leaves unescaped.
-    lines = [line for line in _text(path).split("\n") if line.strip()]
-    return [_object(line, path, number) for number, line in enumerate(lines, start=1)]
+    lines = [line for line in _text(path, LARGEST).split("\n") if line.strip()]
+    return [
+        schema.checked(_object(line, path, number), path, row=number)
+        for number, line in enumerate(lines, start=1)
+    ]
 
 
 def _object(line: str, path: Path, number: int) -> dict[str, Any]:
@@ -212,46 +254,44 @@ def read_csv(path: Path, *, text: Sequence[str] = ()) -> Any:
     """Read what `write_csv` wrote into a pandas DataFrame, every float bit for bit.
 
     An empty cell is NaN in a column of numbers and "" in one of text; "NA" and "None" are text. A
-    column with nothing but empty cells is one of numbers unless `text` names it.
+    column with nothing but empty cells is one of numbers unless `text` names it. The columns of a
+    run's own tables are checked by `tables`.
 
     Raises:
-        InputError: the file is missing or is not CSV.
+        InputError: the file is missing, no regular file, not CSV, or not the table it is named.
 
     """
     import pandas as pd
 
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; make it again")
     # Before 3.1 pandas' own parser was off by a bit in the last place; now the option warns.
     old = tuple(int(part) for part in pd.__version__.split(".")[:2]) < (3, 1)
     try:
         frame = pd.read_csv(
-            path,
+            io.StringIO(_text(path, LARGEST)),
             float_precision="round_trip" if old else None,
             keep_default_na=False,
             na_values=[""],
-            dtype=dict.fromkeys(text, str),
+            dtype=dict.fromkeys({*text, *tables.words_of(path)}, str),
         )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: got something that is not CSV ({error})") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, OverflowError) as error:
+        why = " ".join(str(error).split())[:100]
+        raise InputError(f"{path}: got something that is not CSV ({why})") from error
     words = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
     frame[words] = frame[words].fillna("")
-    return frame
+    return tables.checked_table(frame, path)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, largest: int) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise InputError(f"{path}: no such file; make it again") from error
+        return read_bytes(path, largest=largest).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: got bytes that are not UTF-8 text; make it again") from error
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file's bytes, a piece at a time."""
+    """Hash a regular file's bytes, a piece at a time."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()

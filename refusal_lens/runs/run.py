@@ -14,7 +14,13 @@ from typing import Any
 from refusal_lens.errors import InputError
 from refusal_lens.runs import files
 from refusal_lens.runs.environment import machine, versions
-from refusal_lens.runs.folder import MARK, refuse_what_is_no_run, sweep_temporaries
+from refusal_lens.runs.folder import (
+    MARK,
+    refuse_models,
+    refuse_what_is_no_run,
+    sweep_temporaries,
+)
+from refusal_lens.runs.journal import OF_A_KEY, journals
 from refusal_lens.runs.lock import FolderLock
 from refusal_lens.runs.step import FORMAT, STEPS, ForeignManifestError, Manifest, Step, key_of
 
@@ -67,34 +73,33 @@ class Run:
     ('it was not done before', '', 'threshold changed 1 -> 2')
     """
 
-    def __init__(self, path: Path, *, lock: FolderLock | None = None, verify: bool = False) -> None:
+    def __init__(self, path: Path, *, lock: FolderLock | None = None) -> None:
         self.path = path
         self._lock = lock
-        self._verify = verify
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Run:
+    def open(cls, path: str | os.PathLike[str]) -> Run:
         """Open a run folder to write to, made when missing; nobody else may until it is closed.
 
-        `verify` reads every file of the steps found done and compares its hash, not just its size.
-
         Raises:
-            InputError: `path` is a file, holds something else than a run, or is in use.
+            InputError: `path` is a file, holds something else than a run or anything but regular
+                files, lies in a model folder, or is in use.
             OSError: the folder cannot be made.
 
         """
         folder = Path(path)
+        refuse_models(folder)
         refuse_what_is_no_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
         try:
             sweep_temporaries(folder)
-            if not (folder / MARK).exists():
+            if not os.path.lexists(folder / MARK):
                 files.write_json(folder / MARK, {"format": FORMAT, "made_by": "refusal_lens"})
         except BaseException:
             lock.release()
             raise
-        return cls(folder, lock=lock, verify=verify)
+        return cls(folder, lock=lock)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Run:
@@ -181,6 +186,13 @@ class Run:
         mark = files.read_json(self.path / MARK)
         if mark.get(ASKED) != keys:
             files.write_json(self.path / MARK, {**mark, ASKED: keys})
+        self._remove_journals(keys, {*keys, *mark.get(ASKED, {})})
+
+    def _remove_journals(self, keys: Mapping[str, str | None], names: set[str]) -> None:
+        """Remove what killed steps of these names left, unless it is for what is asked for now."""
+        for path, step, key in journals(self.path / STEPS):
+            if step in names and (keys.get(step) or "")[:OF_A_KEY] != key:
+                path.unlink()
 
     def _refuse_manifests(self, but: Sequence[str]) -> None:
         """Raise InputError for a manifest that cannot be read, unless it is damaged and of a step in `but`."""
@@ -242,9 +254,7 @@ class Run:
     ) -> Step:
         self._require_lock()
         keys = {other: self.manifest(other).key for other in after}
-        return Step(
-            self.path, name, inputs=inputs, after=keys, verify=self._verify, staged=staged
-        )
+        return Step(self.path, name, inputs=inputs, after=keys, staged=staged)
 
     def _require_lock(self) -> None:
         if self._lock is None:
@@ -293,7 +303,7 @@ class Run:
         path = self.path / name
         for manifest in self.current().values():
             if name in manifest.outputs:
-                damage = manifest.outputs[name].damage(path)
+                damage = manifest.outputs[name].damage(self.path, name)
                 if not damage:
                     return path
                 raise InputError(
@@ -319,16 +329,28 @@ class Run:
                 f"try refusal-lens run --out {self.path} again"
             )
         contents = files.read_json(path)
-        if not isinstance(contents, dict):
-            raise InputError(f"{path}: got {type(contents).__name__}, need a JSON object")
-        config = contents.get("config", {})
-        if not isinstance(config, dict):
-            raise InputError(
-                f"{path}: got {type(config).__name__} for 'config', need a JSON object"
-            )
+        self._require_agreement(contents, path)
         if "config" in contents:
-            contents["config"] = Facts(config, f"{path}, config")
+            contents["config"] = Facts(contents["config"], f"{path}, config")
         return Facts(contents, str(path))
+
+    def _require_agreement(self, whole: Mapping[str, Any], path: Path) -> None:
+        """Raise InputError when the manifest of the whole tells of other results than the steps'."""
+        done = self.manifests()
+        for name, facts in whole.get("steps", {}).items():
+            if name not in done or done[name].key != facts["key"]:
+                raise InputError(
+                    f"{path}: got step {name[:60]!r} otherwise than its own manifest, need one "
+                    f"story; try refusal-lens run --out {self.path} again"
+                )
+        for name, facts in whole.get("outputs", {}).items():
+            step = done.get(facts["step"])
+            kept = step.outputs.get(name) if step else None
+            if kept is None or (kept.sha256, kept.bytes) != (facts["sha256"], facts["bytes"]):
+                raise InputError(
+                    f"{path}: got {name[:60]!r} otherwise than its step's manifest, need one story; "
+                    f"try refusal-lens run --out {self.path} again"
+                )
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -341,8 +363,14 @@ class Run:
 
     def damage(self) -> list[str]:
         """Read every file of every finished step, and say which are not as they were left."""
-        found = (m.damage(self.path, verify=True) for m in self.manifests().values())
-        return [line for line in found if line]
+        return [f"{name} {what}" for name, what in self.damages().items()]
+
+    def damages(self) -> dict[str, str]:
+        """What is wrong with each result that is not as its step left it."""
+        found: dict[str, str] = {}
+        for manifest in self.manifests().values():
+            found |= manifest.damages(self.path)
+        return found
 
     def finish(self, *, irreproducible: str = "", **facts: Any) -> None:
         """Write `manifest.json`, which says that the whole run is done and what it comes from.

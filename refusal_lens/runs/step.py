@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
-import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,15 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from refusal_lens.errors import InputError
-from refusal_lens.runs import files
+from refusal_lens.runs import files, schema
+from refusal_lens.runs import tensors as tensors_file
 from refusal_lens.runs.environment import versions
-from refusal_lens.runs.journal import Journal
+from refusal_lens.runs.journal import OF_A_KEY, Journal, journal_name, journals
+from refusal_lens.runs.opening import LARGEST, is_inside, place_in
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 STEPS = "steps"
-_DAMAGED = "got something that is not a step's manifest; try again without the file"
+_NAME = re.compile(r"[^/\\\0.][^/\\\0]*", re.DOTALL)
+_LONGEST_NAME, _LONGEST_VALUE = 60, 30
+_DAMAGED = "got something that is not a step's manifest"
 
 
 class ForeignManifestError(InputError):
@@ -43,13 +48,18 @@ class Output:
         """Describe the file at `path`."""
         return cls(files.sha256_of(path), path.stat().st_size)
 
-    def damage(self, path: Path, *, verify: bool = False) -> str:
-        """Say what is wrong with the file at `path` ("" for nothing); `verify` reads all of it."""
-        if not path.is_file():
+    def damage(self, folder: Path, name: str) -> str:
+        """Say what is wrong with the file of this name ("" for nothing); reads all of it."""
+        try:
+            path = place_in(folder, name)
+            size = path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
             return "is missing"
-        if path.stat().st_size != self.bytes:
+        except InputError as error:
+            return f"is not what it was written as ({error})"
+        if size != self.bytes or size > LARGEST:
             return "has another size than it was written with"
-        if verify and files.sha256_of(path) != self.sha256:
+        if files.sha256_of(path) != self.sha256:
             return "has other contents than it was written with"
         return ""
 
@@ -77,36 +87,45 @@ class Manifest:
             ForeignManifestError: it names an output outside of the run.
 
         """
-        fields = files.read_json(path)
+        fields = files.json_of(path)
+        if isinstance(fields, dict) and isinstance(fields.get("outputs"), dict):
+            for name in fields["outputs"]:
+                _require_inside(name, path)
         try:
-            outputs = {name: Output(**output) for name, output in fields.pop("outputs").items()}
-            manifest = cls(outputs=outputs, **fields)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: {_DAMAGED}") from error
-        if manifest.format != FORMAT:
-            raise InputError(f"{path}: got format {manifest.format}, need {FORMAT}")
-        if not (isinstance(manifest.inputs, dict) and isinstance(manifest.after, dict)):
-            raise InputError(f"{path}: {_DAMAGED}")
-        for name in outputs:
-            if not is_inside(name):
-                raise ForeignManifestError(
-                    f"{path}: got output {name!r}, need one inside of the run; the folder is "
-                    "damaged or foreign, try another one"
-                )
-        return manifest
+            schema.checked(fields, path)
+        except InputError as error:
+            raise InputError(f"{path}: {_DAMAGED} ({_reason(error, path)})") from error
+        if fields["format"] != FORMAT:
+            raise InputError(f"{path}: got format {str(fields['format'])[:20]}, need {FORMAT}")
+        if fields["step"] != path.stem:
+            raise InputError(f"{path}: {_DAMAGED}, but that of another one")
+        outputs = {
+            name: Output(each["sha256"], each["bytes"])
+            for name, each in fields["outputs"].items()
+        }
+        known = {each.name for each in dataclasses.fields(cls)} - {"outputs"}
+        return cls(outputs=outputs, **{name: fields[name] for name in known})
 
-    def damage(self, folder: Path, *, verify: bool = False) -> str:
-        """Say which output is not as it was left ("" when none); `verify` hashes their contents."""
-        for name, output in self.outputs.items():
-            if damage := output.damage(folder / name, verify=verify):
-                return f"{name} {damage}"
-        return ""
+    def damage(self, folder: Path) -> str:
+        """Say which output is not as it was left ("" when none)."""
+        return next((f"{name} {what}" for name, what in self.damages(folder).items()), "")
+
+    def damages(self, folder: Path) -> dict[str, str]:
+        """What is wrong with each output that is not as it was left; every file is read."""
+        found = {name: output.damage(folder, name) for name, output in self.outputs.items()}
+        return {name: what for name, what in found.items() if what}
 
 
-def is_inside(name: str) -> bool:
-    """Whether the name of an output stays inside of the folder of its run."""
-    path = Path(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+def _require_inside(name: str, path: Path) -> None:
+    if not is_inside(name):
+        raise ForeignManifestError(
+            f"{path}: got output {name[:80]!r}, need one inside of the run; the folder is damaged "
+            "or foreign, try another one"
+        )
+
+
+def _reason(error: InputError, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ").removesuffix("; make it again")
 
 
 class Step:
@@ -127,19 +146,20 @@ class Step:
         *,
         inputs: Mapping[str, Any],
         after: Mapping[str, str],
-        verify: bool = False,
         staged: bool = False,
     ) -> None:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"name of a step: got {name[:80]!r}, need that of a file")
         self.folder = folder
         self.name = name
         self.inputs: dict[str, Any] = files.plain(inputs, spelt=True)
         self.after = dict(after)
         self.key = key_of(name, inputs, after)
-        self._staging = folder / f".{name}.{os.getpid()}{files.TEMPORARY}" if staged else None
+        self._staging = folder / files.temporary_name(name) if staged else None
         self._manifest = folder / STEPS / f"{name}.json"
-        self.reason = self._judge(verify)
+        self.reason = self._judge()
         self.needed = bool(self.reason)
-        self._journal = Journal(folder / STEPS / f"{name}.{self.key[:12]}.journal")
+        self._journal = Journal(folder / STEPS / journal_name(name, self.key))
         self._outputs: dict[str, Output] = {}
         self._started = time.perf_counter()
 
@@ -148,7 +168,7 @@ class Step:
         """What a killed attempt with the same key remembered with `keep`, oldest first."""
         return list(self._journal.records)
 
-    def _judge(self, verify: bool) -> str:
+    def _judge(self) -> str:
         """Why the step is to be done; "" when its results can be trusted."""
         if not self._manifest.exists():
             return "it was not done before"
@@ -161,13 +181,14 @@ class Step:
         if old.key != self.key:
             changes = (difference(old.inputs, self.inputs), difference(old.after, self.after))
             return " and ".join(filter(None, changes)) or "its key changed"
-        return old.damage(self.folder, verify=verify)
+        return old.damage(self.folder)
 
     def begin(self) -> None:
         """Forget what an earlier key left, so that a kill half-way cannot look like a done step.
 
         Staged outputs stand apart until `finish`, and leave what is there alone until then.
         """
+        self._remove_journals()
         if not self.needed:
             log.info("%s: kept", self.name)
             return
@@ -175,11 +196,14 @@ class Step:
             log.info("%s: redone because %s", self.name, self.reason)
             if self._staging is None:
                 self.forget()
-        for journal in self._manifest.parent.glob(f"{self.name}.*.journal"):
-            if journal != self._journal.path:
-                journal.unlink()
         if self.records:
             log.info("%s: goes on after %d finished parts", self.name, len(self.records))
+
+    def _remove_journals(self) -> None:
+        """Remove the journals of other keys, and of this one when the step is done."""
+        for path, step, key in journals(self._manifest.parent):
+            if step == self.name and not (self.needed and key == self.key[:OF_A_KEY]):
+                path.unlink()
 
     def forget(self) -> None:
         """Remove the manifest first, then the outputs that it vouched for."""
@@ -190,7 +214,7 @@ class Step:
         self._manifest.unlink(missing_ok=True)
         for name in outputs:
             if name not in self._outputs:
-                (self.folder / name).unlink(missing_ok=True)
+                _remove(self.folder, name)
 
     def discard(self) -> None:
         """Remove what was staged and did not take its place."""
@@ -205,7 +229,7 @@ class Step:
         for name in self._outputs:
             staged = self._staging / name
             if staged.exists():
-                files.move(staged, self.folder / name)
+                files.move(staged, place_in(self.folder, name))
 
     def finish(self) -> None:
         """Write the manifest, last of all."""
@@ -256,7 +280,7 @@ class Step:
     ) -> None:
         """Write named torch tensors as an output."""
         with self._output(name) as path:
-            files.write_safetensors(path, tensors, metadata)
+            tensors_file.write_safetensors(path, tensors, metadata)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -276,9 +300,18 @@ class Step:
             raise RuntimeError(f"step {self.name} is done and may not write {name} again")
         if not is_inside(name):
             raise ValueError(f"step {self.name}: got output {name!r}, need one inside of the run")
+        place_in(self.folder, name)
         path = (folder or self._staging or self.folder) / name
         yield path
         self._outputs[name] = Output.of(path)
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Remove an output; what is reached through a link, or is no file, is left alone."""
+    try:
+        place_in(folder, name).unlink(missing_ok=True)
+    except InputError as error:
+        log.warning("left alone: %s", error)
 
 
 def key_of(name: str, inputs: Mapping[str, Any], after: Mapping[str, str]) -> str:
@@ -314,7 +347,8 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _change(name: str, old: Any, new: Any) -> str:
     """One change; long values, such as hashes, are not spelled out."""
+    name = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}\u2026"
     texts = [json.dumps(value, ensure_ascii=False) for value in (old, new)]
-    if max(map(len, texts)) > 30:
+    if max(map(len, texts)) > _LONGEST_VALUE:
         return f"{name} changed"
     return f"{name} changed {texts[0]} -> {texts[1]}"

@@ -1,0 +1,132 @@
+"""The tables of a run: which columns hold words, whole numbers and other numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refusal_lens.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_LAYERS = 10_000
+"""No model has so many layers, nor a template so many tokens."""
+MOST = 10**12
+
+_LAYER = (0, MOST_LAYERS - 1)
+_POSITION = (-MOST_LAYERS, -1)
+_COUNT = (0, MOST)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns by what they hold.
+
+    whole: whole numbers with their bounds. numbers: NaN is allowed. words: text. Each must be there;
+    those in `more` are checked where they are. flags: true or false, may be absent.
+    """
+
+    whole: Mapping[str, tuple[int, int]]
+    numbers: tuple[str, ...]
+    words: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    more_words: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+_CURVES = Table(
+    {"layer": _LAYER, "position": _POSITION}, ("mean",), ("kind", "condition"),
+    more=("sd", "n"), more_words=("quantity",),
+)  # fmt: skip
+_SCORES = Table(
+    {"position": _POSITION, "layer": _LAYER}, ("bypass", "induce", "kl"), more=("norm",),
+    more_words=("position_name", "reason", "skipped"), flags=("passes",),
+)  # fmt: skip
+_TABLES: Mapping[str, Table] = {
+    "candidates.csv": _SCORES,
+    "scores.csv": _SCORES,
+    "curves.csv": _CURVES,
+    "base_curves.csv": _CURVES,
+    "metrics.csv": Table({}, ("metric",), ("kind", "condition"), more=("index",)),
+    "top_tokens.csv": Table({"token_id": _COUNT}, ("probability",), ("kind", "token")),
+    "pca.csv": Table(
+        {"layer": _LAYER}, ("pc1", "pc2"), ("kind",), more=("explained1", "explained2")
+    ),
+    "nulls.csv": Table({}, ("refusal_rate",), ("null", "kind"), more=("metric", "n", "index")),
+    "losses.csv": Table(
+        {}, ("ce", "perplexity", "n_tokens"), ("condition",), more_words=("dataset",)
+    ),
+    "suffix/values.csv": Table(
+        {"prompt": _COUNT}, ("layer", "head", "value"), ("condition", "quantity", "region")
+    ),
+    "suffix/effects.csv": Table(
+        {"prompt": _COUNT}, ("projection", "metric"), ("condition", "edit", "heads")
+    ),
+    "suffix/lost.csv": Table({}, ("attention lost", "DFA lost", "metric lost")),
+}
+_WRITERS = Table(
+    {}, ("layer",), ("parameter", "role", "shape", "treatment", "why"), more_words=("after_norm",)
+)
+
+
+def _table_of(path: Path) -> Table | None:
+    inside = f"{path.parent.name}/{path.name}"
+    if path.parent.name == "exports" and path.name.endswith(".writers.csv"):
+        return _WRITERS
+    return _TABLES.get(inside) or _TABLES.get(path.name)
+
+
+def words_of(path: Path) -> tuple[str, ...]:
+    """The columns that hold text, whatever is in them; none for a table that is not known."""
+    table = _table_of(path)
+    return () if table is None else (*table.words, *table.more_words)
+
+
+def checked_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table when it is the one that it is named, with its whole numbers as such.
+
+    Raises:
+        InputError: a column is missing, or holds something else.
+
+    """
+    table = _table_of(path)
+    if table is None:
+        return frame
+    needed = (*table.whole, *table.numbers, *table.words)
+    if missing := [name for name in needed if name not in frame]:
+        raise InputError(f"{path}: got no column {', '.join(missing)}; make it again")
+    if frame.columns.duplicated().any():
+        raise InputError(f"{path}: got a column twice; make it again")
+    for name in (*table.whole, *table.numbers, *table.more):
+        if name in frame and len(frame):
+            _require_numbers(frame[name], path)
+    for name, (least, most) in table.whole.items():
+        frame[name] = _whole(frame[name], path, least, most)
+    for name in table.flags:
+        if name in frame:
+            _require_flags(frame[name], path)
+    return frame
+
+
+def _require_numbers(column: Any, path: Path) -> None:
+    import pandas as pd
+
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        raise InputError(f"{path}: got words in column {column.name}, need numbers; make it again")
+
+
+def _whole(column: Any, path: Path, least: int, most: int) -> Any:
+    if not ((column >= least) & (column <= most) & (column % 1 == 0)).all():
+        raise InputError(
+            f"{path}: got others in column {column.name}, need whole numbers from {least} to "
+            f"{most}; make it again"
+        )
+    return column.astype("int64")
+
+
+def _require_flags(column: Any, path: Path) -> None:
+    if not set(column.astype(str).str.lower()) <= {"true", "false", "1", "0", ""}:
+        raise InputError(f"{path}: got words in column {column.name}, need True or False")
