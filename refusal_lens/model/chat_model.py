@@ -442,8 +442,8 @@ class ChatModel:
             bridge, probe = _bridged(model, tokenizer, name)
         if not hasattr(bridge, "hook_dict") or not hasattr(bridge, "cfg"):
             raise InputError(
-                f"model to wrap: got {type(model).__name__}, need a Hugging Face causal model, a "
-                "TransformerBridge or a HookedTransformer; try ChatModel.load"
+                f"model to wrap: got {type(model).__name__}, need a TransformerBridge, "
+                "a HookedTransformer or a Hugging Face causal model; try ChatModel.load"
             )
         if chat is None:
             own = copy.deepcopy(bridge.tokenizer) if tokenizer is None else tokenizer
