@@ -106,7 +106,7 @@ def mean_next_token_probabilities(
 
 def as_rendered(model: ChatModel, prompts: Sequence[str] | Rendered) -> Rendered:
     """Instructions rendered with the model's template; what is rendered already stays as it is."""
-    return prompts if isinstance(prompts, Rendered) else model.chat.render(list(prompts))
+    return prompts if isinstance(prompts, Rendered) else model.chat.render(prompts)
 
 
 def _streams(

@@ -2,15 +2,18 @@
 
 An edit says *what* (``x -> x'``); `applied` says *where* (sites) and *when* (prompt, reply, all).
 Edits hold plain vectors, one [d_model] or one per row of a batch [batch 1 d_model], so that many
-directions can be tried in one forward pass.
+directions can be tried in one forward pass. What would turn an edit into no edit is refused when the edit is
+made: NaN, infinity, a vector without a direction, a layer that is no whole number.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -19,12 +22,13 @@ from torch import Tensor
 
 from .errors import InputError
 from .model import ChatModel, Site
+from .model.sites import whole
 from .shapes import Vectors, wide
 
 When = Literal["prompt", "reply", "all"]
 
 ZERO_NORM = 1e-8
-"""A vector shorter than this is rounding noise, has no direction, and its edits change nothing."""
+"""A vector shorter than this is rounding noise and has no direction."""
 
 
 @runtime_checkable
@@ -73,6 +77,10 @@ class Ablate:
     vector: Vectors
     strength: float = 1.0
 
+    def __post_init__(self) -> None:
+        _require_vector(self.vector, "vector of an ablation")
+        _require_number(self.strength, "strength of an ablation")
+
     @cached_property
     def unit(self) -> Vectors:
         """``r^`` in float64."""
@@ -96,6 +104,11 @@ class Add:
     layer: int
     coefficient: float = 1.0
 
+    def __post_init__(self) -> None:
+        _require_vector(self.vector, "vector of an addition")
+        object.__setattr__(self, "layer", whole(self.layer, "layer of an addition"))
+        _require_number(self.coefficient, "coefficient of an addition")
+
     def __call__(self, x: Tensor) -> Tensor:
         """Move by ``coefficient`` times the raw vector."""
         return x + (self.coefficient * wide(self.vector)).to(x.dtype).to(x.device)
@@ -117,6 +130,12 @@ class Clamp:
     layer: int
     value: float
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_vector(self.vector, "vector of a clamp")
+        object.__setattr__(self, "layer", whole(self.layer, "layer of a clamp"))
+        _require_number(self.value, "value of a clamp")
+        _require_number(self.strength, "strength of a clamp")
 
     @cached_property
     def unit(self) -> Vectors:
@@ -143,6 +162,15 @@ class Deflect:
 
     vector: Vectors
     other: Float[Tensor, "*rows d_model"]
+
+    def __post_init__(self) -> None:
+        _require_vector(self.vector, "vector of a deflection")
+        _require_vector(self.other, "other vector of a deflection")
+        if self.vector.shape[-1] != self.other.shape[-1]:
+            raise InputError(
+                f"vectors of a deflection: got {self.vector.shape[-1]} and {self.other.shape[-1]} "
+                "dimensions, need as many in both"
+            )
 
     @cached_property
     def units(self) -> tuple[Tensor, Tensor]:
@@ -185,7 +213,12 @@ def affine(direction: HasVector, reference: Vectors, *, strength: float = 1.0) -
     Affine concept editing (Marshall, Scherlis and Belrose 2024): the component goes to what is usual
     without the concept, which need not be zero.
     """
-    value = float(unit(_vector(direction)).cpu() @ wide(reference).cpu())
+    vector = _vector(direction)
+    _require_vector(vector, "vector of a clamp")
+    if not isinstance(reference, Tensor) or reference.shape != vector.shape:
+        shape = tuple(reference.shape) if isinstance(reference, Tensor) else type(reference).__name__
+        raise InputError(f"reference activation: got {shape}, need {tuple(vector.shape)} as the vector has")
+    value = float(unit(vector).cpu() @ wide(reference).cpu())
     return clamp(direction, value, strength=strength)
 
 
@@ -200,24 +233,59 @@ def applied(
     """Apply an edit (or several, in order) to every forward pass inside the context.
 
     at: sites, by default the edit's own. when: "prompt", "reply" (prefilled and generated tokens) or "all";
-    the same tokens are edited with and without a key-value cache. Raises InputError for a vector that
-    does not fit the model.
+    the same tokens are edited with and without a key-value cache. Raises InputError for a vector or sites that
+    do not fit the model.
     """
     if when not in ("prompt", "reply", "all"):
         raise InputError(f'when: got {when!r}, need "prompt", "reply" or "all"')
     edits: Sequence[Edit] = [edit] if callable(edit) else edit
     hooks = []
-    for one in edits:
+    for one in _listed(edits, "edit", "an edit, such as ablate(direction), or a list of them"):
         check_fits(one, model)
-        for site in one.sites(model) if at is None else at:
-            if site.kind == "resid_mid":
-                raise InputError(
-                    "edit at resid_mid: a change there would miss the skip connection; "
-                    "edit attn_out of the layer or resid_pre of the next"
-                )
+        for site in _own_sites(one, model) if at is None else _listed_sites(at):
+            _require_editable(one, site)
             hooks.append((site, _restricted(one, model, when)))
     with model.hooked(hooks):
         yield model
+
+
+def _listed(given: Any, what: str, need: str) -> list[Any]:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise InputError(f"{what}: got {type(given).__name__}, need {need}")
+    return list(given)
+
+
+def _listed_sites(at: Any) -> list[Site]:
+    need = 'a list of sites, such as [Site("resid_pre", 5)]'
+    sites = _listed(at, "at", need)
+    for site in sites:
+        if not isinstance(site, Site):
+            raise InputError(f"at: got {site!r} in the list, need {need}")
+    if not sites:
+        raise InputError(f"at: got no site, where the edit would change nothing; need {need}")
+    return sites
+
+
+def _own_sites(edit: Any, model: ChatModel) -> tuple[Site, ...]:
+    if not hasattr(edit, "sites"):
+        raise InputError(
+            f"edit: got {type(edit).__name__}, which does not know its sites; need an edit such as "
+            "ablate(direction), or tell the sites with at=[...]"
+        )
+    return edit.sites(model)
+
+
+def _require_editable(edit: Any, site: Site) -> None:
+    if site.kind == "resid_mid":
+        raise InputError(
+            "edit at resid_mid: a change there would miss the skip connection; "
+            "edit attn_out of the layer or resid_pre of the next"
+        )
+    if hasattr(edit, "vector") and site.kind in ("z", "v", "pattern"):
+        raise InputError(
+            f"edit at {site.kind}: got a vector of the residual stream, which {site.kind} does not hold; need "
+            "resid_pre, resid_post, attn_out, mlp_out or embed"
+        )
 
 
 def check_fits(edit: Edit, model: ChatModel) -> None:
@@ -246,8 +314,34 @@ def _restricted(edit: Edit, model: ChatModel, when: When) -> Callable[[Tensor], 
     return edit_some
 
 
+def _require_vector(vector: Any, what: str) -> None:
+    """InputError unless these are finite vectors with a direction, [d_model] or [batch 1 d_model]."""
+    if not isinstance(vector, Tensor):
+        raise InputError(f"{what}: got {type(vector).__name__}, need a tensor [d_model]")
+    shape = tuple(vector.shape)
+    if vector.ndim not in (1, 3) or 0 in shape or shape[1:-1] not in ((), (1,)):
+        raise InputError(f"{what}: got shape {shape}, need [d_model] or, a row each, [batch 1 d_model]")
+    if not bool(vector.isfinite().all()):
+        raise InputError(f"{what}: got NaN or infinity in it, need finite numbers")
+    if not bool((wide(vector).norm(dim=-1) > ZERO_NORM).all()):
+        raise InputError(
+            f"{what}: got length 0 (or below {ZERO_NORM:g}, rounding noise), which edits nothing; need a "
+            "vector with a direction"
+        )
+
+
+def _require_number(value: Any, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise InputError(f"{what}: got {value!r}, need a finite number")
+
+
 def _vector(direction: Any) -> Tensor:
-    return direction if isinstance(direction, Tensor) else direction.vector
+    vector = direction if isinstance(direction, Tensor) else getattr(direction, "vector", None)
+    if not isinstance(vector, Tensor):
+        raise InputError(
+            f"direction: got {type(direction).__name__}, need a Direction or a tensor [d_model]"
+        )
+    return vector
 
 
 def _layer(direction: Any) -> int:

@@ -58,8 +58,6 @@ LAWS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] =
         lambda x: Ablate(Ablate(R)(U))(Ablate(R)(x)),
     ),
     "deflecting along itself is ablation": (Deflect(R, R), Ablate(R)),
-    "a zero vector changes nothing": (Ablate(torch.zeros(WIDTH)), lambda x: x),
-    "rounding noise has no direction": (Ablate(1e-12 * R), lambda x: x),
     "a vector per row acts on its row": (
         lambda x: Ablate(torch.stack([R, U, R])[:, None])(x),
         lambda x: torch.stack([Ablate(R)(x[0]), Ablate(U)(x[1]), Ablate(R)(x[2])]),

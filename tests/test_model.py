@@ -322,9 +322,8 @@ def test_edits_that_do_not_fit_get_one_line() -> None:
 
 def test_nan_logits_are_an_error() -> None:
     model = load("qwen2")
-    with pytest.raises(InputError, match="NaN or infinity"), applied(
-        model, Add(torch.full((tiny.WIDTH,), torch.nan), 0)
-    ):
+    overflow = [(Site("resid_pre", 0), lambda x: x * torch.inf)]
+    with pytest.raises(InputError, match="NaN or infinity"), model.hooked(overflow):
         map_last_logits(model, PROMPTS)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,9 @@ def admissible(texts: Sequence[str], what: str, *, empty: bool = False) -> list[
     """`texts` as a list. InputError, naming the row, for what no text may hold."""
     if isinstance(texts, str):
         raise InputError(f"{what}s: got one string, need a list of them; try [{texts[:30]!r}]")
+    if not isinstance(texts, Iterable):
+        raise InputError(f"{what}s: got {type(texts).__name__}, need a list of texts")
+    texts = list(texts)
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"{what} {row}: got {text!r}, need text")
@@ -169,7 +172,7 @@ def admissible(texts: Sequence[str], what: str, *, empty: bool = False) -> list[
             )
     if not texts and not empty:
         raise InputError(f"{what}s: got none, need at least one")
-    return list(texts)
+    return texts
 
 
 def name_of(tokenizer: PreTrainedTokenizerBase) -> str:

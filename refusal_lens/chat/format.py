@@ -14,7 +14,7 @@ from ..errors import InputError
 from .encoder import Encoded, Encoder, admissible, name_of
 from .rendered import Rendered, Row
 from .special import bos_prefix, pad_id, stop_ids
-from .template import ReplyText, Template
+from .template import ReplyText, Template, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ _PROBES = (
 class ChatFormat:
     """How a model's conversations are written, derived from its tokenizer.
 
-    User text (instructions, replies, the system prompt) never becomes a control token, whatever it
-    holds; a prefill is the researcher's own and may hold any. Replies may hold added tokens that
-    are not special, such as thinking markers, since models write those.
+    User text (instructions, replies, earlier turns, the system prompt) never becomes a control token,
+    whatever it holds; a prefill is the researcher's own and may hold any. Replies may hold added tokens
+    that are not special, such as thinking markers, since models write those.
 
     The answer starts where the generation prompt ends. For a thinking model that is its reasoning,
     whether the prompt ends before the think block (Qwen3) or inside it (R1 distills), and the
@@ -64,20 +64,25 @@ class ChatFormat:
         prefill: str = "",
         bos: bool | None = None,
         extra_stop_ids: Sequence[int] = (),
+        encoder: Encoder | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self._template = template
-        self._encoder = Encoder(tokenizer)
+        self._given = {"prefill": prefill, "bos": bos, "extra_stop_ids": extra_stop_ids}
+        self._encoder = encoder or Encoder(tokenizer)
         self._suffix = self._encoder.mark(suffix)
         self._before, self._after = self._marked_prompt()
         self._reply = _reply_text(template)
         opening = (template.answer_opening if template else "") + prefill
-        self._opening = self._reply.lead + self._encoder.mark(opening) if opening else ""
+        blank = not self._reply.lead.strip()
+        self._header = "" if blank else self._encoder.mark(self._reply.lead)
+        space = self._reply.lead if blank else ""
+        self._opening = space + self._encoder.mark(opening) if opening else ""
         self._end = self._encoder.mark(self._reply.end)
 
         probes = template.written(_PROBES) if template else _PROBES
         prompts = self._prompts(probes, _PROBES)
-        self._bos = bos_prefix(tokenizer, prompts[0].ids, wanted=bos)
+        self._bos = bos_prefix(tokenizer, self._leading(prompts[0]), wanted=bos)
         self._post_ids = self._shared_tail(prompts, probes)
         self.positions = tuple(self.decode_token(i) for i in self._post_ids)
         self.template_sha256 = _sha256(
@@ -87,16 +92,17 @@ class ChatFormat:
             suffix=suffix,
             prefill=opening,
             bos=self._bos,
+            **({"turns": template.turns} if template and template.turns else {}),
         )
         self.stop_ids = stop_ids(tokenizer.eos_token_id, self._end_of_turn(), extra_stop_ids)
         self.pad_id = pad_id(tokenizer)
         first = (self._bos + prompts[0].ids)[0]
         self.bos_id = first if self._bos or first == tokenizer.bos_token_id else None
         # The original would read control tokens out of such a system prompt; nothing to compare.
-        harmless = template is not None and self._encoder.mark(template.system or "") == (
-            template.system or ""
-        )
-        if template is not None and harmless:
+        if template is not None and all(
+            self._encoder.mark(text) == text
+            for text in (template.prompt.before[f.start : f.stop] for f in template.foreign)
+        ):
             _check_faithful(tokenizer, template, prompts)
 
     @classmethod
@@ -150,6 +156,24 @@ class ChatFormat:
         """
         return cls(tokenizer, None, suffix=suffix, bos=bos, extra_stop_ids=extra_stop_ids)
 
+    def after(self, turns: Sequence[Turn]) -> ChatFormat:
+        """The format whose prompts begin with these turns, behind the system prompt and turns so far.
+
+        turns: (what the user said, what the model replied in full), the oldest first. Neither text can
+        become a control token. What the template does to past turns (trimming, cutting thoughts) is done.
+
+        Raises:
+            InputError: a base model's format, or a template that does not write each turn once.
+        """
+        if self._template is None:
+            raise InputError(
+                f"turns at tokenizer {name_of(self.tokenizer)}: got {len(turns)} for a plain format, need a "
+                "chat template; base models have no turns"
+            )
+        pairs = [_turn(number, turn) for number, turn in enumerate(turns)]
+        template = self._template.after(pairs) if pairs else self._template
+        return ChatFormat(self.tokenizer, template, encoder=self._encoder, **self._given)
+
     @property
     def n_positions(self) -> int:
         """Number of post-instruction tokens."""
@@ -161,7 +185,8 @@ class ChatFormat:
         """Token ids with spans for each instruction, with its reply if replies are given.
 
         A reply follows the prompt (and prefill) and is ended by the template's end of turn, which
-        is in `ids` but not in the answer span. The tokens of the prompt are the same with and
+        is in `ids` but not in the answer span. A header that the template writes before a reply (a
+        channel) stands before the answer span too. The tokens of the prompt are the same with and
         without a reply.
 
         Raises:
@@ -171,14 +196,18 @@ class ChatFormat:
         texts = admissible(instructions, "instruction")
         written = self._template.written(texts) if self._template else texts
         prompts = self._prompts(written, texts)
-        opened = self._extended(prompts, [self._opening] * len(prompts))
+        header = self._header if replies is not None or self._opening else ""
+        headed = self._extended(prompts, [header] * len(prompts))
+        opened = self._extended(headed, [self._opening] * len(prompts))
         answered, ended = opened, opened
         if replies is not None:
             answered = self._extended(opened, self._reply_texts(replies, len(texts)))
             ended = self._extended(answered, [self._end] * len(prompts))
         rows = [
             self._row(number, *parts)
-            for number, parts in enumerate(zip(written, prompts, answered, ended, strict=True))
+            for number, parts in enumerate(
+                zip(written, prompts, headed, answered, ended, strict=True)
+            )
         ]
         return Rendered.from_rows(
             rows, pad_id=self.pad_id, positions=self.positions, instructions=texts
@@ -195,10 +224,30 @@ class ChatFormat:
     def _marked_prompt(self) -> tuple[str, str]:
         if self._template is None:
             return "", ""
-        prompt, (start, stop) = self._template.prompt, self._template.system_span
-        mark = self._encoder.mark
-        before = mark(prompt.before[:start]) + prompt.before[start:stop]
-        return before + mark(prompt.before[stop:]), mark(prompt.after)
+        prompt, mark = self._template.prompt, self._encoder.mark
+        parts, done = [], 0
+        for each in self._template.foreign:
+            said = prompt.before[each.start : each.stop]
+            parts += [mark(prompt.before[done : each.start])]
+            parts += [mark(said, special=False) if each.spoken else said]
+            done = each.stop
+        return "".join(parts) + mark(prompt.before[done:]), mark(prompt.after)
+
+    def _leading(self, prompt: Encoded) -> tuple[int, ...]:
+        """The control tokens that the template writes before the instruction.
+
+        Where one token begins texts and ends turns, those before any text.
+        """
+        foreign = self._template.foreign if self._template else ()
+        head = len(self._before)
+        if foreign and self.tokenizer.bos_token_id == self.tokenizer.eos_token_id:
+            assert self._template is not None
+            head = len(self._encoder.mark(self._template.prompt.before[: foreign[0].start]))
+        return tuple(
+            token
+            for i, token in enumerate(prompt.ids)
+            if prompt.is_marked(i) and prompt.offsets[i][1] <= head
+        )
 
     def _prompts(self, written: Sequence[str], instructions: Sequence[str]) -> list[Encoded]:
         encoded = self._encoder.encode([self._before + w + self._after for w in written])
@@ -235,7 +284,13 @@ class ChatFormat:
         return tails[0][-shared:]
 
     def _row(
-        self, number: int, written: str, prompt: Encoded, answered: Encoded, ended: Encoded
+        self,
+        number: int,
+        written: str,
+        prompt: Encoded,
+        headed: Encoded,
+        answered: Encoded,
+        ended: Encoded,
     ) -> Row:
         n, bos = len(self._post_ids), len(self._bos)
         span = self._instruction_span(prompt, written)
@@ -247,7 +302,7 @@ class ChatFormat:
             )
         self._refuse_control(number, prompt.ids[slice(*span)])
         post = (len(prompt) - n + bos, len(prompt) + bos)
-        answer = (post[1], len(answered) + bos)
+        answer = (len(headed) + bos, len(answered) + bos)
         return Row(self._bos + ended.ids, (span[0] + bos, span[1] + bos), post, answer)
 
     def _refuse_control(self, number: int, ids: Sequence[int]) -> None:
@@ -268,11 +323,14 @@ class ChatFormat:
         marked = [self._encoder.mark(text, special=False) for text in texts]
         if self._opening:
             return marked
-        return [self._reply.lead + self._reply.trim(text) for text in marked]
+        lead = "" if self._header else self._reply.lead
+        return [lead + self._reply.trim(text) for text in marked]
 
     def _end_of_turn(self) -> int | None:
         """The first control token that the template writes after a reply."""
-        [answered] = self._encoder.encode([self._before + _PROBES[0] + self._after + "Yes"])
+        [answered] = self._encoder.encode(
+            [self._before + _PROBES[0] + self._after + self._header + "Yes"]
+        )
         [ended] = self._extended([answered], [self._end])
         ends = range(len(answered), len(ended))
         return next((ended.ids[i] for i in ends if ended.is_marked(i)), None)
@@ -296,6 +354,13 @@ def _reply_text(template: Template | None) -> ReplyText:
         return _NO_REPLY
 
 
+def _turn(number: int, turn: object) -> Turn:
+    if isinstance(turn, str) or not isinstance(turn, Sequence) or len(turn) != 2:
+        raise InputError(f"turn {number}: got {turn!r:.60}, need (what the user said, what the model replied)")
+    user, assistant = (admissible([text], f"text of turn {number},")[0] for text in turn)
+    return user, assistant
+
+
 def _sha256(**facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -303,18 +368,12 @@ def _sha256(**facts: object) -> str:
 def _check_faithful(
     tokenizer: PreTrainedTokenizerBase, template: Template, prompts: Sequence[Encoded]
 ) -> None:
-    """InputError unless the probes' ids are those of ``apply_chat_template``."""
-    for probe, prompt in zip(_PROBES, prompts, strict=True):
-        reference = tokenizer.apply_chat_template(
-            template.messages(probe),
-            tokenize=True,
-            add_generation_prompt=True,
-            return_dict=False,
-            **template.options,
-        )
+    """InputError unless the probes' ids are those that the tokenizer itself makes of the template's text."""
+    for probe, text, prompt in zip(_PROBES, template.texts(_PROBES), prompts, strict=True):
+        reference = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if tuple(reference) != prompt.ids:
             raise InputError(
                 f"tokenizer {name_of(tokenizer)}: got other ids for {probe!r} than its "
-                "apply_chat_template, need a tokenizer whose normaliser, pre-tokeniser and model "
+                "own of the same text, need a tokenizer whose normaliser, pre-tokeniser and model "
                 "alone decide them; please report it"
             )

@@ -29,7 +29,7 @@ class Rendered:
 
     Spans are half-open (start, stop) columns of `ids`. In reading order a row holds padding, BOS
     and template, `instruction`, (template text that merges with some instructions, mostly none),
-    `post`, `answer`, end of turn. `post` has one token per name in `positions`: position i
+    `post`, (a header that the template writes before a reply, mostly none), `answer`, end of turn. `post` has one token per name in `positions`: position i
     (negative, -1 the last) of a row is column ``post[row, 1] + i``. `answer` holds the prefilled
     answer and the reply, without the end of turn; it is empty (start = stop = number of columns)
     when there is neither, and then ``post[:, 1]`` is the number of columns too.
@@ -93,6 +93,32 @@ class Rendered:
     def _inside(self, spans: Spans) -> Bool[Tensor, "batch pos"]:
         column = torch.arange(self.ids.shape[1], device=self.ids.device)[None, :]
         return (column >= spans[:, :1]) & (column < spans[:, 1:])
+
+    def followed_by(self, replies: Sequence[Sequence[int]], *, pad_id: int) -> Rendered:
+        """The same prompts, each with the ids of a reply behind it, which count as answer.
+
+        Raises InputError unless the rows end where their answers begin or go on, with one reply for each.
+        """
+        if len(replies) != len(self):
+            raise InputError(f"replies: got {len(replies)}, need one for each of {len(self)} prompts")
+        width = self.ids.shape[1]
+        if bool((self.answer[:, 1] != width).any()):
+            raise InputError("replies: got prompts that have replies already, need some without")
+        rows = []
+        for row, (length, reply) in enumerate(zip(self.lengths.tolist(), replies, strict=True)):
+            before = width - length
+            spans = [
+                (start - before, stop - before)
+                for start, stop in (
+                    each[row].tolist() for each in (self.instruction, self.post, self.answer)
+                )
+            ]
+            ids = (*self.ids[row, before:].tolist(), *(int(i) for i in reply))
+            answer = (spans[2][0], len(ids))
+            rows.append(Row(ids, spans[0], spans[1], answer))
+        return Rendered.from_rows(
+            rows, pad_id=pad_id, positions=self.positions, instructions=self.instructions
+        ).to(self.ids.device)
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Rendered:
         """Some rows, without the padding that they all share."""

@@ -14,9 +14,13 @@ logger = logging.getLogger(__name__)
 
 
 def bos_prefix(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], *, wanted: bool | None
+    tokenizer: PreTrainedTokenizerBase, leading: Sequence[int], *, wanted: bool | None
 ) -> tuple[int, ...]:
-    """What goes in front of every prompt: the tokenizer's BOS, unless the prompt begins with it."""
+    """What goes in front of every prompt: the tokenizer's BOS, unless the template writes it.
+
+    leading: the control tokens that the template writes before the instruction, behind white space or a
+    system prompt too.
+    """
     if wanted is False:
         return ()
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -30,7 +34,9 @@ def bos_prefix(
                 "a BOS token; try bos=None"
             )
         prefix = (tokenizer.bos_token_id,)
-    if tuple(prompt[: len(prefix)]) == prefix:
+    starts = range(len(leading) - len(prefix) + 1)
+    written = any(tuple(leading[k : k + len(prefix)]) == prefix for k in starts)
+    if not prefix or written or tokenizer.bos_token_id in leading:
         return ()
     logger.info("BOS is put in front: tokenizer %s adds it by itself", name_of(tokenizer))
     return prefix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +11,32 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
+from .bounds import TooMuch, render
 from .encoder import name_of
 
 # Plain words, so that no template treats them in a special way.
-_INSTRUCTION, _REPLY, _SYSTEM = "quillwortqx", "marshmallowqx", "saxifrageqx"
+_INSTRUCTION, _REPLY, _SYSTEM, _TURN = "quillwortqx", "marshmallowqx", "saxifrageqx", "larkspur"
 _THINKING_KEYS = ("enable_thinking", "thinking")
 _OPEN_THINK, _CLOSE_THINK = "<think>", "</think>"
 
+# A template is a program from elsewhere, which may fail in any of a program's ways.
+_FAILURES = (
+    TemplateError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+_THOUGHT = re.compile(r".*[<\[◁][^<>\[\]◁▷]*(?:think|thought|reason)[^<>\[\]◁▷]*[>\]▷]", re.I | re.S)
+
 Message = dict[str, str]
+Turn = tuple[str, str]
+"""What a user said, and what the model replied."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +51,8 @@ class PromptText:
 class ReplyText:
     """What the template writes round a reply that follows the generation prompt.
 
-    `lead` is white space between the two, `end` the end of turn, `trim` what it does to the reply.
+    `lead` stands between the two: white space, or a header such as a channel. `end` is the end of turn, `trim`
+    what the template does to the reply.
     """
 
     lead: str
@@ -40,8 +60,20 @@ class ReplyText:
     trim: Callable[[str], str]
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """Where in the text before the instruction something stands that the template did not write.
+
+    spoken: by the model, which may write added tokens that are not special.
+    """
+
+    start: int
+    stop: int
+    spoken: bool
+
+
 class Template:
-    """A tokenizer's chat template with its system prompt and options fixed."""
+    """A tokenizer's chat template with its system prompt, earlier turns and options fixed."""
 
     def __init__(
         self,
@@ -49,8 +81,11 @@ class Template:
         *,
         system: str | None = None,
         thinking: bool | None = None,
+        turns: Sequence[Turn] = (),
     ) -> None:
         self._tokenizer = tokenizer
+        self._thinking = thinking
+        self.turns = tuple(turns)
         self.name = name_of(tokenizer)
         self.source = _source(tokenizer)
         self.system = system
@@ -58,9 +93,23 @@ class Template:
         self._options: Mapping[str, Any] = {}
         if system is not None:
             self._head = [{"role": "system", "content": self._checked_system(system)}]
+        for user, assistant in self.turns:
+            self._head += [
+                {"role": "user", "content": user},
+                {"role": "assistant", "content": assistant},
+            ]
         self.answer_opening = "" if thinking is None else self._set_thinking(thinking)
         self.prompt = self._probe()
-        self.system_span = self._system_span(system)
+        self.foreign = self._foreign()
+
+    def after(self, turns: Sequence[Turn]) -> Template:
+        """The same template with further turns before the instruction."""
+        return Template(
+            self._tokenizer,
+            system=self.system,
+            thinking=self._thinking,
+            turns=(*self.turns, *turns),
+        )
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -71,11 +120,15 @@ class Template:
         """The conversation that holds one instruction."""
         return [*self._head, {"role": "user", "content": instruction}]
 
+    def texts(self, instructions: Sequence[str]) -> list[str]:
+        """The whole prompt of each instruction, generation prompt included."""
+        return self._render([self.messages(i) for i in instructions])
+
     def written(self, instructions: Sequence[str]) -> list[str]:
         """Each instruction as the template writes it (many trim white space)."""
         # A template that writes today's date must not fail a run that passes midnight.
         now = self._probe() if "strftime_now" in self.source else self.prompt
-        texts = self._render([self.messages(i) for i in instructions])
+        texts = self.texts(instructions)
         for row, text in enumerate(texts):
             room = len(text) - len(now.before) - len(now.after)
             if room < 0 or not (text.startswith(now.before) and text.endswith(now.after)):
@@ -96,9 +149,8 @@ class Template:
             )
         head, _, end = text.partition(_REPLY)
         prompt = self.prompt.before + _INSTRUCTION + self.prompt.after
-        lead = head[len(prompt) :] if head.startswith(prompt) else ""
-        # A thinking block written into past turns is no part of what follows the prompt.
-        return ReplyText(lead if lead.isspace() else "", end, self._reply_trim(head, end))
+        lead = _without_thought(head[len(prompt) :]) if head.startswith(prompt) else ""
+        return ReplyText(lead, end, self._reply_trim(head, end))
 
     def _conversation(self, reply: str) -> list[Message]:
         return [*self.messages(_INSTRUCTION), {"role": "assistant", "content": reply}]
@@ -120,22 +172,33 @@ class Template:
         generation_prompt: bool = True,
         **options: Any,
     ) -> list[str]:
+        shared = {
+            **self._tokenizer.special_tokens_map,
+            **self._options,
+            **options,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": generation_prompt,
+        }
         try:
-            texts = self._tokenizer.apply_chat_template(
-                list(conversations),
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **self._options,
-                **options,
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            roles = ", ".join(message["role"] for message in conversations[0])
-            remedy = "try without a system prompt" if self._head else "try another chat template"
+            return [render(self.source, {**shared, "messages": each}) for each in conversations]
+        except TooMuch as error:
             raise InputError(
-                f"chat template of {self.name}: got {str(error)!r} for the turns {roles}, need a "
-                f"template that takes them; {remedy}"
+                f"chat template of {self.name}: got {error}, need one that ends; try another chat template"
             ) from error
-        return [str(text) for text in texts]
+        except _FAILURES as error:
+            roles = [message["role"] for message in conversations[0]]
+            said = ", ".join(roles[:6]) + (", ..." if len(roles) > 6 else "")
+            remedy = "another chat template"
+            if self.system is not None:
+                remedy = "without a system prompt"
+            elif self.turns:
+                remedy = "one turn at a time"
+            problem = " ".join(str(error).split())[:120] or type(error).__name__
+            raise InputError(
+                f"chat template of {self.name}: got {problem!r} for the turns {said}, need a "
+                f"template that takes them; try {remedy}"
+            ) from error
 
     def _probe(self) -> PromptText:
         [text] = self._render([self.messages(_INSTRUCTION)])
@@ -158,23 +221,54 @@ class Template:
             )
         return system
 
-    def _system_span(self, system: str | None) -> tuple[int, int]:
-        """Where the system prompt stands in `prompt.before`: user text, never control tokens."""
-        if not system:
-            return (0, 0)
-        marker = {"role": "system", "content": _SYSTEM}
-        [text] = self._render([[marker, *self.messages(_INSTRUCTION)[1:]]])
-        before = text.partition(_INSTRUCTION)[0]
-        start = before.find(_SYSTEM)
-        stop = len(self.prompt.before) - (len(before) - start - len(_SYSTEM))
-        if start < 0 or self.prompt.before != (
-            before[:start] + self.prompt.before[start:stop] + before[start + len(_SYSTEM) :]
-        ):
-            raise InputError(
-                f"chat template of {self.name}: got a system prompt that is not simply wrapped "
-                "before the instruction, need one that is; try another one, or system=None"
+    def _foreign(self) -> tuple[Foreign, ...]:
+        """Where the system prompt and the earlier turns stand in `prompt.before`, in reading order."""
+        kept = [i for i, message in enumerate(self._head) if message["content"]]
+        names = {i: f"{_TURN}{_letters(i)}qx" for i in kept}
+        marked = self._before({i: names[i] for i in kept})
+        places = {i: marked.find(name) for i, name in names.items()}
+        for i, name in names.items():
+            if marked.count(name) != 1:
+                raise self._not_wrapped(i, f"writes {marked.count(name)} times")
+        order = sorted(kept, key=places.__getitem__)
+        whole, spans = marked, []
+        for i in reversed(order):
+            # Alone among placeholders, to see what the template makes of it: many trim, some cut thoughts.
+            alone = self._before({j: names[j] for j in kept if j != i})
+            start, rest = places[i], marked[places[i] + len(names[i]) :]
+            text = alone[start : len(alone) - len(rest)]
+            if len(alone) < start + len(rest) or alone != marked[:start] + text + rest:
+                raise self._not_wrapped(i, "does not simply wrap")
+            whole = whole[:start] + text + whole[start + len(names[i]) :]
+            spans = [
+                Foreign(start, start + len(text), self._head[i]["role"] == "assistant"),
+                *(_moved(each, len(text) - len(names[i])) for each in spans),
+            ]
+        if whole != self.prompt.before:
+            raise self._not_wrapped(order[-1] if order else 0, "does not simply wrap")
+        return tuple(spans)
+
+    def _before(self, contents: Mapping[int, str]) -> str:
+        """The text before the instruction, with other contents for some messages of the head."""
+        head = [
+            {**message, "content": contents.get(i, message["content"])}
+            for i, message in enumerate(self._head)
+        ]
+        [text] = self._render([[*head, {"role": "user", "content": _INSTRUCTION}]])
+        return text.partition(_INSTRUCTION)[0]
+
+    def _not_wrapped(self, index: int, does: str) -> InputError:
+        if self._head[index]["role"] == "system":
+            return InputError(
+                f"chat template of {self.name}: got a system prompt that it {does} before the "
+                "instruction, need one that is written once as it is; try another one, or system=None"
             )
-        return (start, stop)
+        text = self._head[index]["content"]
+        number = (index - (self.system is not None)) // 2
+        return InputError(
+            f"turn {number}: got {text[:40]!r}, which the chat template of {self.name} {does} before the "
+            "instruction, need earlier turns that it writes once as they are; try to drop the turn"
+        )
 
     def _set_thinking(self, thinking: bool) -> str:
         """Switch thinking on or off; what must open the answer where the template cannot."""
@@ -193,6 +287,24 @@ class Template:
             f"thinking at tokenizer {self.name}: got thinking={thinking}, need a template or "
             "vocabulary that knows thinking; try thinking=None"
         )
+
+
+def _moved(span: Foreign, by: int) -> Foreign:
+    return Foreign(span.start + by, span.stop + by, span.spoken)
+
+
+def _letters(number: int) -> str:
+    """0 -> a, 25 -> z, 26 -> ba: no digits, which some templates count."""
+    more, last = divmod(number, 26)
+    return (_letters(more) if more else "") + chr(ord("a") + last)
+
+
+def _without_thought(lead: str) -> str:
+    """What stands before a reply, without the block of thought that templates write into past turns."""
+    rest = _THOUGHT.sub("", lead)
+    if rest != lead and rest.isspace() or re.search("think|thought|reason", rest, re.I):
+        return ""
+    return rest
 
 
 def _source(tokenizer: PreTrainedTokenizerBase) -> str:

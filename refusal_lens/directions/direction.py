@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..interventions import unit
 from ..model import ChatModel
+from ..model.sites import whole
 from ..runs import read_safetensors, write_safetensors
 from ..runs.schema import DirectionFacts, converted
 from ..shapes import Vector
@@ -27,6 +29,7 @@ class Direction:
 
     vector is float64 on the CPU; layer is 0-based resid_pre; position is negative, -1 the last
     post-instruction token. Arithmetic keeps the provenance: ``-d``, ``2 * d``, ``d / 2``, ``d + e``.
+    Raises InputError for a vector with NaN or infinity, or a layer or position that cannot be one.
     """
 
     vector: Vector
@@ -42,8 +45,18 @@ class Direction:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.vector.ndim != 1:
-            raise InputError(f"direction vector: got shape {tuple(self.vector.shape)}, need [d_model]")
+        if not isinstance(self.vector, Tensor) or self.vector.ndim != 1 or not len(self.vector):
+            got = tuple(self.vector.shape) if isinstance(self.vector, Tensor) else type(self.vector).__name__
+            raise InputError(f"direction vector: got {got}, need a tensor of shape [d_model]")
+        if not bool(self.vector.isfinite().all()):
+            raise InputError("direction vector: got NaN or infinity in it, need finite numbers")
+        object.__setattr__(self, "layer", whole(self.layer, "layer of a direction"))
+        if isinstance(self.position, bool) or not isinstance(self.position, Integral) or self.position >= 0:
+            raise InputError(
+                f"position of a direction: got {self.position!r}, need a negative whole number, -1 for the "
+                "last post-instruction token"
+            )
+        object.__setattr__(self, "position", int(self.position))
         object.__setattr__(self, "vector", self.vector.detach().cpu().double().clone())
 
     # ---------------------------------------------------------------- algebra

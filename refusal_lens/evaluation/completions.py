@@ -12,18 +12,24 @@ from ..activations import map_last_logits
 from ..interventions import Edit, applied
 from ..metrics import binomial_standard_error, refusal_metric
 from ..model import ChatModel
-from .judges import Judge, phrase_judge
+from .judges import Judge, paper_judge, phrase_judge
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One reply: refusal is the judge's verdict, metric the refusal metric (log-odds, nats)."""
+    """One reply: refusal is the judge's verdict, metric the refusal metric (log-odds, nats).
+
+    response is the text for people and judges, reply_ids what the model generated; refusal_exact is the
+    paper's count of phrases.
+    """
 
     instruction: str
     response: str
     refusal: bool
     evidence: str
     metric: float
+    reply_ids: tuple[int, ...]
+    refusal_exact: bool
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,17 @@ def complete(
     refusal_tokens: Sequence[int],
     edit: Edit | None = None,
     judge: Judge = phrase_judge,
-    max_new_tokens: int = 512,
+    max_new_tokens: int | None = None,
     batch_size: int = 64,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Greedy replies under an edit (or none), judged, with the refusal metric of each prompt.
 
-    The metric is NaN where there are no refusal tokens.
+    The metric is NaN where there are no refusal tokens. max_new_tokens as in `ChatModel.replies`. Raises
+    InputError, before the first pass, for a prompt that does not fit into the model with its reply.
     """
-    rendered = model.chat.render(list(instructions))
+    rendered = model.chat.render(instructions)
+    model.require_room(rendered, max_new_tokens)
     metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
     with nullcontext() if edit is None else applied(model, edit):
         metrics = [math.nan] * len(instructions)
@@ -58,13 +66,21 @@ def complete(
             metrics = map_last_logits(
                 model, rendered, number=metric, batch_size=batch_size
             ).tolist()
-        replies = model.generate(
+        replies = model.replies(
             rendered, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_progress
         )
     return [
-        Completion(instruction, reply, bool(score.value), score.evidence, value)
+        Completion(
+            instruction,
+            reply.text,
+            bool(score.value),
+            score.evidence,
+            value,
+            reply.ids,
+            bool(paper_judge(reply.text).value),
+        )
         for instruction, reply, score, value in zip(
-            instructions, replies, map(judge, replies), metrics, strict=True
+            instructions, replies, (judge(r.text) for r in replies), metrics, strict=True
         )
     ]
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import torch
+
+from ..errors import InputError
 from ..interventions import Edit, applied
 from ..metrics import cross_entropy
 from ..model import ChatModel
@@ -34,27 +37,43 @@ class Loss:
 def reply_loss(
     model: ChatModel,
     instructions: Sequence[str],
-    replies: Sequence[str],
+    replies: Sequence[Sequence[int]],
     *,
     edit: Edit | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Loss:
-    """Mean CE over the reply tokens, without the end of turn (paper, Table 9, "on-distribution").
+    """Mean CE over the ids that were generated, without the end of turn (paper, Table 9, "on-distribution").
 
+    replies: the ids of each reply, as `ChatModel.replies` gives them, scored behind the very prompt that
+    they were generated from (and its prefill, which is not scored). Text would have to be tokenised
+    again, into other tokens wherever it holds special tokens or characters cut in two.
     Empty replies score no tokens; when every reply is empty the loss is NaN over 0 tokens.
+    Raises InputError for texts, or a number of replies that is not that of the instructions.
     """
-    pairs = [(i, r) for i, r in zip(instructions, replies, strict=True) if r]
+    if len(replies) != len(instructions):
+        raise InputError(f"replies: got {len(replies)}, need one for each of {len(instructions)} instructions")
+    if any(isinstance(reply, str) for reply in replies):
+        raise InputError(
+            "replies of a loss: got text, need the ids that were generated; try "
+            "[reply.ids for reply in model.replies(prompts)]"
+        )
+    pairs = [(i, r) for i, r in zip(instructions, replies, strict=True) if len(r)]
     if not pairs:
         return Loss(math.nan, 0)
-    rendered = model.chat.render([i for i, _ in pairs], replies=[r for _, r in pairs])
+    prompts = model.chat.render([i for i, _ in pairs])
+    rendered = prompts.followed_by([r for _, r in pairs], pad_id=model.chat.pad_id)
+    new = torch.tensor([len(r) for _, r in pairs])
     width = int(rendered.lengths.max())
     rows = max(1, LOGIT_BUDGET // (width * model.d_vocab))
     total, n, done = 0.0, 0, 0
     with nullcontext() if edit is None else applied(model, edit):
-        for _, batch in rendered.batches(rows):
+        for index, batch in rendered.batches(rows):
             logits = model.logits(batch, all_positions=True)
-            ids, scored = batch.ids.to(logits.device), batch.reply_mask.to(logits.device)
-            loss, tokens = cross_entropy(logits, ids, scored)
+            columns = torch.arange(batch.ids.shape[1])
+            scored = columns >= batch.ids.shape[1] - new[index][:, None]
+            loss, tokens = cross_entropy(
+                logits, batch.ids.to(logits.device), scored.to(logits.device)
+            )
             total, n, done = total + loss, n + tokens, done + len(batch)
             if on_progress is not None:
                 on_progress(done, len(rendered))

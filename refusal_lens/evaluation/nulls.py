@@ -95,7 +95,8 @@ def _measure(
     a batch.
     """
     number = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
-    rendered = model.chat.render(list(prompts))
+    rendered = model.chat.render(prompts)
+    model.require_room(rendered, max_new_tokens)
     dirs = min(len(units), batch_size)
     metric = torch.full((len(units), len(prompts)), float("nan"), dtype=torch.float64)
     refused = metric.clone()

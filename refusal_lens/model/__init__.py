@@ -1,7 +1,8 @@
 """Models behind TransformerLens hooks: sites, loading, reading, editing, generating."""
 
 from .chat_model import ChatModel
+from .generation import Reply
 from .loading import fingerprint
 from .sites import Hook, Site
 
-__all__ = ["ChatModel", "Hook", "Site", "fingerprint"]
+__all__ = ["ChatModel", "Hook", "Reply", "Site", "fingerprint"]

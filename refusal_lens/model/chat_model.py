@@ -10,19 +10,23 @@ import copy
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..chat import ChatFormat, Rendered
 from ..errors import InputError
 from ..shapes import LastLogits, Logits, TokenMask
-from .check import self_check
-from .loading import load_pretrained
+from .check import Probe, ask, check_cache, self_check
+from .generation import Reply, first_logits, generate_by_bridge, generate_by_hf, until_stop
+from .loading import bridge_of, load_pretrained
+from .room import max_positions, reply_length, require_room
 from .sites import Hook, Site, as_transformer_lens_hook
+from .threads import Users
 
 _levels = itertools.count(1_000_000)
 """A context level of its own for every set of hooks, so that each removes just what it added.
@@ -37,6 +41,18 @@ class ChatModel:
 
     Make one with `ChatModel.load` or `ChatModel.wrap`; both check that hooks see and change what the
     plain model computes.
+
+    One thread at a time: hooks sit on the model, so that using it while another thread's hooks are on it
+    (or hooking it while another thread runs it) is an InputError, for every ChatModel over the same
+    weights. Load a model for each thread that edits.
+
+    Attributes:
+        bridge: the TransformerBridge or HookedTransformer.
+        hf: the Hugging Face model under a bridge, else None.
+        chat: the chat format.
+        uses_cache: whether replies are generated with a key-value cache; False where the bridge computes
+            other logits with one, so that replies take longer but are right.
+        max_positions: tokens that the model was made for, None where nothing bounds them.
     """
 
     def __init__(self, bridge: Any, chat: ChatFormat, *, name: str, revision: str | None) -> None:
@@ -48,8 +64,17 @@ class ChatModel:
         self.n_layers = int(bridge.cfg.n_layers)
         self.n_heads = int(bridge.cfg.n_heads)
         self.d_model = int(bridge.cfg.d_model)
+        self.uses_cache = True
+        self.max_positions = max_positions(bridge.cfg if self.hf is None else self.hf.config)
         self._points = dict(bridge.hook_dict)
-        self._reply_mask: TokenMask | None = None
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        cache = "" if self.uses_cache else ", no key-value cache"
+        return (
+            f"ChatModel({self.name!r}, {self.n_layers} layers, d_model {self.d_model}, {dtype} on "
+            f"{self.device}{cache})"
+        )
 
     # ---------------------------------------------------------------- what it is
 
@@ -72,6 +97,24 @@ class ChatModel:
     def d_vocab(self) -> int:
         """Number of logits."""
         return int(self.bridge.cfg.d_vocab)
+
+    @property
+    def _users(self) -> Users:
+        return Users.of(self.bridge if self.hf is None else self.hf)
+
+    def with_chat(self, chat: ChatFormat) -> ChatModel:
+        """The same model, weights and installed edits with another chat format; nothing is loaded."""
+        other = copy.copy(self)
+        other.chat = chat
+        return other
+
+    def require_room(self, rendered: Rendered, max_new_tokens: int | None = None) -> None:
+        """Raise InputError, naming a prompt, unless all fit into the model's positions with replies.
+
+        max_new_tokens as in `replies`: by default there is always room for a reply beside a prompt.
+        """
+        wanted = 1 if max_new_tokens is None else max_new_tokens
+        require_room(self.name, self.max_positions, rendered, wanted)
 
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
         return (self.hf if self.hf is not None else self.bridge).parameters()
@@ -118,7 +161,8 @@ class ChatModel:
     def hooked(self, hooks: Sequence[tuple[Site, Hook]]) -> Iterator[ChatModel]:
         """Install hooks for the length of the context; later ones see what earlier ones made.
 
-        Raises InputError for a site that the model lacks. Nothing stays behind, after an exception either.
+        Raises InputError for a site that the model lacks, or while another thread uses the model. Nothing
+        stays behind, after an exception either.
         """
         for site, _ in hooks:
             if not self.has(site):
@@ -129,31 +173,35 @@ class ChatModel:
                 )
         level = next(_levels)
         points = [self._points[site.hook_name] for site, _ in hooks]
-        try:
-            for point, (_, fn) in zip(points, hooks, strict=True):
-                point.add_hook(as_transformer_lens_hook(fn), level=level)
-            yield self
-        finally:
-            for point in points:
-                point.remove_hooks(dir="fwd", level=level)
+        with self._users.hooking(self.name) if hooks else nullcontext():
+            try:
+                for point, (_, fn) in zip(points, hooks, strict=True):
+                    point.add_hook(as_transformer_lens_hook(fn), level=level)
+                yield self
+            finally:
+                for point in points:
+                    point.remove_hooks(dir="fwd", level=level)
 
     @property
     def reply_mask(self) -> TokenMask:
         """During a forward pass: which of the positions that hooks see now belong to the reply."""
-        if self._reply_mask is None:
+        mask = self._users.reply_mask
+        if mask is None:
             raise InputError(
                 'an edit with when="prompt" or when="reply" needs to know where the reply starts; '
                 "call ChatModel.logits or ChatModel.generate rather than the bridge itself"
             )
-        return self._reply_mask
+        return mask
 
     @contextmanager
-    def _reply_at(self, mask: TokenMask) -> Iterator[None]:
-        before, self._reply_mask = self._reply_mask, mask
+    def reply_at(self, mask: TokenMask) -> Iterator[None]:
+        """Say which positions of the passes inside the context belong to the reply."""
+        users = self._users
+        before, users.reply_mask = users.reply_mask, mask
         try:
             yield
         finally:
-            self._reply_mask = before
+            users.reply_mask = before
 
     # ---------------------------------------------------------------- forward passes
 
@@ -161,10 +209,12 @@ class ChatModel:
     def logits(self, rendered: Rendered, *, all_positions: bool = False) -> LastLogits | Logits:
         """Next-token logits: [batch d_vocab] at the last position, or [batch pos d_vocab] at all.
 
-        Only the positions asked for are unembedded. Raises InputError when a logit is NaN or infinite.
+        Only the positions asked for are unembedded. Raises InputError for a row that is longer than the
+        model's positions, or when a logit is NaN or infinite.
         """
+        require_room(self.name, self.max_positions, rendered, 0)
         rendered = rendered.to(self.device)
-        with self._reply_at(rendered.reply_mask):
+        with self.reply_at(rendered.reply_mask):
             logits = self.run(rendered.ids, rendered.mask, all_positions=all_positions)
         kept = logits if all_positions else logits[:, -1]
         real = kept[rendered.mask.bool()] if all_positions else kept
@@ -178,15 +228,16 @@ class ChatModel:
     def run(self, ids: Tensor, mask: Tensor, *, all_positions: bool = False) -> Tensor:
         """The bare forward pass on token ids [batch pos]: logits at the last position, or at all.
 
-        No checks, and no knowledge of where replies start; `logits` is the one to call.
+        No checks of numbers, and no knowledge of where replies start; `logits` is the one to call.
         """
         padded = mask if bool((mask == 0).any()) else None
-        if self.hf is None:
-            logits = self.bridge(ids, attention_mask=padded, return_type="logits")
-            return logits if all_positions else logits[:, -1:]
-        keep = {} if all_positions or not self._keeps_logits else {"logits_to_keep": 1}
-        extra = {} if not self._has_cache_option else {"use_cache": False}
-        return self.bridge(ids, attention_mask=padded, return_type="logits", **keep, **extra)
+        with self._users.running(self.name):
+            if self.hf is None:
+                logits = self.bridge(ids, attention_mask=padded, return_type="logits")
+                return logits if all_positions else logits[:, -1:]
+            keep = {} if all_positions or not self._keeps_logits else {"logits_to_keep": 1}
+            extra = {} if not self._has_cache_option else {"use_cache": False}
+            return self.bridge(ids, attention_mask=padded, return_type="logits", **keep, **extra)
 
     @property
     def _keeps_logits(self) -> bool:
@@ -213,160 +264,109 @@ class ChatModel:
 
     # ---------------------------------------------------------------- generation
 
-    @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[str] | Rendered,
         *,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         batch_size: int = 64,
         stop: bool = True,
         use_cache: bool = True,
         on_batch: Callable[[int, int], None] | None = None,
         **sampling: Any,
     ) -> list[str]:
-        """Replies as text, greedy unless ``do_sample=True, temperature=...`` say otherwise.
+        """The texts of `replies`, special tokens left out."""
+        found = self.replies(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            stop=stop,
+            use_cache=use_cache,
+            on_batch=on_batch,
+            **sampling,
+        )
+        return [reply.text for reply in found]
+
+    @torch.no_grad()
+    def replies(
+        self,
+        prompts: Sequence[str] | Rendered,
+        *,
+        max_new_tokens: int | None = None,
+        batch_size: int = 64,
+        stop: bool = True,
+        use_cache: bool = True,
+        on_batch: Callable[[int, int], None] | None = None,
+        **sampling: Any,
+    ) -> list[Reply]:
+        """Replies with their ids, greedy unless ``do_sample=True, temperature=...`` say otherwise.
 
         A reply ends at the model's own stop tokens (its generation config, the tokenizer's eos and the
-        template's end of turn), which are not part of the text; ``stop=False`` runs on to max_new_tokens.
-        Edits installed around the call act on the prompt and on every generated token. Prompts are batched by
-        length; a batch_size of at least their number keeps their order, as edits with one vector per row need.
+        template's end of turn), which are no part of it; ``stop=False`` runs on to max_new_tokens (default
+        512, or what is left of the model's positions). Edits installed around the call act on the prompt and
+        on every generated token. Prompts are batched by length; a batch_size of at least their number keeps
+        their order, as edits with one vector per row need. use_cache is without effect where `uses_cache` is
+        False. Raises InputError, before the first pass, for a prompt that does not fit with its reply.
         """
-        rendered = prompts if isinstance(prompts, Rendered) else self.chat.render(list(prompts))
-        replies: list[str] = [""] * len(rendered)
+        rendered = self._rendered(prompts)
+        length = reply_length(self.max_positions, rendered, max_new_tokens)
+        self.require_room(rendered, length)
+        found: list[Reply] = [Reply("", ())] * len(rendered)
         one_batch = batch_size >= len(rendered)
         batches = [(range(len(rendered)), rendered)] if one_batch else rendered.batches(batch_size)
         done = 0
         for rows, batch in batches:
             new = self._generate(
-                batch.to(self.device), max_new_tokens, stop=stop, use_cache=use_cache, **sampling
+                batch.to(self.device), length, stop=stop, use_cache=use_cache, **sampling
             )
+            if len(new) != len(batch):
+                raise InputError(
+                    f"sampling options: got {len(new)} replies for {len(batch)} prompts, need one for "
+                    "each; try the same prompt several times in the list"
+                )
             for row, ids in zip(rows, new.tolist(), strict=True):
-                replies[int(row)] = self.chat.decode(_until_stop(ids, self.stop_ids if stop else ()))
+                kept = until_stop(ids, self.stop_ids if stop else ())
+                found[int(row)] = Reply(self.chat.decode(kept), tuple(kept))
             done += len(batch)
             if on_batch is not None:
                 on_batch(done, len(rendered))
-        return replies
+        return found
 
     def reply(self, prompts: Rendered, *, max_new_tokens: int) -> tuple[list[str], LastLogits]:
         """Greedy replies of one batch, with the last-position logits [batch d_vocab] they began from."""
-        found: list[Tensor] = []
-
-        def keep(_module: Any, _args: Any, output: Any) -> None:
-            if not found:
-                found.append(output.logits[:, -1].detach().clone())
-
         generate = partial(
             self.generate, prompts, max_new_tokens=max_new_tokens, batch_size=len(prompts)
         )
         if self.hf is None:
             return generate(), self.logits(prompts)
-        handle = self.hf.register_forward_hook(keep)
-        try:
+        with first_logits(self.hf) as found:
             replies = generate()
-        finally:
-            handle.remove()
         return replies, found[0]
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end a reply: the generation config's, the tokenizer's and the template's."""
-        config = getattr(self.hf, "generation_config", None)
-        own = getattr(config, "eos_token_id", None)
+        own = getattr(self._users.settings(self.hf), "eos_token_id", None)
         listed = [own] if isinstance(own, int) else list(own or [])
         return tuple(dict.fromkeys([*listed, *self.chat.stop_ids]))
+
+    def _rendered(self, prompts: Sequence[str] | Rendered) -> Rendered:
+        return prompts if isinstance(prompts, Rendered) else self.chat.render(prompts)
 
     def _generate(
         self, batch: Rendered, max_new_tokens: int, *, stop: bool, use_cache: bool, **sampling: Any
     ) -> Tensor:
-        if self.hf is None:
-            if sampling:
-                raise InputError("sampling options: a HookedTransformer generates greedily only")
-            return self._generate_hooked(batch, max_new_tokens, stop=stop, use_cache=use_cache)
-        from transformers import GenerationConfig
-
-        config = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            **{"do_sample": False, **sampling},
-            use_cache=use_cache,
-            pad_token_id=self.chat.pad_id,
-            eos_token_id=list(self.stop_ids) if stop else None,
-            bos_token_id=self.chat.bos_id,
-        )
-        width = batch.ids.shape[1]
-        with self._tracking_replies(batch), self._own_settings_aside():
-            out = self.hf.generate(
-                input_ids=batch.ids, attention_mask=batch.mask, generation_config=config
+        """Ids [batch new] after the batch, up to and with the stop tokens, padding behind them."""
+        generate = generate_by_hf if self.hf is not None else generate_by_bridge
+        with self._users.running(self.name):
+            return generate(
+                self,
+                batch,
+                max_new_tokens,
+                stops=self.stop_ids if stop else (),
+                use_cache=use_cache and self.uses_cache,
+                **sampling,
             )
-        return out[:, width:]
-
-    @contextmanager
-    def _own_settings_aside(self) -> Iterator[None]:
-        """Take the model's generation config away: what a call leaves out would be filled from it.
-
-        A repetition penalty or suppressed tokens change greedy replies too.
-        """
-        from transformers import GenerationConfig
-
-        before, self.hf.generation_config = self.hf.generation_config, GenerationConfig()
-        try:
-            yield
-        finally:
-            self.hf.generation_config = before
-
-    @contextmanager
-    def _tracking_replies(self, batch: Rendered) -> Iterator[None]:
-        """Keep ``reply_mask`` right during generation, with or without a key-value cache."""
-        width, starting = batch.ids.shape[1], batch.reply_mask
-
-        def note(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-            cache = kwargs.get("past_key_values")
-            seen = 0 if cache is None else int(cache.get_seq_length())
-            self._reply_mask = _reply_positions(starting, width, seen, ids.shape[1])
-
-        before = self._reply_mask
-        handle = self.hf.register_forward_pre_hook(note, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
-            self._reply_mask = before
-
-    def _generate_hooked(
-        self, batch: Rendered, max_new_tokens: int, *, stop: bool, use_cache: bool
-    ) -> Tensor:
-        """Greedy decoding with a HookedTransformer's own key-value cache."""
-        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
-        rows, width = batch.ids.shape
-        cache = (
-            TransformerLensKeyValueCache.init_cache(self.bridge.cfg, self.device, rows)
-            if use_cache
-            else None
-        )
-        ids, mask, seen = batch.ids, batch.mask, 0
-        stops = torch.tensor(self.stop_ids if stop else [], dtype=ids.dtype, device=ids.device)
-        ended = torch.zeros(rows, dtype=torch.bool, device=ids.device)
-        for _ in range(max_new_tokens):
-            shown = slice(seen, None) if use_cache else slice(None)
-            positions = _reply_positions(batch.reply_mask, width, seen if use_cache else 0, ids[:, shown].shape[1])
-            with self._reply_at(positions):
-                logits = self.bridge(
-                    ids[:, shown],
-                    attention_mask=mask[:, shown] if use_cache else mask,
-                    past_kv_cache=cache,
-                    return_type="logits",
-                )
-            chosen = logits[:, -1].argmax(-1)
-            chosen = torch.where(ended, torch.full_like(chosen, self.chat.pad_id), chosen)
-            seen = ids.shape[1]
-            ids = torch.cat([ids, chosen[:, None]], 1)
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            ended = ended | torch.isin(chosen, stops)
-            if bool(ended.all()):
-                break
-        return ids[:, width:]
 
     # ---------------------------------------------------------------- making one
 
@@ -410,52 +410,69 @@ class ChatModel:
             )
         )
         model = cls(loaded.bridge, chat, name=name, revision=loaded.revision)
-        self_check(model, plain_ids=loaded.probe_ids, plain_logits=loaded.probe_logits)
+        self_check(model, loaded.probe)
+        model.uses_cache = check_cache(model, loaded.probe)
         return model
 
     @classmethod
     def wrap(
         cls,
-        bridge: Any,
+        model: Any,
         *,
+        tokenizer: Any = None,
         chat: ChatFormat | None = None,
         name: str | None = None,
         revision: str | None = None,
     ) -> ChatModel:
-        """Wrap a TransformerBridge or (TransformerLens 3.9) HookedTransformer that is already loaded.
+        """Wrap a model that is already loaded: a Hugging Face one, or one of TransformerLens.
 
-        The caller's tokenizer is not changed. TransformerLens loads tokenizers so that they put a BOS in front;
-        where the model's template wants none, pass ``chat=ChatFormat.from_tokenizer(plain_tokenizer)``.
+        A plain Hugging Face causal model needs its tokenizer (or a chat format); TransformerLens puts its
+        hook points into the very object. A TransformerBridge or (TransformerLens 3.9) HookedTransformer
+        brings its own tokenizer, which TransformerLens loads so that it puts a BOS in front; where the
+        model's template wants none, pass ``tokenizer=plain_tokenizer``. No tokenizer is changed.
         A HookedTransformer made by ``from_pretrained`` has folded norms and centred weights, so its
         residual stream, and any direction in it, is in another basis than the plain model's;
         ``from_pretrained_no_processing`` keeps the plain one.
+        Raises InputError for anything else, or a model that fails the self-check.
         """
+        if chat is not None and tokenizer is None:
+            tokenizer = chat.tokenizer
+        bridge, probe = model, None
+        if isinstance(model, PreTrainedModel):
+            bridge, probe = _bridged(model, tokenizer, name)
         if not hasattr(bridge, "hook_dict") or not hasattr(bridge, "cfg"):
             raise InputError(
-                f"model to wrap: got {type(bridge).__name__}, need a TransformerBridge or a HookedTransformer; "
-                "try ChatModel.load"
+                f"model to wrap: got {type(model).__name__}, need a TransformerBridge, "
+                "a HookedTransformer or a Hugging Face causal model; try ChatModel.load"
             )
         if chat is None:
-            chat = ChatFormat.from_tokenizer(copy.deepcopy(bridge.tokenizer))
+            own = copy.deepcopy(bridge.tokenizer) if tokenizer is None else tokenizer
+            chat = ChatFormat.from_tokenizer(own)
         known = getattr(bridge.cfg, "tokenizer_name", None) or getattr(bridge.cfg, "model_name", None)
-        model = cls(bridge, chat, name=name or known or type(bridge).__name__, revision=revision)
-        self_check(model)
-        return model
+        wrapped = cls(bridge, chat, name=name or known or type(bridge).__name__, revision=revision)
+        self_check(wrapped, probe)
+        wrapped.uses_cache = check_cache(wrapped, probe)
+        return wrapped
+
+
+def _bridged(model: PreTrainedModel, tokenizer: Any, name: str | None) -> tuple[Any, Probe]:
+    """A bridge over a plain Hugging Face model, and what the model computed before."""
+    if tokenizer is None:
+        raise InputError(
+            f"model to wrap: got a plain {type(model).__name__} without tokenizer; try "
+            "ChatModel.wrap(model, tokenizer=AutoTokenizer.from_pretrained(...))"
+        )
+    if any("_original_component" in each._modules for each in model.modules()):
+        raise InputError(
+            f"model to wrap: this {type(model).__name__} is wrapped already, and a second wrapper would "
+            "hook the first; try ChatModel.wrap(its bridge), or the ChatModel that holds it"
+        )
+    model.eval()
+    probe = ask(model, tokenizer)
+    source = name or model.config.name_or_path or type(model).__name__
+    return bridge_of(model, tokenizer, source=source), probe
 
 
 @lru_cache
 def _forward_parameters(kind: type[torch.nn.Module]) -> frozenset[str]:
     return frozenset(inspect.signature(kind.forward).parameters)
-
-
-def _reply_positions(starting: Tensor, width: int, seen: int, length: int) -> Tensor:
-    """Which of the positions seen .. seen + length belong to the reply: prefilled or generated."""
-    generated = torch.ones(
-        starting.shape[0], max(0, seen + length - width), dtype=torch.bool, device=starting.device
-    )
-    return torch.cat([starting, generated], 1)[:, seen : seen + length]
-
-
-def _until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
-    ends = [i for i, token in enumerate(ids) if token in stop_ids]
-    return list(ids[: ends[0]] if ends else ids)

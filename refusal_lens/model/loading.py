@@ -11,28 +11,26 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .. import organism
 from ..errors import InputError
+from .check import Probe, ask
 
 log = logging.getLogger(__name__)
 
-PROBE = "The quick brown fox jumps over the lazy dog."
 ENDS = 1 << 20
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A bridge, its tokenizer, and the plain model's last-token logits [1 d_vocab] on a probe."""
+    """A bridge, its tokenizer, and what the plain model computed on a probe."""
 
     bridge: Any
     tokenizer: Any
     revision: str | None
-    probe_ids: Tensor
-    probe_logits: Tensor
+    probe: Probe
 
 
 def load_pretrained(
@@ -66,20 +64,17 @@ def load_pretrained(
     if where is not None:
         hf = hf.to(where)  # type: ignore[arg-type]
     hf = hf.eval()
-    ids = torch.tensor([tokenizer.encode(PROBE, add_special_tokens=True)[:32]])
-    ids = ids.to(next(hf.parameters()).device)
-    with torch.no_grad():
-        plain = hf(input_ids=ids, use_cache=False).logits[:, -1].cpu()
+    probe = ask(hf, tokenizer)
     return Loaded(
-        bridge=_wrap(hf, source, tokenizer, kept),
+        bridge=bridge_of(hf, tokenizer, source=source),
         tokenizer=tokenizer,
         revision=getattr(config, "_commit_hash", None) or revision,
-        probe_ids=ids,
-        probe_logits=plain,
+        probe=probe,
     )
 
 
-def _wrap(hf: Any, source: str, tokenizer: Any, dtype: torch.dtype | str) -> Any:
+def bridge_of(hf: Any, tokenizer: Any, *, source: str) -> Any:
+    """A TransformerBridge over a Hugging Face model, in place. InputError where there is none for it."""
     from transformer_lens.model_bridge import TransformerBridge
 
     real = next(p.dtype for p in hf.parameters() if p.is_floating_point())

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..shapes import Activation, LastLogits, TokenIds
 from .sites import Site
+from .threads import Users
 
 if TYPE_CHECKING:
     from .chat_model import ChatModel
@@ -47,6 +48,7 @@ class PlainModel:
         if model.hf is None:
             raise InputError(f"plain passes of {model.name}: no Hugging Face model underneath")
         self.hf: Any = model.hf
+        self._name = model.name
         self.n_layers = model.n_layers
         self._wrapped = list(_wrapped_modules(self.hf))
         owners = _owners(model)
@@ -69,20 +71,22 @@ class PlainModel:
         """Take the wrappers out for the length of the context; the bridge must not be used inside.
 
         attention: an attention implementation of transformers, such as "sdpa"; the model's own by
-        default. Raises ValueError when the architecture does not offer it.
+        default. Raises ValueError when the architecture does not offer it, InputError while another
+        thread uses the model.
         """
         before = self.hf.config._attn_implementation
-        try:
-            for one in self._wrapped:
-                one.parent._modules[one.name] = one.plain
-            if attention is not None and attention != before:
-                self.hf.set_attn_implementation(attention)
-            yield self
-        finally:
-            if self.hf.config._attn_implementation != before:
-                self.hf.set_attn_implementation(before)
-            for one in self._wrapped:
-                one.parent._modules[one.name] = one.wrapper
+        with Users.of(self.hf).hooking(self._name):
+            try:
+                for one in self._wrapped:
+                    one.parent._modules[one.name] = one.plain
+                if attention is not None and attention != before:
+                    self.hf.set_attn_implementation(attention)
+                yield self
+            finally:
+                if self.hf.config._attn_implementation != before:
+                    self.hf.set_attn_implementation(before)
+                for one in self._wrapped:
+                    one.parent._modules[one.name] = one.wrapper
 
     # ---------------------------------------------------------------- passes
 

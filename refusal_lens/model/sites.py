@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
+
+from ..errors import InputError
 
 HOOK_NAMES = {
     "embed": "hook_embed",
@@ -45,12 +48,20 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.kind not in HOOK_NAMES:
-            raise ValueError(f"Site kind: got {self.kind!r}, need one of {', '.join(HOOK_NAMES)}")
+            raise InputError(f"Site kind: got {self.kind!r}, need one of {', '.join(HOOK_NAMES)}")
+        object.__setattr__(self, "layer", whole(self.layer, "layer of a site"))
 
     @property
     def hook_name(self) -> str:
         """TransformerLens' name for the site."""
         return HOOK_NAMES[self.kind].format(layer=self.layer)
+
+
+def whole(value: Any, what: str) -> int:
+    """The value as an int. InputError unless it is a whole number of at least 0 (True is none)."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
+        raise InputError(f"{what}: got {value!r}, need a whole number of at least 0")
+    return int(value)
 
 
 def as_transformer_lens_hook(fn: Hook) -> Callable[..., Tensor | None]:

@@ -278,7 +278,7 @@ def losses(job: Job, step: Step) -> None:
     """On-distribution CE of the plain model's own harmless replies under each edit."""
     rows = read_jsonl(job.path(f"completions/{job.contrast.kinds[1]}_baseline.jsonl"))
     instructions = [row["instruction"] for row in rows]
-    replies = [row["response"] for row in rows]
+    replies = [row["reply_ids"] for row in rows]
     if not any(replies):
         log.warning("losses: left empty, since every reply of the unedited model is")
     table = []
