@@ -105,8 +105,13 @@ def mean_next_token_probabilities(
 
 
 def as_rendered(model: ChatModel, prompts: Sequence[str] | Rendered) -> Rendered:
-    """Instructions rendered with the model's template; what is rendered already stays as it is."""
-    return prompts if isinstance(prompts, Rendered) else model.chat.render(prompts)
+    """Instructions rendered with the model's template; what is rendered already stays as it is.
+
+    Raises InputError, naming a prompt, for one that is longer than the model's positions.
+    """
+    rendered = prompts if isinstance(prompts, Rendered) else model.chat.render(prompts)
+    model.require_room(rendered, 0)
+    return rendered
 
 
 def _streams(

@@ -74,7 +74,7 @@ VECTORS = {
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("vector", VECTORS)
 def test_a_vector_without_a_direction_is_no_edit(maker: str, vector: str) -> None:
-    with pytest.raises(InputError, match="vector|direction") as failed:
+    with pytest.raises(InputError, match=r"vector|direction") as failed:
         MAKERS[maker](VECTORS[vector])
     assert "\n" not in str(failed.value)
 
@@ -116,9 +116,9 @@ def test_what_subtracts_and_what_refers_is_finite_too(number: float) -> None:
 @pytest.mark.parametrize("layer", [True, 1.0, -1, "1", None])
 def test_layers_are_whole_numbers(layer: Any) -> None:
     for make in (partial(Add, R), lambda n: Clamp(R, n, 0.5), partial(Site, "resid_pre")):
-        with pytest.raises(InputError, match="layer of .* need a whole number"):
+        with pytest.raises(InputError, match=r"layer of .* need a whole number"):
             make(layer)
-    with pytest.raises(InputError, match="layer of .* need a whole number"):
+    with pytest.raises(InputError, match=r"layer of .* need a whole number"):
         Direction(R, layer, -1)
 
 

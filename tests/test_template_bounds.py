@@ -29,7 +29,9 @@ ENDLESS = {
     "{% set x = 'ab' * 10**10 %}",
     "a long list": "{% set x = [1] * 10**9 %}",
     "a long number": "{{ 10 ** (10 ** 9) }}",
-    "a number that grows": "{% set n = namespace(x=3) %}" + LOOP + "{% set n.x = n.x * n.x %}{% endfor %}",
+    "a number that grows": "{% set n = namespace(x=3) %}"
+    + LOOP
+    + "{% set n.x = n.x * n.x %}{% endfor %}",
     "a text that doubles": "{% set n = namespace(x='ab') %}"
     + LOOP
     + "{% set n.x = n.x + n.x %}{% endfor %}",
@@ -42,7 +44,9 @@ ENDLESS = {
     "a list that doubles": "{% set n = namespace(x=[1]) %}"
     + LOOP
     + "{% set n.x = n.x + n.x %}{% endfor %}",
-    "replacing": "{% set n = namespace(x='aa') %}" + LOOP + "{% set n.x = n.x.replace('a', n.x) %}{% endfor %}",
+    "replacing": "{% set n = namespace(x='aa') %}"
+    + LOOP
+    + "{% set n.x = n.x.replace('a', n.x) %}{% endfor %}",
     "replacing by a filter": "{% set n = namespace(x='aa') %}"
     + LOOP
     + "{% set n.x = n.x | replace('a', n.x) %}{% endfor %}",
@@ -90,7 +94,7 @@ def test_what_never_ends_is_one_line_within_seconds(name: str) -> None:
 
 def test_the_time_limit_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "SECONDS", 0.2)
-    with pytest.raises(InputError, match="more than 0.2 seconds"):
+    with pytest.raises(InputError, match=r"more than 0.2 seconds"):
         ChatFormat.from_tokenizer(tokenizer(ENDLESS["loops that need no call"] + templates.CHATML))
 
 

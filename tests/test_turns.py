@@ -26,8 +26,12 @@ def messages(turns: list[tuple[str, str]], last: str) -> list[dict[str, str]]:
     return [*listed, {"role": "user", "content": last}]
 
 
-def reference(chat: ChatFormat, turns: list[tuple[str, str]], last: str, **options: Any) -> list[int]:
-    head = [] if not options.get("system") else [{"role": "system", "content": options.pop("system")}]
+def reference(
+    chat: ChatFormat, turns: list[tuple[str, str]], last: str, **options: Any
+) -> list[int]:
+    head = (
+        [] if not options.get("system") else [{"role": "system", "content": options.pop("system")}]
+    )
     return chat.tokenizer.apply_chat_template(
         [*head, *messages(turns, last)], add_generation_prompt=True, return_dict=False, **options
     )
@@ -116,7 +120,7 @@ def test_what_cannot_be_turns_is_one_line() -> None:
         "{{ '<|im_start|>' + messages[-1].content + '<|im_end|>' }}"
         "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
     )
-    with pytest.raises(InputError, match="turn 0: got 'a'.* writes 0 times"):
+    with pytest.raises(InputError, match=r"turn 0: got 'a'.* writes 0 times"):
         ChatFormat.from_tokenizer(tokenizer).after([("a", "b")])
 
 
@@ -158,7 +162,13 @@ def test_a_channel_before_the_reply_is_part_of_the_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    "block", ["<think>\n\n</think>\n\n", "[THINK][/THINK]", "◁think▷◁/think▷", "<|channel>thought\n<channel|>"]
+    "block",
+    [
+        "<think>\n\n</think>\n\n",
+        "[THINK][/THINK]",
+        "◁think▷◁/think▷",
+        "<|channel>thought\n<channel|>",
+    ],
 )
 def test_a_block_of_thought_in_past_turns_is_not(block: str) -> None:
     tokenizer = templates.tokenizer("qwen3")
@@ -190,7 +200,8 @@ def test_bos_behind_the_system_prompt_is_seen() -> None:
     tokenizer = templates.tokenizer("r1")
     tokenizer.chat_template = (
         "{% if messages[0].role == 'system' %}{{ messages[0].content + '\n' }}{% endif %}"
-        "{{ bos_token }}" + templates.R1.replace("{{ bos_token }}", "").replace("{{ m.content }}", "")
+        "{{ bos_token }}"
+        + templates.R1.replace("{{ bos_token }}", "").replace("{{ m.content }}", "")
     )
     chat = ChatFormat.from_tokenizer(tokenizer, system="Be brief.")
     assert row(chat.render(["hello"])).count(tokenizer.bos_token_id) == 1

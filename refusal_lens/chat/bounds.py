@@ -39,7 +39,7 @@ _SIZED = ("center", "indent", "batch", "slice", "wordwrap", "round", "tojson", "
 def render(source: str, variables: Mapping[str, Any]) -> str:
     """What a chat template writes, as transformers would render it.
 
-    Raises TooMuch past a limit, and whatever else the template raises.
+    Raises LimitError past a limit, and whatever else the template raises.
     """
     return _environment().render(source, variables)
 
@@ -49,7 +49,7 @@ def _environment() -> Bounded:
     return Bounded(_compile_jinja_template("").environment)
 
 
-class TooMuch(Exception):
+class LimitError(Exception):
     """A template went past a limit; the message says which."""
 
 
@@ -66,24 +66,24 @@ class _Budget(threading.local):
     def step(self) -> None:
         self.steps -= 1
         if self.steps < 0:
-            raise TooMuch(f"more than {STEPS:,} steps")
+            raise LimitError(f"more than {STEPS:,} steps")
         if self.steps % 4 == 0 and time.thread_time() > self.until:
-            raise TooMuch(f"more than {SECONDS:g} seconds")
+            raise LimitError(f"more than {SECONDS:g} seconds")
 
     def allow(self, size: int) -> None:
         """Before something of this size is made."""
         self.step()
         if size > self.length:
-            raise TooMuch(f"a text of more than {self.length:,} characters")
+            raise LimitError(f"a text of more than {self.length:,} characters")
         self.made -= size
         if self.made < 0:
-            raise TooMuch("more text than it is allowed to make on its way")
+            raise LimitError("more text than it is allowed to make on its way")
 
 
 class _Counting(CodeGenerator):
     """Compiles ``~`` into a joining that is counted."""
 
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 (jinja looks it up)
         self.write("environment.joined((")
         for each in node.nodes:
             self.visit(each, frame)
@@ -112,14 +112,14 @@ class Bounded(ImmutableSandboxedEnvironment):
         self.filters["_steps"] = self._stepping
 
     def render(self, source: str, variables: Mapping[str, Any]) -> str:
-        """The text that a template writes. Raises TooMuch, or whatever the template raises."""
+        """The text that a template writes. Raises LimitError, or whatever the template raises."""
         self.budget.start(_size(variables))
         template = self._load(source)
         return template.render(**variables)
 
     def _load(self, source: str) -> Any:
         if len(source) > SOURCE:
-            raise TooMuch(f"a source of {len(source):,} characters, more than {SOURCE:,}")
+            raise LimitError(f"a source of {len(source):,} characters, more than {SOURCE:,}")
         found = self._compiled.get(source)
         if found is None:
             if len(self._compiled) >= KEPT:
@@ -224,7 +224,9 @@ class Bounded(ImmutableSandboxedEnvironment):
             self._check_format(owner, args)
         elif name == "join":
             # The method's owner is the separator, the filter's the list.
-            glue, items = (owner, args[:1]) if isinstance(owner, (str, bytes)) else (args[:1], [owner])
+            glue, items = (
+                (owner, args[:1]) if isinstance(owner, (str, bytes)) else (args[:1], [owner])
+            )
             between = _size(glue)
             for each in items:
                 n = len(each) if hasattr(each, "__len__") else 0
@@ -235,17 +237,17 @@ class Bounded(ImmutableSandboxedEnvironment):
         if not isinstance(form, (str, bytes)):
             return
         if _WIDTH.search(form if isinstance(form, str) else str(form)):
-            raise TooMuch("a text padded to millions of characters")
-        fields = len(re.findall("[%{]" if isinstance(form, str) else b"[%{]", form))
+            raise LimitError("a text padded to millions of characters")
+        fields = sum(str(form).count(mark) for mark in "%{")
         self.budget.allow(len(form) + fields * max(map(_size, args), default=0))
 
     def _check_widths(self, args: tuple[Any, ...]) -> None:
         if any(isinstance(each, int) and abs(each) >= 10**6 for each in args):
-            raise TooMuch("a text padded to millions of characters")
+            raise LimitError("a text padded to millions of characters")
 
     def _check_bits(self, bits: int) -> None:
         if bits > DIGITS:
-            raise TooMuch("a number of thousands of digits")
+            raise LimitError("a number of thousands of digits")
 
 
 class _Stepped:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -68,7 +69,11 @@ class ChatFormat:
     ) -> None:
         self.tokenizer = tokenizer
         self._template = template
-        self._given = {"prefill": prefill, "bos": bos, "extra_stop_ids": extra_stop_ids}
+        self._given: dict[str, Any] = {
+            "prefill": prefill,
+            "bos": bos,
+            "extra_stop_ids": extra_stop_ids,
+        }
         self._encoder = encoder or Encoder(tokenizer)
         self._suffix = self._encoder.mark(suffix)
         self._before, self._after = self._marked_prompt()
@@ -356,7 +361,9 @@ def _reply_text(template: Template | None) -> ReplyText:
 
 def _turn(number: int, turn: object) -> Turn:
     if isinstance(turn, str) or not isinstance(turn, Sequence) or len(turn) != 2:
-        raise InputError(f"turn {number}: got {turn!r:.60}, need (what the user said, what the model replied)")
+        raise InputError(
+            f"turn {number}: got {turn!r:.60}, need (what the user said, what the model replied)"
+        )
     user, assistant = (admissible([text], f"text of turn {number},")[0] for text in turn)
     return user, assistant
 

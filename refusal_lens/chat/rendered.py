@@ -29,10 +29,11 @@ class Rendered:
 
     Spans are half-open (start, stop) columns of `ids`. In reading order a row holds padding, BOS
     and template, `instruction`, (template text that merges with some instructions, mostly none),
-    `post`, (a header that the template writes before a reply, mostly none), `answer`, end of turn. `post` has one token per name in `positions`: position i
-    (negative, -1 the last) of a row is column ``post[row, 1] + i``. `answer` holds the prefilled
-    answer and the reply, without the end of turn; it is empty (start = stop = number of columns)
-    when there is neither, and then ``post[:, 1]`` is the number of columns too.
+    `post`, (a header that the template writes before a reply, mostly none), `answer`, end of turn.
+    `post` has one token per name in `positions`: position i (negative, -1 the last) of a row is
+    column ``post[row, 1] + i``. `answer` holds the prefilled answer and the reply, without the end
+    of turn; it is empty (start = stop = number of columns) when there is neither, and then
+    ``post[:, 1]`` is the number of columns too.
     """
 
     ids: TokenIds
@@ -100,7 +101,9 @@ class Rendered:
         Raises InputError unless the rows end where their answers begin or go on, with one reply for each.
         """
         if len(replies) != len(self):
-            raise InputError(f"replies: got {len(replies)}, need one for each of {len(self)} prompts")
+            raise InputError(
+                f"replies: got {len(replies)}, need one for each of {len(self)} prompts"
+            )
         width = self.ids.shape[1]
         if bool((self.answer[:, 1] != width).any()):
             raise InputError("replies: got prompts that have replies already, need some without")

@@ -11,7 +11,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from .bounds import TooMuch, render
+from .bounds import LimitError, render
 from .encoder import name_of
 
 # Plain words, so that no template treats them in a special way.
@@ -32,7 +32,9 @@ _FAILURES = (
     TypeError,
     ValueError,
 )
-_THOUGHT = re.compile(r".*[<\[◁][^<>\[\]◁▷]*(?:think|thought|reason)[^<>\[\]◁▷]*[>\]▷]", re.I | re.S)
+_THOUGHT = re.compile(
+    r".*[<\[◁][^<>\[\]◁▷]*(?:think|thought|reason)[^<>\[\]◁▷]*[>\]▷]", re.I | re.S
+)
 
 Message = dict[str, str]
 Turn = tuple[str, str]
@@ -182,7 +184,7 @@ class Template:
         }
         try:
             return [render(self.source, {**shared, "messages": each}) for each in conversations]
-        except TooMuch as error:
+        except LimitError as error:
             raise InputError(
                 f"chat template of {self.name}: got {error}, need one that ends; try another chat template"
             ) from error
@@ -231,7 +233,8 @@ class Template:
             if marked.count(name) != 1:
                 raise self._not_wrapped(i, f"writes {marked.count(name)} times")
         order = sorted(kept, key=places.__getitem__)
-        whole, spans = marked, []
+        whole = marked
+        spans: list[Foreign] = []
         for i in reversed(order):
             # Alone among placeholders, to see what the template makes of it: many trim, some cut thoughts.
             alone = self._before({j: names[j] for j in kept if j != i})
@@ -302,7 +305,7 @@ def _letters(number: int) -> str:
 def _without_thought(lead: str) -> str:
     """What stands before a reply, without the block of thought that templates write into past turns."""
     rest = _THOUGHT.sub("", lead)
-    if rest != lead and rest.isspace() or re.search("think|thought|reason", rest, re.I):
+    if (rest != lead and rest.isspace()) or re.search("think|thought|reason", rest, re.I):
         return ""
     return rest
 

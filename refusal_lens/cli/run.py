@@ -66,7 +66,12 @@ def run(
     prune_layers: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the last layers to leave out.")
     ] = 0.2,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 512,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Longest completion  [default: 512, or what the model's positions leave]"
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Prompts in a forward pass (64, or 256 for small models)."),

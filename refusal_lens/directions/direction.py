@@ -51,12 +51,13 @@ class Direction:
         if not bool(self.vector.isfinite().all()):
             raise InputError("direction vector: got NaN or infinity in it, need finite numbers")
         object.__setattr__(self, "layer", whole(self.layer, "layer of a direction"))
-        if isinstance(self.position, bool) or not isinstance(self.position, Integral) or self.position >= 0:
+        position: Any = self.position
+        if isinstance(position, bool) or not isinstance(position, Integral) or int(position) >= 0:
             raise InputError(
-                f"position of a direction: got {self.position!r}, need a negative whole number, -1 for the "
+                f"position of a direction: got {position!r}, need a negative whole number, -1 for the "
                 "last post-instruction token"
             )
-        object.__setattr__(self, "position", int(self.position))
+        object.__setattr__(self, "position", int(position))
         object.__setattr__(self, "vector", self.vector.detach().cpu().double().clone())
 
     # ---------------------------------------------------------------- algebra

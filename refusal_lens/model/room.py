@@ -51,7 +51,9 @@ def require_room(name: str, limit: int | None, rendered: Rendered, new_tokens: i
     shown = text if len(text) <= 40 else text[:40] + "..."
     reply = f" and {new_tokens} for the reply" if new_tokens else ""
     rest = limit - n
-    remedy = f"try max_new_tokens={rest} or less" if new_tokens and rest > 0 else "try a shorter one"
+    remedy = (
+        f"try max_new_tokens={rest} or less" if new_tokens and rest > 0 else "try a shorter one"
+    )
     raise InputError(
         f"prompt {longest} ({shown!r}) on {name}: got {n} tokens{reply}, need at most {limit}, the "
         f"positions that the model has; {remedy}"

@@ -47,7 +47,9 @@ class Users:
 
         Raises InputError while another thread has changed it or runs it.
         """
-        with self._counted(self._hooking, (self._hooking, self._running), "hooks cannot be put on", name):
+        with self._counted(
+            self._hooking, (self._hooking, self._running), "hooks cannot be put on", name
+        ):
             yield
 
     @contextmanager

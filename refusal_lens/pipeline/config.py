@@ -45,7 +45,7 @@ class RunConfig:
     induce_threshold: float = 0.0
     prune_layers: float = 0.2
     mode: Literal["exhaustive", "lazy"] = "exhaustive"
-    max_new_tokens: int = 512
+    max_new_tokens: int | None = None
     batch_size: int | None = None
     n_null: int = 32
     n_moves: int = 8
