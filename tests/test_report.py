@@ -210,7 +210,7 @@ EXPORT = {"to": "gguf", "edit": "ablate", "strength": 1, "norm_preserving": Fals
 
 def test_what_was_made_with_an_earlier_direction_is_marked(tmp_path: Path) -> None:
     run = RunFolder.open(in_steps(tmp_path, threshold=0.1))
-    with pytest.raises(InputError, match=r"suffix.values\.csv"):
+    with pytest.raises(InputError, match=r"suffix.summary\.json"):
         render_sections(run)
     assert "earlier direction" not in str(exports.render(run))
     run = RunFolder.open(in_steps(tmp_path, threshold=0.2))
@@ -283,20 +283,30 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, make: bool) -> None:
         write_report(folder)
 
 
-def test_odd_values_in_the_summary_do_not_break_the_page(fresh: Path) -> None:
-    odd = {"rate": "NaN", "se": None}
-    edit_summary(
-        fresh,
-        selected={"position": "x", "layer": None},
-        scores=[1],
-        baseline=None,
-        refusal_tokens="I",
-        n_layers=True,
-        refusal_rate={"harmful": {"baseline": odd}, "harmless": 3},
-        thresholds={"kl_threshold": "0.1"},
-        model=["<b>x</b>"],
-    )
-    assert "<b>x</b>" not in write_report(fresh).read_text()
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"selected": {"position": "x", "layer": None}},
+        {"scores": [1]},
+        {"refusal_tokens": "I"},
+        {"n_layers": True},
+        {"n_layers": 10**30},
+        {"refusal_rate": {"harmful": {"baseline": {"rate": "NaN"}}}},
+        {"refusal_rate": {"harmless": 3}},
+        {"thresholds": {"kl_threshold": "0.1"}},
+        {"model": ["<b>x</b>"]},
+    ],
+)
+def test_odd_values_in_the_summary_are_one_line(fresh: Path, change: dict[str, Any]) -> None:
+    edit_summary(fresh, **change)
+    with pytest.raises(InputError, match=rf"summary\.json: .* at {next(iter(change))}") as caught:
+        write_report(fresh)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_summary_does_not_say_is_left_out(fresh: Path) -> None:
+    edit_summary(fresh, selected=None, scores=None, baseline=None, refusal_rate=None, later={"x": 1})
+    assert '<section id="candidates">' in write_report(fresh).read_text()
 
 
 # ---------------------------------------------------------------- the claim

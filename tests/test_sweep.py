@@ -190,7 +190,7 @@ def test_any_budget_gives_the_same_scores_and_selection(architecture: str, budge
     assert (one.position, one.layer) == (other.position, other.layer)
 
 
-def test_a_measured_budget_gives_the_same_scores() -> None:
+def test_the_budget_of_the_model_gives_the_same_scores() -> None:
     found = swept()
     assert found.stats.load.tokens > 1
     assert largest_gap(found.table, expected(QWEN)) < 1e-5
@@ -349,7 +349,7 @@ class Scripted(Engine):
     def __init__(self, rows: pd.DataFrame, n_layers: int) -> None:
         self.truth = {(r["position"], r["layer"]): r for r in rows.to_dict("records")}
         self.n_layers = n_layers
-        self.scores = Scores()
+        self.scores, self.known = Scores(), Scores()
         self.positive, self.negative = [0], [1]
         self.road = SimpleNamespace(skips=True, prefix=0)
         self.evaluations = dict.fromkeys(NAMES, 0)

@@ -17,17 +17,21 @@ def report(
         typer.Option("--out", "-o", help="Where the results for a reference run go."),
     ] = None,
 ) -> None:
-    """Render the page of RUN again.
+    """Render the page of RUN again; a run that is not whole has one too, and is an error.
 
     A run folder of the reference implementation is read, its candidates are put to the selection
     rule, and the table, summary and figures are written to --out.
     """
-    from refusal_lens.report import is_reference_run, write_reference_report, write_report
+    from refusal_lens.report import (
+        is_reference_run,
+        write_reference_report,
+        write_whole_report,
+    )
 
     if not is_reference_run(run):
         if out is not None:
             raise typer.BadParameter("a run is rendered in its own folder", param_hint="--out")
-        print(f"report: {write_report(run).resolve()}")
+        print(f"report: {write_whole_report(run).resolve()}")
         return
     if out is None:
         raise typer.BadParameter(

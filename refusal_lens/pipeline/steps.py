@@ -19,10 +19,10 @@ from ..directions import (
     Direction,
     NoCandidateError,
     Thresholds,
-    score_candidates,
     select,
 )
 from ..directions.finding import extract_candidates
+from ..directions.sweep import sweep
 from ..errors import InputError
 from ..evaluation import (
     complete,
@@ -205,8 +205,7 @@ def scores(job: Job, step: Step) -> None:
     if not job.made("candidates", "candidates.safetensors"):
         return
     c, val = job.config, job.kept("val")
-    records = step.records
-    table = score_candidates(
+    done = sweep(
         job.model,
         Candidates.load(job.path("candidates.safetensors")),
         positive=val.positive,
@@ -215,10 +214,11 @@ def scores(job: Job, step: Step) -> None:
         mode=c.mode,
         rule=Thresholds(c.kl_threshold, c.induce_threshold, c.prune_layers),
         on_progress=job.said("scores"),
-        resume=Checkpoint.from_json(records[-1]["sweep"]) if records else None,
-        on_block=lambda checkpoint: step.keep({"sweep": checkpoint.to_json()}),
+        resume=Checkpoint.latest(step.records),
+        on_block=lambda checkpoint: step.keep(checkpoint.record()),
     )
-    step.write_csv("scores.csv", table)
+    step.write_csv("scores.csv", done.table)
+    step.write_json("sweep.json", done.checkpoint.passes)
 
 
 def selection(job: Job, step: Step) -> None:

@@ -8,6 +8,7 @@ pattern [head][query][key]. Token texts are untrusted, and shown as text only.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,11 @@ from plotly.subplots import make_subplots
 
 from refusal_lens.plotting import theme
 from refusal_lens.plotting.heads import REGION_COLOURS
+from refusal_lens.plotting.policy import content_policy
 
 STAND_IN = "\ue03c"
 """A character of private use."""
+_BY_CHANCE = re.compile(r"circuits-vis-[0-9a-f]{8}-[0-9a-f]{4}\b")
 _DIVERGING = [
     (0.0, theme.BLUE),
     (0.25, "#7FB8D8"),
@@ -106,9 +109,12 @@ def _page(title: str, source: str) -> str:
     """The local source as a page; its tokens can neither end the script nor open a tag."""
     for held in (STAND_IN, json.dumps(STAND_IN)[1:-1]):
         source = source.replace(held, "\\u003c")
+    # circuitsvis draws the element's name by chance; one view a page needs no such name.
+    source = _BY_CHANCE.sub("circuits-vis", source)
+    (script,) = re.findall(r"<script[^>]*>(.*)</script>", source, flags=re.DOTALL)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{theme.label(title)}</title></head>\n"
+        f"{content_policy([script])}<title>{theme.label(title)}</title></head>\n"
         f"<body>{source}</body></html>\n"
     )
 

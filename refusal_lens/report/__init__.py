@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from refusal_lens.report.folder import is_reference_run
-from refusal_lens.report.page import write_report
+from refusal_lens.report.page import write_report, write_whole_report
 
 
 def write_reference_report(folder: str | Path, out: str | Path) -> Path:
@@ -23,4 +23,4 @@ def write_reference_report(folder: str | Path, out: str | Path) -> Path:
     return convert_reference_run(folder, out)
 
 
-__all__ = ["is_reference_run", "write_reference_report", "write_report"]
+__all__ = ["is_reference_run", "write_reference_report", "write_report", "write_whole_report"]

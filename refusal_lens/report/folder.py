@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,13 @@ import pandas as pd
 
 from refusal_lens.errors import InputError
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
+from refusal_lens.runs.opening import place_in, require_plain
 
 EVALUATIONS = "select_direction/direction_evaluations.json"
 METADATA = "direction_metadata.json"
 """The files by which a run folder of the reference implementation is known."""
 
 _MARKS = ("manifest.json", "summary.json", "run.json", "candidates.csv")
-_TEXT = ("position_name", "reason", "skipped", "quantity", "kind", "condition", "token", "null",
-         "dataset", "passes", "instruction", "split")  # fmt: skip
-_WHOLE = ("position", "layer", "token_id")
-_COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "candidates.csv": {"numbers": ("position", "layer", "bypass", "induce", "kl")},
-    "curves.csv": {"numbers": ("layer", "position", "mean"), "words": ("kind", "condition")},
-    "base_curves.csv": {"numbers": ("layer", "position", "mean"), "words": ("kind", "condition")},
-    "metrics.csv": {"numbers": ("metric",), "words": ("kind", "condition")},
-    "top_tokens.csv": {"numbers": ("token_id", "probability"), "words": ("kind", "token")},
-    "pca.csv": {"numbers": ("layer", "pc1", "pc2"), "words": ("kind",)},
-    "nulls.csv": {"numbers": ("refusal_rate",), "words": ("null", "kind")},
-    "losses.csv": {"numbers": ("ce", "perplexity", "n_tokens"), "words": ("condition",)},
-}
-
 Rate = dict[str, float]
 """A refusal rate: "rate", and where known "se", "n" and "paper_count", the rate by the paper's phrases."""
 _RATE = ("rate", "se", "n", "paper_count")
@@ -49,7 +36,8 @@ class RunFolder:
 
     Of a run made in steps only the files of those that are not out of date are read. `current` and
     `outdated` name the files of both kinds; current is None for a folder without steps, where every
-    file is read.
+    file is read. damaged: files that are not as their step left them, and how; they are not read.
+    lack: why the folder is not that of a whole run, "" for one that is.
     """
 
     path: Path
@@ -57,6 +45,8 @@ class RunFolder:
     manifest: Mapping[str, Any]
     current: frozenset[str] | None = None
     outdated: frozenset[str] = frozenset()
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    lack: str = ""
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -69,8 +59,8 @@ class RunFolder:
                 f"run folder at {path}: got none of {', '.join(_MARKS)}, need a folder written by "
                 "refusal-lens run or by the reference implementation; try its parent or a subfolder"
             )
-        current, outdated = _files_of_steps(path)
-        bare = cls(path, {}, {}, current, outdated)
+        require_plain(path)
+        bare = _of_steps(cls(path, {}, {}))
         summary = bare.file("summary.json")
         return replace(
             bare,
@@ -79,10 +69,25 @@ class RunFolder:
         )
 
     def file(self, name: str) -> Path | None:
-        """Where a result is; None when it is missing, unfinished or out of date."""
-        path = self.path / name
+        """Where a result is; None when it is missing, unfinished, out of date or damaged."""
         counts = self.current is None or name in self.current
-        return path if counts and path.is_file() else None
+        if not counts or name in self.damaged:
+            return None
+        path = place_in(self.path, name)
+        return path if path.is_file() else None
+
+    def made(self, folder: str, suffix: str) -> dict[str, Path]:
+        """Results in a folder of the run by their name without suffix, those of earlier steps too.
+
+        Stray and damaged files are left out.
+        """
+        names = sorted(f"{folder}/{path.name}" for path in (self.path / folder).glob(f"*{suffix}"))
+        known = names if self.current is None else self.current | self.outdated
+        return {
+            name.removeprefix(f"{folder}/").removesuffix(suffix): place_in(self.path, name)
+            for name in names
+            if name in known and name not in self.damaged
+        }
 
     def table(self, name: str) -> pd.DataFrame | None:
         """A CSV file of the run, its columns checked; None when it is missing or has no rows.
@@ -94,18 +99,9 @@ class RunFolder:
         path = self.file(name)
         if path is None:
             return None
-        rows: pd.DataFrame = read_csv(path, text=_TEXT)
-        numbers, words = _COLUMNS[name]["numbers"], _COLUMNS[name].get("words", ())
-        missing = [column for column in (*numbers, *words) if column not in rows]
-        if missing:
-            raise InputError(f"{path}: got no column {', '.join(missing)}; make it again")
+        rows: pd.DataFrame = read_csv(path, text=("passes",))
         if rows.empty:
             return None
-        for column in numbers:
-            if not pd.api.types.is_numeric_dtype(rows[column]):
-                raise InputError(f"{path}: got words in column {column}, need numbers")
-        for column in set(_WHOLE) & set(numbers):
-            rows[column] = _integers(rows[column], path)
         if "passes" in rows:
             rows["passes"] = rows["passes"].str.lower().isin(("true", "1"))
         return rows
@@ -113,11 +109,7 @@ class RunFolder:
     def completions(self, kind: str, condition: str) -> list[dict[str, Any]]:
         """The rows of one completions file (instruction, response, refusal, metric), else none."""
         path = self.file(f"completions/{kind}_{condition}.jsonl")
-        rows = [] if path is None else read_jsonl(path)
-        for number, row in enumerate(rows, start=1):
-            if not {"instruction", "response"} <= set(row):
-                raise InputError(f"{path} entry {number}: need instruction and response")
-        return rows
+        return [] if path is None else read_jsonl(path)
 
     def value(self, *keys: str) -> Any:
         """summary[keys[0]][keys[1]]..., None where any of them is missing."""
@@ -173,16 +165,36 @@ class RunFolder:
         return {name: value for name, value in fields.items() if value is not None}
 
 
-def _files_of_steps(path: Path) -> tuple[frozenset[str] | None, frozenset[str]]:
-    """The files of the steps that hold, and of those that are out of date; (None, none) without steps."""
-    if not (path / "run.json").is_file():
-        return None, frozenset()
-    run = Run.read(path)
-    stale = run.stale()
-    done = run.manifests().items()
+def _of_steps(bare: RunFolder) -> RunFolder:
+    """The folder with what its steps say of its files, if it has any."""
+    if not (bare.path / "run.json").is_file():
+        whole = (bare.path / "summary.json").is_file()
+        return bare if whole else replace(bare, lack="got a run that is not finished")
+    run = Run.read(bare.path)
+    stale, done = run.stale(), run.manifests().items()
     current = {name for step, m in done if step not in stale for name in m.outputs}
-    outdated = {name for step, m in done if step in stale for name in m.outputs}
-    return frozenset(current), frozenset(outdated - current)
+    outdated = {name for step, m in done if step in stale for name in m.outputs} - current
+    damaged = run.damages()
+    return replace(
+        bare,
+        current=frozenset(current),
+        outdated=frozenset(outdated),
+        damaged=damaged,
+        lack=_lack(run, stale, damaged),
+    )
+
+
+def _lack(run: Run, stale: Mapping[str, str], damaged: Mapping[str, str]) -> str:
+    """Why a run made in steps is not whole; "" when it is."""
+    if damaged:
+        name, what = next(iter(damaged.items()))
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        return f"got {name} that {what}{more}"
+    try:
+        behind = [name for name in run.whole().get("steps", {}) if name in stale]
+    except InputError as error:
+        return str(error).removeprefix(f"run folder at {run.path}: ")
+    return f"got step {behind[0]!r}, which is out of date" if behind else ""
 
 
 def _object(path: Path) -> Mapping[str, Any]:
@@ -192,9 +204,3 @@ def _object(path: Path) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: got a JSON {type(value).__name__}, need an object")
     return value
-
-
-def _integers(column: pd.Series, path: Path) -> pd.Series:
-    if not (np.isfinite(column) & (column % 1 == 0)).all():
-        raise InputError(f"{path}: need whole numbers in column {column.name}")
-    return column.astype(int)

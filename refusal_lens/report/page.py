@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +9,8 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from refusal_lens import __version__
+from refusal_lens.errors import InputError
+from refusal_lens.plotting.policy import content_policy
 from refusal_lens.report.claim import Claim, make_claim
 from refusal_lens.report.facts import not_selected, passing
 from refusal_lens.report.folder import RunFolder
@@ -18,6 +18,7 @@ from refusal_lens.report.markup import MINUS, Html, Plot, Section, number, parag
 from refusal_lens.report.sections import SECTIONS
 from refusal_lens.report.style import DRAW, STYLE, TABLES
 from refusal_lens.runs import write_text
+from refusal_lens.runs.opening import place_in, read_bytes
 
 _PLOTLY_FILE = "plotly.min.js"
 
@@ -36,8 +37,22 @@ def write_report(run_folder: str | Path) -> Path:
     run = RunFolder.open(run_folder)
     sections, missing = render_sections(run)
     _write_figures(run.path / "figures", sections)
-    page = run.path / "report.html"
+    page = place_in(run.path, "report.html")
     write_text(page, _page(run, make_claim(run), sections, missing))
+    return page
+
+
+def write_whole_report(run_folder: str | Path) -> Path:
+    """Like `write_report`, for whoever takes a page for a whole run.
+
+    Raises:
+        InputError: also, after the page is written, for a run that is not finished or in which a
+            file is not as its step left it.
+
+    """
+    page = write_report(run_folder)
+    if lack := RunFolder.open(run_folder).lack:
+        raise InputError(f"run folder at {run_folder}: {lack}; the page of what there is: {page}")
     return page
 
 
@@ -84,13 +99,14 @@ def _write_figures(folder: Path, sections: Sequence[Section]) -> None:
     for plot in plots:
         scripts = f'<script src="{_PLOTLY_FILE}"></script><script>{DRAW}</script>'
         body = f'<div class="page">{_figure(plot)}</div>{scripts}'
-        write_text(folder / f"{plot.name}.html", _document(plot.name, body))
+        page = _document(plot.name, body, policy=content_policy([DRAW], beside=True))
+        write_text(folder / f"{plot.name}.html", page)
 
 
 def _remove_figures(folder: Path, but: set[str]) -> None:
     """Remove the figures that an earlier page had and this one has not; nothing of anyone else's."""
-    for path in folder.glob("*.html"):
-        if path.stem not in but and f'src="{_PLOTLY_FILE}"'.encode() in path.read_bytes():
+    for path in sorted(folder.glob("*.html")):
+        if path.stem not in but and f'src="{_PLOTLY_FILE}"'.encode() in read_bytes(path):
             path.unlink()
 
 
@@ -101,13 +117,14 @@ def _page(run: RunFolder, claim: Claim, sections: Sequence[Section], missing: Se
         (
             '<div class="page">',
             _header(run, claim),
+            _damage(run),
             f'<nav aria-label="Sections">{links}</nav><main>',
             *(_section(section) for section in sections),
             f"</main>{_footer(missing)}</div>",
             *(f"<script>{script}</script>" for script in scripts),
         )
     )
-    return _document(f"{_model(run)}: refusal direction", body, policy=_policy(scripts))
+    return _document(f"{_model(run)}: refusal direction", body, policy=content_policy(scripts))
 
 
 def _document(title: str, body: str, *, policy: str = "") -> str:
@@ -116,20 +133,6 @@ def _document(title: str, body: str, *, policy: str = "") -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"{policy}<title>{text(title)}</title><style>{STYLE}</style></head>\n<body>{body}</body></html>\n"
     )
-
-
-def _policy(scripts: Sequence[str]) -> str:
-    """Let the browser run these scripts alone and fetch nothing: a second line of defence."""
-    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
-    rules = (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "font-src data:; base-uri 'none'; form-action 'none'"
-    )
-    return f'<meta http-equiv="Content-Security-Policy" content="{rules}">'
-
-
-def _sha256(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _plotly_js() -> str:
@@ -146,6 +149,17 @@ def _header(run: RunFolder, claim: Claim) -> str:
         '<header><p class="overline">refusal_lens \u00b7 '
         f"{text(run.path.resolve().name)}</p><h1>{text(claim.headline)}</h1>"
         f'{doubts}<ul>{evidence}</ul><dl class="facts">{facts}</dl></header>'
+    )
+
+
+def _damage(run: RunFolder) -> str:
+    """What is left out because it is not what its step wrote."""
+    if not run.damaged:
+        return ""
+    said = "; ".join(f"{name} {what}" for name, what in run.damaged.items())
+    return (
+        f'<p class="warning">Left out, since it is not as its step left it: {text(said)}. '
+        "refusal-lens run into this folder makes it again.</p>"
     )
 
 

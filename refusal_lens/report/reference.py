@@ -29,6 +29,8 @@ from refusal_lens.runs import (
     write_safetensors,
     writing,
 )
+from refusal_lens.runs.folder import refuse_models
+from refusal_lens.runs.opening import require_plain
 
 FORMAT = "refusal_lens reference run 1"
 _FILES = (EVALUATIONS, METADATA, MEAN_DIFFS, DIRECTION, *LOSSES.values())
@@ -76,6 +78,9 @@ def convert_reference_run(folder: str | Path, out: str | Path) -> Path:
 def _checked_out(out: Path, folder: Path) -> Path:
     if out.resolve() == folder.resolve():
         raise InputError(f"output folder {out}: is the reference run itself; need another one")
+    refuse_models(out)
+    if out.is_dir():
+        require_plain(out)
     if out.is_dir() and any(out.iterdir()):
         manifest = out / "manifest.json"
         known = read_json(manifest) if manifest.is_file() else None

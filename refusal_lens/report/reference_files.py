@@ -25,6 +25,7 @@ import torch
 from refusal_lens.errors import InputError
 from refusal_lens.report.folder import EVALUATIONS, METADATA, Rate
 from refusal_lens.runs import read_json
+from refusal_lens.runs.opening import open_regular, require_plain
 from refusal_lens.shapes import PositionLayerVectors, Vector
 
 MEAN_DIFFS = "generate_directions/mean_diffs.pt"
@@ -75,6 +76,7 @@ def read_reference(folder: str | Path) -> ReferenceRun:
         raise InputError(
             f"reference run at {folder}: got no {EVALUATIONS}, need it; try its parent"
         )
+    require_plain(folder)
     scores = _scores(folder / EVALUATIONS)
     mean_diffs = _tensor(folder / MEAN_DIFFS, axes=3)
     if mean_diffs is not None:
@@ -127,7 +129,8 @@ def _tensor(path: Path, *, axes: int) -> torch.Tensor | None:
     if not path.is_file():
         return None
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            value = torch.load(file, map_location="cpu", weights_only=True)
     # What torch raises for a pickle that is cut, foreign, or wants to run code.
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:80]

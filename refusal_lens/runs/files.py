@@ -209,6 +209,7 @@ def read_json(path: Path) -> Any:
 
 
 def json_of(path: Path) -> Any:
+    """Read JSON of any form; see `read_json`."""
     try:
         return json.loads(_text(path, LARGEST_JSON))
     except json.JSONDecodeError as error:

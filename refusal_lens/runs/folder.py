@@ -13,7 +13,7 @@ from refusal_lens.runs.opening import entries, require_plain
 from refusal_lens.runs.step import FORMAT
 
 MARK = "run.json"
-CONFIG = "config.json"
+CONFIGS = ("config.json", "adapter_config.json")
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".safetensors.index.json", ".bin.index.json")
 
 
@@ -61,7 +61,7 @@ def refuse_models(folder: Path) -> None:
 
 def is_model(folder: Path) -> bool:
     """Whether a folder holds a configuration and weights."""
-    if not (folder / CONFIG).is_file():
+    if not any((folder / name).is_file() for name in CONFIGS):
         return False
     try:
         return any(name.endswith(WEIGHTS) for name in os.listdir(folder))

@@ -112,7 +112,9 @@ def require_plain(folder: Path) -> None:
 def is_inside(name: str) -> bool:
     """Whether a name stays inside of the folder that it is a name in, by its letters alone."""
     path = Path(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    return (
+        bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    )
 
 
 def place_in(folder: Path, name: str) -> Path:

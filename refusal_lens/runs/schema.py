@@ -61,13 +61,13 @@ class Config(Struct):
     """The settings in manifest.json, as far as later commands read them."""
 
     model: str | UnsetType = UNSET
-    revision: str | None | UnsetType = UNSET
-    dtype: str | None | UnsetType = UNSET
-    device: str | None | UnsetType = UNSET
+    revision: str | UnsetType | None = UNSET
+    dtype: str | UnsetType | None = UNSET
+    device: str | UnsetType | None = UNSET
     device_map: Any = None
-    system: str | None | UnsetType = UNSET
+    system: str | UnsetType | None = UNSET
     prefill: str | UnsetType = UNSET
-    thinking: bool | None | UnsetType = UNSET
+    thinking: bool | UnsetType | None = UNSET
 
 
 class DoneStep(Struct):
@@ -289,7 +289,7 @@ class Story(Struct):
 
     def __post_init__(self) -> None:
         n = len(self.tokens)
-        rows = [self.regions, *self.projection, *self.contribution]
+        rows: list[Any] = [self.regions, *self.projection, *self.contribution]
         if any(len(row) != n for row in rows) or len(self.contribution) != len(self.heads):
             raise ValueError("Expected as many numbers as tokens and rows as heads")
 
@@ -360,6 +360,7 @@ _FOLDERS: dict[str, Any] = {
 
 def form_of(path: Path) -> Any:
     """The form of a file of a run, by its name and its folder's; None for what is not known."""
+    path = Path(path)
     inside, every = f"{path.parent.name}/{path.name}", f"{path.parent.name}/*{path.suffix}"
     return _FORMS.get(inside) or _FOLDERS.get(every) or _FORMS.get(path.name)
 

@@ -100,8 +100,7 @@ class Manifest:
         if fields["step"] != path.stem:
             raise InputError(f"{path}: {_DAMAGED}, but that of another one")
         outputs = {
-            name: Output(each["sha256"], each["bytes"])
-            for name, each in fields["outputs"].items()
+            name: Output(each["sha256"], each["bytes"]) for name, each in fields["outputs"].items()
         }
         known = {each.name for each in dataclasses.fields(cls)} - {"outputs"}
         return cls(outputs=outputs, **{name: fields[name] for name in known})

@@ -73,6 +73,7 @@ _WRITERS = Table(
 
 
 def _table_of(path: Path) -> Table | None:
+    path = Path(path)
     inside = f"{path.parent.name}/{path.name}"
     if path.parent.name == "exports" and path.name.endswith(".writers.csv"):
         return _WRITERS

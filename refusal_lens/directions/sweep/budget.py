@@ -1,31 +1,32 @@
-"""How many tokens to put into one pass: as many as memory allows and throughput rewards."""
+"""How many tokens to put into one pass: enough to be worth starting it, as many as memory allows.
+
+All of it follows from the model's shape and the kind of device, in powers of two, so that the same
+run has the same passes, and with them the same last digits, each time and at any load of the machine.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...model import ChatModel
-from .batches import Batch, Load
-from .roads import Road
+from .batches import Load
 
 log = logging.getLogger(__name__)
 
-FIRST = 256
-"""Tokens in the first trial pass; every further one has twice as many."""
-TRIAL_SHARE = 0.02
-"""Trial passes may cost this share of the whole sweep."""
-TRIAL_BLOCKS = 6
-"""Trial passes run one block in so many."""
-WORTH = 0.03
-"""The smallest pass within this share of the best throughput is taken: small passes stay in the
-caches."""
+LEAST = {"cpu": 256}
+LEAST_ELSEWHERE = 4096
+"""Tokens that keep a device busy; on a CPU small passes stay in its caches."""
+START = {"cpu": 2e8}
+START_ELSEWHERE = 5e10
+"""Floating-point operations of a block that could be done while one more is started."""
+MOST_MEMORY = {"cpu": 4 << 30}
+MOST_MEMORY_ELSEWHERE = 16 << 30
+"""Bytes that passes are ever given: more would not make them faster."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,54 @@ class Memory:
         return max(1, self.limit // (2 * self.per_token))
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The widths of a block that a token passes through."""
+
+    d_model: int
+    d_mlp: int
+    """Of all experts that a token is given to."""
+    d_heads: int
+    d_kv: int
+
+    @classmethod
+    def of(cls, model: ChatModel) -> Shape:
+        """As the model's configuration has it."""
+        cfg: Any = model.bridge.cfg
+        d_mlp = getattr(cfg, "d_mlp", None) or 4 * model.d_model
+        experts = (
+            getattr(cfg, "num_experts_per_tok", None)
+            or getattr(cfg, "experts_per_token", None)
+            or 1
+        )
+        d_head = getattr(cfg, "d_head", None) or model.d_model // model.n_heads
+        kv_heads = getattr(cfg, "n_key_value_heads", None) or model.n_heads
+        return cls(model.d_model, d_mlp * experts, model.n_heads * d_head, kv_heads * d_head)
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations per token, in its matrix products."""
+        d = self.d_model
+        return 2 * d * (3 * self.d_mlp + 2 * self.d_heads + 2 * self.d_kv)
+
+
 def memory_of(model: ChatModel, limit: int | None) -> Memory:
     """An estimate from the model's shape; limit: bytes, by default a quarter of what is free."""
-    cfg: Any = model.bridge.cfg
+    shape = Shape.of(model)
     item = torch.empty(0, dtype=model.dtype).element_size()
-    d_mlp = getattr(cfg, "d_mlp", None) or 4 * model.d_model
-    experts = (
-        getattr(cfg, "num_experts_per_tok", None) or getattr(cfg, "experts_per_token", None) or 1
-    )
-    d_head = getattr(cfg, "d_head", None) or model.d_model // model.n_heads
-    kv_heads = getattr(cfg, "n_key_value_heads", None) or model.n_heads
-    wide = 6 * model.d_model + 4 * d_mlp * experts + 4 * model.n_heads * d_head
+    wide = 6 * model.d_model + 4 * shape.d_mlp + 4 * shape.d_heads
+    most = MOST_MEMORY.get(model.device.type, MOST_MEMORY_ELSEWHERE)
     return Memory(
-        limit=limit or free_memory(model.device) // 4,
+        limit=limit or min(most, _power_of_two(free_memory(model.device) // 4)),
         per_token=item * wide,
         per_stream=item * model.d_model,
-        per_cached=item * 2 * model.n_layers * kv_heads * d_head,
+        per_cached=item * 2 * model.n_layers * shape.d_kv,
     )
+
+
+def _power_of_two(value: float) -> int:
+    """The largest power of two that is at most the value, at least 1."""
+    return 1 << max(0, int(value).bit_length() - 1)
 
 
 def free_memory(device: torch.device) -> int:
@@ -73,67 +105,11 @@ def free_memory(device: torch.device) -> int:
     return 4 << 30
 
 
-def measured_load(
-    road: Road, batch: Batch, vectors: torch.Tensor, *, n_layers: int, most: int, work: float
-) -> Load:
-    """Time passes of growing size through the last blocks, and take the load that is worth it.
-
-    batch: one prompt; vectors [candidate d_model]. most: tokens that fit into memory. work: tokens
-    of the whole sweep times blocks, of which the trials may cost a small share.
-    """
-    trials = _Trials(road, batch, vectors, n_layers)
-    size = min(FIRST, most)
-    trials.time(size)
-    tried = [trials.time(size)]
-    spent = 2 * size * trials.blocks
-    while size * 2 <= most and not _levelled(tried):
-        size *= 2
-        spent += size * trials.blocks
-        if spent > TRIAL_SHARE * work:
-            break
-        tried.append(trials.time(size))
-    best = max(tokens / seconds for tokens, seconds in tried)
-    tokens = next(t for t, seconds in tried if t / seconds >= (1 - WORTH) * best)
-    load = Load(tokens, _overhead(tried))
-    log.info(
-        "passes of %d tokens; starting one costs as much as %.0f tokens", tokens, load.overhead
-    )
+def load_for(model: ChatModel, memory: Memory) -> Load:
+    """Passes of so many tokens that starting one costs less than computing it."""
+    kind = model.device.type
+    overhead = START.get(kind, START_ELSEWHERE) / Shape.of(model).operations
+    wanted = max(LEAST.get(kind, LEAST_ELSEWHERE), 2 * _power_of_two(overhead))
+    load = Load(min(wanted, _power_of_two(memory.tokens)), round(overhead, 3))
+    log.info("passes of %d tokens; starting one counts as %.0f tokens", load.tokens, load.overhead)
     return load
-
-
-class _Trials:
-    """Passes of one prompt under additions near the top, where few blocks run."""
-
-    def __init__(self, road: Road, batch: Batch, vectors: torch.Tensor, n_layers: int) -> None:
-        self.road, self.batch, self.vectors = road, batch, vectors
-        self.blocks = max(1, n_layers // TRIAL_BLOCKS) if road.skips else n_layers
-        self.layer = n_layers - self.blocks
-        self.streams = road.streams(batch, [self.layer], {})
-
-    def time(self, size: int) -> tuple[int, float]:
-        """Tokens in a pass of about this size, and the seconds it takes."""
-        members = max(1, size // self.batch.tokens)
-        chosen = self.vectors[torch.arange(members) % len(self.vectors)]
-        trial = self.road.addition(chosen, self.layer)
-        start = time.perf_counter()
-        trial.logits(self.batch, range(members), self.streams)[:, 0, 0].cpu()
-        return members * self.batch.tokens, time.perf_counter() - start
-
-
-def _levelled(tried: Sequence[tuple[int, float]]) -> bool:
-    """Whether the last trial brought no more throughput."""
-    rates = [tokens / seconds for tokens, seconds in tried]
-    return len(rates) > 1 and rates[-1] < (1 + WORTH) * max(rates[:-1])
-
-
-def _overhead(tried: Sequence[tuple[int, float]]) -> float:
-    """Tokens that could be computed in the time that an empty pass takes, from the two smallest
-    trials.
-    """
-    if len(tried) < 2:
-        return 0.0
-    (small, fast), (large, slow) = tried[:2]
-    if large <= small or slow <= fast:
-        return 0.0
-    per_token = (slow - fast) / (large - small)
-    return max(0.0, fast / per_token - small)

@@ -48,6 +48,9 @@ class Engine:
     """Scores blocks of candidates along one open road, and remembers what it found.
 
     positive and negative are unpadded prompts; numbers of prompts run over the positive ones first.
+    known: what an earlier sweep found. It is gone through in the same blocks as if nothing were, and
+    a block that is known as a whole is taken over: so each candidate shares its passes with the same
+    others, and has the same last digits, as in a sweep that was never stopped.
     """
 
     def __init__(
@@ -61,10 +64,12 @@ class Engine:
         refusal_tokens: Sequence[int],
         load: Load,
         memory: Memory,
-        scores: Scores,
+        known: Scores | None = None,
         at_most: int | None = None,
     ) -> None:
-        self.road, self.load, self.memory, self.scores = road, load, memory, scores
+        self.road, self.load, self.memory = road, load, memory
+        self.scores, self.known = Scores(), known or Scores()
+        self.given_up: dict[Index, str] = dict(self.known.skipped)
         self.refusal_tokens = list(refusal_tokens)
         self.vectors = candidates.mean_diffs
         self.n_layers = candidates.n_layers
@@ -135,6 +140,8 @@ class Engine:
         self, block: Sequence[Index], batches: Sequence[Batch], names: Sequence[str]
     ) -> None:
         """Score bypass or kl or both, of the block's candidates, from the batches' prompts."""
+        if self._recalls(block, names):
+            return
         trial = self.road.ablation(self._stack(block))
         self._counted_prefix(len(block), self.n_layers)
         metric = torch.full((len(block), len(self.prompts)), math.nan, dtype=torch.float64)
@@ -194,6 +201,31 @@ class Engine:
                 self._store("induce", candidate, self._mean(values[c]))
             else:
                 self.scores.skipped[candidate] = f"induce surely < {threshold:g}"
+                self.given_up[candidate] = self.scores.skipped[candidate]
+
+    def recalls_induce(self, block: Sequence[Index], threshold: float | None) -> bool:
+        """Take the block's induce scores over from what is known, if all of them are."""
+        if threshold is None:
+            return self._recalls(block, ("induce",))
+        left = [c for c in block if c not in self.known.skipped]
+        if not self._recalls(left, ("induce",)):
+            return False
+        for candidate in block:
+            if candidate in self.known.skipped:
+                self.scores.skipped[candidate] = self.known.skipped[candidate]
+        return True
+
+    def _recalls(self, block: Sequence[Index], names: Sequence[str]) -> bool:
+        if not all(self.known.has(name, candidate) for candidate in block for name in names):
+            return False
+        for candidate in block:
+            for name in names:
+                self.scores.values[name][candidate] = self.known.get(name, candidate)
+        return True
+
+    def found(self, name: str) -> dict[Index, float]:
+        """Every value of this score that is known or found by now."""
+        return {**self.known.values[name], **self.scores.values[name]}
 
     def advance_to(self, layer: int, band: Sequence[int], batches: Sequence[Batch]) -> None:
         """Put the unedited streams entering the band's layers at hand, unless this layer's are."""

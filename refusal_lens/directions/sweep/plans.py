@@ -165,8 +165,9 @@ def _induce(
     threshold: float | None,
 ) -> Callable[[], None]:
     def do() -> None:
-        engine.advance_to(layer, band, batches)
-        engine.induce(layer, block, batches, threshold=threshold)
+        if not engine.recalls_induce(block, threshold):
+            engine.advance_to(layer, band, batches)
+            engine.induce(layer, block, batches, threshold=threshold)
 
     return do
 

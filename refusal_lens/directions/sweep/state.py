@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import InputError
 from ..candidates import Candidates
 from .batches import Load, Tokens
+
+log = logging.getLogger(__name__)
 
 Index = tuple[int, int]
 """(position, layer) of a candidate."""
@@ -49,12 +52,33 @@ class Checkpoint:
     load: Load
     prefix: int
     scores: tuple[tuple[str, int, int, float], ...]
+    given_up: tuple[tuple[int, int, str], ...] = ()
+    """Candidates, position and layer, that a lazy sweep stopped scoring, with the reason."""
+
+    @property
+    def passes(self) -> dict[str, Any]:
+        """What the last digits of the scores depend on: tokens in a pass, what starting one counts
+        in tokens, and how many leading tokens are shared.
+        """
+        return {
+            "tokens": self.load.tokens,
+            "overhead": self.load.overhead,
+            "prefix": self.prefix,
+        }
 
     def to_json(self) -> str:
         """As text; NaN is written as null."""
         rows = [[n, p, l, None if math.isnan(v) else v] for n, p, l, v in self.scores]  # noqa: E741
         load = {"tokens": self.load.tokens, "overhead": self.load.overhead}
-        return json.dumps({"key": self.key, "load": load, "prefix": self.prefix, "scores": rows})
+        return json.dumps(
+            {
+                "key": self.key,
+                "load": load,
+                "prefix": self.prefix,
+                "scores": rows,
+                "given_up": [list(row) for row in self.given_up],
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Checkpoint:
@@ -63,9 +87,25 @@ class Checkpoint:
             read = json.loads(text)
             rows = [(str(n), int(p), int(l), _number(v)) for n, p, l, v in read["scores"]]  # noqa: E741
             load = Load(int(read["load"]["tokens"]), float(read["load"]["overhead"]))
-            return cls(str(read["key"]), load, int(read["prefix"]), tuple(rows))
-        except (ValueError, KeyError, TypeError) as error:
+            given_up = tuple((int(p), int(l), str(why)) for p, l, why in read["given_up"])  # noqa: E741
+            return cls(str(read["key"]), load, int(read["prefix"]), tuple(rows), given_up)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"sweep checkpoint: cannot be read ({error})") from error
+
+    def record(self) -> dict[str, str]:
+        """As a step remembers it."""
+        return {"sweep": self.to_json()}
+
+    @classmethod
+    def latest(cls, records: Sequence[Mapping[str, Any]]) -> Checkpoint | None:
+        """The last of these records; None, and said, when it is none that `record` made."""
+        if not records:
+            return None
+        try:
+            return cls.from_json(records[-1].get("sweep", ""))
+        except InputError as error:
+            log.warning("the sweep starts again: %s", error)
+            return None
 
 
 def _number(value: Any) -> float:

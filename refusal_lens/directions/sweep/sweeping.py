@@ -14,12 +14,11 @@ from ...chat import Rendered
 from ...errors import InputError
 from ...model import ChatModel
 from ..candidates import Candidates
-from .batches import Load, Tokens, common_prefix, make_batches, unpadded
-from .budget import Memory, measured_load, memory_of
+from .batches import Load, common_prefix, unpadded
+from .budget import Memory, load_for, memory_of
 from .checked import checked_road
 from .engine import Engine
 from .plans import Rule, exhaustive, lazy
-from .roads import Road
 from .state import NAMES, Checkpoint, Index, Scores, Stats, key_of
 
 Mode = Literal["exhaustive", "lazy"]
@@ -99,8 +98,10 @@ def sweep(
 
     mode: "exhaustive" scores everything; "lazy" only what the rule's choice needs, which is the
     same choice (with the same error when there is none), and leaves NaN elsewhere. budget: tokens
-    per pass, at least one prompt; by default measured. memory: bytes that passes may hold, by
-    default a quarter of what is free. batch_size: at most so many prompts side by side.
+    per pass, at least one prompt; by default what suits the model's shape. memory: bytes that
+    passes may hold, by default a quarter of what is free, in powers of two. The same sweep gives
+    the same bits each time, stopped and resumed or not, while device, threads and memory are the
+    same; `Stats.load` tells the size of its passes. batch_size: at most so many prompts side by side.
     on_progress: called with work done and work in all (tokens times blocks; an estimate in lazy
     mode). on_block: called with a checkpoint after each block of candidates; resume: one of these,
     to go on from. Raises InputError for NaN logits of the unedited model, and for a checkpoint of
@@ -126,7 +127,7 @@ def sweep(
     prefix = prefix if prefix >= LEAST_PREFIX else 0
     held = memory_of(model, memory)
     with checked_road(model, candidates, prompts, prefix=prefix) as road:
-        load = _load(model, road, candidates, prompts, held, budget, mode, resume)
+        load = _load(model, held, budget, resume)
         tried = time.perf_counter() - started
         engine = Engine(
             model,
@@ -138,7 +139,7 @@ def sweep(
             load=load,
             memory=held,
             at_most=batch_size,
-            scores=_resumed(resume),
+            known=_resumed(resume),
         )
         _run(engine, candidates.index(), mode, rule, on_progress, on_block, key)
         stats = Stats(
@@ -155,35 +156,11 @@ def sweep(
         return Sweep(_table(candidates, engine.scores), stats, _checkpoint(engine, key))
 
 
-def _load(
-    model: ChatModel,
-    road: Road,
-    candidates: Candidates,
-    prompts: Sequence[Tokens],
-    memory: Memory,
-    budget: int | None,
-    mode: Mode,
-    resume: Checkpoint | None,
-) -> Load:
-    """The load of the checkpoint, else the budget asked for, else what measuring finds."""
+def _load(model: ChatModel, memory: Memory, budget: int | None, resume: Checkpoint | None) -> Load:
+    """The load of the checkpoint, else the budget asked for, else what suits the model."""
     if resume is not None:
         return resume.load
-    if budget is not None:
-        return Load(budget)
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    middle = by_length[len(by_length) // 2]
-    (batch,) = make_batches(prompts, [middle], Load(2**62), members=1, skip=road.prefix)
-    vectors = candidates.mean_diffs.flatten(0, 1)
-    tokens = len(vectors) * sum(len(one) - road.prefix for one in prompts)
-    return measured_load(
-        road,
-        batch,
-        vectors,
-        n_layers=model.n_layers,
-        most=memory.tokens,
-        # A lazy sweep does about a quarter of an exhaustive one's work.
-        work=tokens * model.n_layers / (4 if mode == "lazy" else 1),
-    )
+    return load_for(model, memory) if budget is None else Load(budget)
 
 
 def _run(
@@ -206,8 +183,9 @@ def _run(
     for number, task in enumerate(tasks):
         if number == 0 and on_progress is not None:
             on_progress(0, max(1, round(task.units + task.rest())))
+        passes = engine.count.passes
         task.do()
-        if on_block is not None:
+        if on_block is not None and engine.count.passes > passes:
             on_block(_checkpoint(engine, key))
         if on_progress is not None:
             done = engine.count.units - start
@@ -215,19 +193,23 @@ def _run(
 
 
 def _resumed(resume: Checkpoint | None) -> Scores:
-    scores = Scores()
-    for name, position, layer, value in () if resume is None else resume.scores:
-        scores.values[name][position, layer] = value
-    return scores
+    known = Scores()
+    if resume is not None:
+        for name, position, layer, value in resume.scores:
+            known.values[name][position, layer] = value
+        for position, layer, reason in resume.given_up:
+            known.skipped[position, layer] = reason
+    return known
 
 
 def _checkpoint(engine: Engine, key: str) -> Checkpoint:
     rows = [
         (name, position, layer, value)
         for name in NAMES
-        for (position, layer), value in engine.scores.values[name].items()
+        for (position, layer), value in engine.found(name).items()
     ]
-    return Checkpoint(key, engine.load, engine.road.prefix, tuple(rows))
+    given_up = [(position, layer, why) for (position, layer), why in engine.given_up.items()]
+    return Checkpoint(key, engine.load, engine.road.prefix, tuple(rows), tuple(given_up))
 
 
 def _table(candidates: Candidates, scores: Scores) -> pd.DataFrame:

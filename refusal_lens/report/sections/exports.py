@@ -34,16 +34,15 @@ def render(run: RunFolder) -> Section | None:
 
     Those of an earlier direction are in the table alone, and marked.
     """
-    found = {path.stem: path for path in sorted((run.path / "exports").glob("*.json"))}
+    found = run.made("exports", ".json")
     earlier = {name for name in found if f"exports/{name}.json" in run.outdated}
-    counted = {name for name in found if run.file(f"exports/{name}.json")} | earlier
-    if not counted:
+    if not found:
         return None
     try:
-        entries = {name: read_json(path) for name, path in found.items() if name in counted}
+        entries = {name: read_json(path) for name, path in found.items()}
         current = {name: entry for name, entry in entries.items() if name not in earlier}
         parts = [paragraph(_TEXT), _overview(entries, earlier), *_parities(current)]
-        parts += _writers(run.path / "exports", current)
+        parts += _writers(run.made("exports", ".writers.csv"), current)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"exports at {run.path / 'exports'}: damaged ({type(error).__name__} {error}); try "
@@ -115,13 +114,12 @@ def _small(value: float | None) -> Cell:
     return Cell(text(f"{value:.4g}".replace("-", "\u2212")), value, True)
 
 
-def _writers(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> list[Html]:
+def _writers(tables: Mapping[str, Path], entries: Mapping[str, Mapping[str, Any]]) -> list[Html]:
     """The map of writers of the export that was made last, of those that have one."""
-    maps = {name: folder / f"{name}.writers.csv" for name in entries}
-    made = [name for name, path in maps.items() if path.is_file()]
+    made = [name for name in entries if name in tables]
     if not made:
         return []
-    path = maps[max(made, key=lambda name: str(entries[name]["made"]))]
+    path = tables[max(made, key=lambda name: str(entries[name]["made"]))]
     frame = read_csv(path, text=("parameter", "role", "shape", "after_norm", "treatment", "why"))
     rows = [
         [

@@ -39,11 +39,6 @@ HARMFUL, RANDOM, ADVERSARIAL = (
     "harmful + random suffix",
     "harmful + adversarial suffix",
 )
-_COLUMNS = {
-    "values.csv": ("condition", "prompt", "quantity", "layer", "head", "region", "value"),
-    "effects.csv": ("condition", "edit", "heads", "prompt", "projection", "metric"),
-    "lost.csv": ("attention lost", "DFA lost", "metric lost"),
-}
 _REPLIES = 4
 _TITLE = "Suffix study"
 _EARLIER = (
@@ -54,24 +49,26 @@ _EARLIER = (
 
 def render(run: RunFolder) -> Section | None:
     """Figures 5 and 6 of the paper, the causal check, and some prompts token by token."""
-    folder = run.path / "suffix"
     if "suffix/summary.json" in run.outdated:
         return Section("suffix", _TITLE, (paragraph(_EARLIER),))
-    if run.file("suffix/summary.json") is None:
+    broken = any(name.startswith("suffix/") for name in run.damaged)
+    if broken or run.file("suffix/summary.json") is None:
         return None
     try:
-        return _section(folder)
+        return _section(run)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"suffix study at {folder}: damaged ({type(error).__name__} {error}); try "
+            f"suffix study at {run.path / 'suffix'}: damaged ({type(error).__name__} {error}); try "
             "refusal-lens suffix again"
         ) from error
 
 
-def _section(folder: Path) -> Section:
-    summary = read_json(folder / "summary.json")
-    values, effects, lost = (_table(folder, name) for name in _COLUMNS)
-    stories = [s for s in read_json(folder / "stories.json") if s["prompt"] == 0]
+def _section(run: RunFolder) -> Section:
+    summary = read_json(_file(run, "summary.json"))
+    values, effects, lost = (
+        read_csv(_file(run, name)) for name in ("values.csv", "effects.csv", "lost.csv")
+    )
+    stories = [s for s in read_json(_file(run, "stories.json")) if s["prompt"] == 0]
     layer = int(summary["layer"])
     parts: list[Html | Plot] = [
         paragraph(headline(summary)),
@@ -81,8 +78,8 @@ def _section(folder: Path) -> Section:
         _correlations(summary["correlations"]),
         Plot("suffix_projection_map", projection_map(stories, selected_layer=layer), _MAP),
         Plot("suffix_contribution_map", contribution_map(stories), _CONTRIBUTIONS),
-        _views(folder),
-        *_replies(read_jsonl(folder / "completions.jsonl")),
+        _views(run),
+        *_replies(read_jsonl(_file(run, "completions.jsonl"))),
     ]
     return Section("suffix", title(summary, values), tuple(parts))
 
@@ -195,11 +192,24 @@ def _correlations(rows: Sequence[Mapping[str, Any]]) -> Html:
     return table(["", "", "Pearson", "Spearman", "prompts"], body)
 
 
-def _views(folder: Path) -> Html:
+def _file(run: RunFolder, name: str) -> Path:
+    """A file of the study. InputError when it is missing or damaged."""
+    path = run.file(f"suffix/{name}")
+    if path is None:
+        raise InputError(
+            f"{run.path / 'suffix' / name}: got none as the study left it, need it; try "
+            "refusal-lens suffix again"
+        )
+    return path
+
+
+def _views(run: RunFolder) -> Html:
     """Links to the circuitsvis pages, which lie beside the report."""
-    pages = sorted(
-        p.name for pattern in ("attention", "tokens") for p in folder.glob(f"{pattern}_*.html")
-    )
+    pages = [
+        f"{name}.html"
+        for name in run.made("suffix", ".html")
+        if name.startswith(("attention_", "tokens_"))
+    ]
     links = ", ".join(
         f'<a href="suffix/{text(name)}">{text(name.removesuffix(".html").replace("_", " "))}</a>'
         for name in pages
@@ -224,17 +234,6 @@ def _replies(rows: Sequence[Mapping[str, Any]]) -> list[Html]:
     ]
     heads = ["prompt and condition", "user turn", "reply", "metric"]
     return [Html("<h3>First test instructions</h3>"), table(heads, body)]
-
-
-def _table(folder: Path, name: str) -> pd.DataFrame:
-    rows: pd.DataFrame = read_csv(folder / name, text=("region",))
-    missing = [column for column in _COLUMNS[name] if column not in rows]
-    if missing:
-        raise InputError(
-            f"table at {folder / name}: got no column {', '.join(missing)}; try refusal-lens "
-            "suffix again"
-        )
-    return rows
 
 
 _COSINE = (
