@@ -59,7 +59,7 @@ def output_matrix(architecture: str, layer: int) -> Tensor:
     return hf.model.layers[layer].self_attn.o_proj.weight.detach().T
 
 
-@pytest.mark.parametrize("architecture", (*ARCHITECTURES, *LATENT))
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *LATENT])
 def test_contributions_add_up_to_the_projection(architecture: str) -> None:
     model, r = load(architecture), direction()
     found = attribute(model, rendered(architecture), r, positions=(-1, -2, -7), batch_size=3)
@@ -115,7 +115,7 @@ def test_one_prompt_alone_gives_the_same_as_in_a_padded_batch() -> None:
     torch.testing.assert_close(together.heads, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", (*ARCHITECTURES, *LATENT))
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *LATENT])
 def test_sources_add_up_to_their_head(architecture: str) -> None:
     model, r = load(architecture), direction()
     heads = [Head(0, 1), Head(1, 3), Head(LAST, 0)]
