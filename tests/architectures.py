@@ -191,6 +191,7 @@ ROWS = (
     ),
     Row("glm", EXACT, {**GROUPED, "head_dim": 8}),
     Row("glm4", POST_NORM, {**GROUPED, "head_dim": 8}),
+    Row("nanochat", POST_NORM, HEADED, bridge=False),
     Row("nemotron", EXACT, {**GROUPED, "head_dim": 8}),
     Row("olmoe", EXACT, {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2}),
     Row("phimoe", EXACT, {**GROUPED, "num_local_experts": 4, "sliding_window": None}),
@@ -305,6 +306,23 @@ REFUSED = (
 """Architectures whose stream is rescaled or gated on its way, or is given something that is no parameter
 (sinusoidal positions): no edit of weights equals the hooks."""
 
+BESIDE = (
+    Row(
+        "gemma4_text",
+        POST_NORM,
+        {**HEADED, "head_dim": 12, "global_head_dim": 12, "num_kv_shared_layers": 0}
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB}
+        | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    ),
+    Row(
+        "lfm2_moe",
+        EXACT,
+        {**MOE, "num_experts": 4, "num_dense_layers": 1}
+        | {"layer_types": ["conv", "full_attention", "conv"]},
+    ),
+)
+"""Architectures with writes or readers of the stream beside what TransformerLens has hooks for."""
+
 
 def make(row: Row, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """The model in memory, every parameter moved away from where its initialisation left it."""
@@ -329,4 +347,4 @@ def folder(row_id: str) -> Path:
 
 def by_id(row_id: str) -> Row:
     """A row by its name."""
-    return next(row for row in (*ROWS, *REFUSED) if row.id == row_id)
+    return next(row for row in (*ROWS, *REFUSED, *BESIDE) if row.id == row_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -29,6 +30,7 @@ from refusal_lens.model import ChatModel, Site
 from refusal_lens.model.writers import attention_writer, probe_norm
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "gemma3", "olmo2", "neox", "gpt2", "granite", "phi3")
+LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 PROMPTS = ["Paint the door.", "Wake!", "How does one bake bread without an oven, please?", "Ok"]
 LAST = tiny.LAYERS - 1
 
@@ -57,7 +59,7 @@ def output_matrix(architecture: str, layer: int) -> Tensor:
     return hf.model.layers[layer].self_attn.o_proj.weight.detach().T
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *LATENT])
 def test_contributions_add_up_to_the_projection(architecture: str) -> None:
     model, r = load(architecture), direction()
     found = attribute(model, rendered(architecture), r, positions=(-1, -2, -7), batch_size=3)
@@ -75,17 +77,18 @@ def test_output_weights_are_those_of_the_plain_model(architecture: str) -> None:
         assert torch.equal(mine.reshape(-1, tiny.WIDTH), output_matrix(architecture, layer))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "neox", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "neox", "gpt2", *LATENT])
 def test_a_head_writes_what_its_slice_of_the_output_matrix_says(architecture: str) -> None:
     model, r = load(architecture), direction()
     z = model.read(rendered(architecture), [Site("z", 1)])[Site("z", 1)]
     matrix = output_matrix(architecture, 1).reshape(tiny.HEADS, -1, tiny.WIDTH).double()
-    written = torch.einsum("bhd,hdm->bhm", z[:, -1].double(), matrix) @ r.unit
+    by_head = z[:, -1].reshape(len(z), tiny.HEADS, -1).double()
+    written = torch.einsum("bhd,hdm->bhm", by_head, matrix) @ r.unit
     found = attribute(model, rendered(architecture), r).heads[:, 0, 1]
     torch.testing.assert_close(found, written, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "olmo2", "granite"])
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "olmo2", "granite", "deepseek_v3"])
 def test_removing_a_head_of_the_last_layer_removes_its_contribution(architecture: str) -> None:
     """A head just below l* acts on resid_pre[l*] only directly, up to what the norms rescale."""
     model, r, head = load(architecture), direction(layer=1), Head(0, 2)
@@ -112,7 +115,7 @@ def test_one_prompt_alone_gives_the_same_as_in_a_padded_batch() -> None:
     torch.testing.assert_close(together.heads, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *LATENT])
 def test_sources_add_up_to_their_head(architecture: str) -> None:
     model, r = load(architecture), direction()
     heads = [Head(0, 1), Head(1, 3), Head(LAST, 0)]
@@ -354,3 +357,36 @@ def test_a_probed_norm_is_the_norm(norm: torch.nn.Module) -> None:
     u = torch.randn(norm.normalized_shape[0], dtype=torch.float64)
     inside = scale * (x.double() @ found.pull_back(u)) + found.shift @ u
     torch.testing.assert_close(inside, y.double() @ u, rtol=1e-4, atol=1e-5)
+
+
+def test_as_many_tokens_as_heads_are_not_taken_for_each_other() -> None:
+    """Latent attention holds values by head first; here the two axes have the same length."""
+    model, r = load("deepseek_v3"), direction()
+    ids = torch.arange(40, 40 + tiny.HEADS)[None]
+    spans = torch.tensor([[0, tiny.HEADS]])
+    short = replace(rendered("deepseek_v3")[:1], ids=ids, mask=torch.ones_like(ids), instruction=spans)
+    found = attribute_sources(model, short, r, heads=[Head(0, 1), Head(1, 3)])
+    assert found.error <= 1e-5 * float(found.dfa.abs().max())
+
+
+def test_head_outputs_of_latent_attention_are_kept_and_replaced_by_head() -> None:
+    model, r = load("deepseek_v3"), direction()
+    prompts = rendered("deepseek_v3")[:1]
+    kept = last_head_outputs(model, prompts, layers=[0, 1])
+    assert kept[1].shape == (1, tiny.HEADS, 6)
+    plain = attribute(model, prompts, r).heads[:, 0, 1]
+    with replaced_heads(model, [Head(1, 2)], {1: 2 * kept[1]}):
+        doubled = attribute(model, prompts, r).heads[:, 0, 1]
+    torch.testing.assert_close(doubled[:, 2], 2 * plain[:, 2], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(doubled[:, 1], plain[:, 1], rtol=1e-4, atol=1e-6)
+
+
+def test_heads_that_the_output_matrix_does_not_divide_into_are_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = load("qwen2")
+    monkeypatch.setattr(model, "n_heads", 3)
+    with pytest.raises(InputError, match="cannot be split over 3 heads"):
+        attribute(model, PROMPTS, direction())
+    with pytest.raises(InputError, match="do not divide into 3 heads"):
+        last_head_outputs(model, PROMPTS, layers=[0])

@@ -187,6 +187,16 @@ def test_a_skipped_writer_makes_the_row_fail(row: Row) -> None:
         assert prove(model, edit, ids=tokens(), writers=rest).leak is not None, skipped.parameter
 
 
+@pytest.mark.parametrize("row", [r for r in ROWS if r.exactness == POST_NORM], ids=lambda r: r.id)
+def test_a_share_is_taken_once_of_what_a_norm_rescales(row: Row) -> None:
+    model, edit = load(folder(row.id)), orthogonalise(direction(), strength=0.5)
+    with hooked(model, writers_of(model), edit):
+        wanted = logits(model)
+    with edited(model, edit, post_norm="hook"):
+        assert gap(logits(model), wanted) < CLOSE
+    assert gap(logits(model), wanted) > 10 * CLOSE
+
+
 BRIDGED = [row for row in ROWS if row.bridge]
 
 

@@ -230,20 +230,6 @@ def test_a_deflected_stream_has_moved_by_its_component_along_r(architecture: str
     assert torch.allclose(moved[-1].double().norm(dim=-1), along, rtol=1e-4, atol=1e-4)
 
 
-def test_blocks_whose_writes_have_no_site_refuse_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load("qwen2")
-    has = type(model).has
-    monkeypatch.setattr(
-        type(model), "has", lambda self, site: site != Site("mlp_out", 1) and has(self, site)
-    )
-    with pytest.raises(InputError, match="block 1 has no mlp_out"), applied(
-        model, Ablate(DIRECTION, 0.5)
-    ):
-        pass
-    with applied(model, Ablate(DIRECTION)):
-        pass
-
-
 def test_greedy_replies_do_not_follow_the_models_sampling_settings() -> None:
     model = ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
     expected = model.generate(PROMPTS, max_new_tokens=8)

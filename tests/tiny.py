@@ -57,6 +57,13 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "phi3": lambda: hf.Phi3Config(**GROUPED, pad_token_id=258, eos_token_id=257, bos_token_id=None),
 }
 
+LATENT = SHARED | {
+    **{"num_key_value_heads": HEADS, "q_lora_rank": 16, "kv_lora_rank": 16},
+    **{"qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6},
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    **{"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
+}
+
 MORE_CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: hf.GPT2Config(
         vocab_size=SHARED["vocab_size"], n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=256
@@ -66,6 +73,9 @@ MORE_CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "olmo2": lambda: hf.Olmo2Config(**GROUPED, attention_bias=True),
     "granite": lambda: hf.GraniteConfig(**GROUPED, residual_multiplier=0.5),
+    "deepseek_v2": lambda: hf.DeepseekV2Config(**LATENT, topk_method="greedy"),
+    "deepseek_v3": lambda: hf.DeepseekV3Config(**LATENT),
+    "glm4_moe_lite": lambda: hf.Glm4MoeLiteConfig(**LATENT),
 }
 """Further ways from the heads to the residual stream, for the tests of attribution."""
 

@@ -53,7 +53,15 @@ class HeadWriter:
     def scale(
         self, z: Float[Tensor, "*axes head d_head"], attn_out: Float[Tensor, "*axes d_model"]
     ) -> Scale | None:
-        """The frozen scale of the norm between heads and stream; None where there is none."""
+        """The frozen scale of the norm between heads and stream; None where there is none.
+
+        Raises InputError when the head outputs are not as wide as the output matrix takes.
+        """
+        if z.shape[-2:] != self.vectors.shape:
+            raise InputError(
+                f"head outputs: got {list(z.shape[-2:])} heads and dimensions, need {list(self.vectors.shape)} as "
+                "the output matrix has; this attention cannot be attributed to heads"
+            )
         if self.writer.norm is None:
             return None
         before = wide(self.writer.head_sum(z))
@@ -104,8 +112,17 @@ def columns_of(batch: Rendered, positions: tuple[int, ...]) -> Int[Tensor, "batc
 
 
 def by_head(z: Tensor, n_heads: int) -> Float[Tensor, "batch pos head d_head"]:
-    """Head outputs with an axis of their own."""
-    return z.unflatten(-1, (n_heads, -1)) if z.ndim == 3 else z
+    """Head outputs with an axis of their own, whatever axes the bridge shows them with.
+
+    Raises InputError when they do not divide into so many heads.
+    """
+    flat = z.flatten(2)
+    if z.ndim < 3 or flat.shape[-1] % n_heads:
+        raise InputError(
+            f"head outputs of shape {list(z.shape)}: do not divide into {n_heads} heads, so they cannot be told "
+            "apart; this attention cannot be attributed to heads"
+        )
+    return flat.unflatten(-1, (n_heads, -1))
 
 
 def scaled(values: Tensor, scale: Tensor | None) -> Tensor:

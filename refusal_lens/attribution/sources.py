@@ -164,10 +164,19 @@ class _LastTokenReading:
 
     def _values(self, layer: int, v: Tensor) -> Float64[Tensor, "batch head key"]:
         """``<v[k] W_O[h], r^>`` of every head h and source k; grouped queries share a value."""
-        vectors = self._writers[layer].vectors
-        v = v.unflatten(-1, (-1, vectors.shape[-1])) if v.ndim == 3 else v
-        grouped = vectors.unflatten(0, (v.shape[2], -1))
-        v = wide(v)
+        part = self._writers[layer]
+        n_heads, d_head = part.vectors.shape
+        if part.writer.heads_first:
+            v = v.transpose(1, 2)
+        v = v.flatten(2)
+        groups, rest = divmod(v.shape[-1], d_head)
+        if rest or not groups or n_heads % groups:
+            raise InputError(
+                f"attribution by source token in {self._model.name}: values of {v.shape[-1]} dimensions do not "
+                f"divide among {n_heads} heads of {d_head}; attribute to heads instead"
+            )
+        v = wide(v.unflatten(-1, (groups, d_head)))
+        grouped = part.vectors.unflatten(0, (groups, -1))
         return torch.einsum("bkgd,gqd->bgqk", v, grouped.to(v.device)).flatten(1, 2)
 
     def _finish(self, layer: int, attn_out: Tensor) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -26,7 +27,10 @@ from .generation import Reply, first_logits, generate_by_bridge, generate_by_hf,
 from .loading import bridge_of, load_pretrained
 from .room import max_positions, reply_length, require_room
 from .sites import Hook, Site, as_transformer_lens_hook
+from .stream.coverage import Coverage, coverage
 from .threads import Users
+
+log = logging.getLogger(__name__)
 
 _levels = itertools.count(1_000_000)
 """A context level of its own for every set of hooks, so that each removes just what it added.
@@ -128,32 +132,55 @@ class ChatModel:
 
         The stream at the start of every block, each attention output and each MLP output after its
         post-norm, and the final stream: the places of equation 4 of the paper, written on outputs as the
-        reference implementation does. Reading the stream itself at every block covers writers that have no
-        site of their own, such as a mixer beside the attention.
+        reference implementation does. Then the outputs of modules that write beside these and are read before
+        the next block, such as a hybrid's mixer. `missed_writes` says what remains.
         """
-        every = range(self.n_layers) if layers is None else layers
-        kinds = ("resid_pre", "attn_out", "mlp_out")
-        sites = [Site(kind, layer) for layer in every for kind in kinds]
+        sites = self._coverage.every
         if layers is None:
-            sites.append(Site("resid_post", self.n_layers - 1))
-        return tuple(site for site in sites if self.has(site))
+            return sites
+        return tuple(s for s in sites if s.layer in layers and s.kind != "resid_post")
 
     def writes_once(self) -> tuple[Site, ...]:
         """The sites that see each write to the residual stream exactly once.
 
-        The stream entering block 0, each attention output and each MLP output. What is done here adds up over
-        the writes, as an edit of weights does. Raises InputError for a model where a block's output has no site
-        of its own.
+        The stream entering block 0, each attention output and each MLP output, or where these are not all, the
+        outputs of the modules that write. What is done here adds up over the writes, as an edit of weights
+        does. Raises InputError for a model that has no such sites.
         """
-        sites = [Site("resid_pre", 0)]
-        sites += [Site(k, layer) for layer in range(self.n_layers) for k in ("attn_out", "mlp_out")]
-        for site in sites:
-            if not self.has(site):
-                raise InputError(
-                    f"writes of {self.name}: block {site.layer} has no {site.kind} of its own to edit, so only "
-                    "a full ablation can be done by hooks; try edited weights"
-                )
-        return tuple(sites)
+        sites = self._coverage.once
+        if sites is None:
+            raise InputError(
+                f"writes of {self.name}: no hooks see each of them once, so only a full ablation can be done by "
+                "hooks; try edited weights"
+            )
+        return sites
+
+    @property
+    def missed_writes(self) -> tuple[str, ...]:
+        """One line for each write that an edit at `writes` leaves out, or why that cannot be told.
+
+        Empty for most models. The first call runs the model on a few tokens and follows the stream back.
+        """
+        return self._coverage.missed
+
+    @cached_property
+    def _coverage(self) -> Coverage:
+        """The sites of the stream, worked out when the first edit needs them."""
+        kinds = ("resid_pre", "attn_out", "mlp_out")
+        sites = [Site(kind, layer) for layer in range(self.n_layers) for kind in kinds]
+        sites.append(Site("resid_post", self.n_layers - 1))
+        found = coverage(self.hf, {s: self._points[s.hook_name] for s in sites if self.has(s)}, self.n_layers)
+        self._points |= {f"output of {name}": output for name, output in found.outputs.items()}
+        if found.missed:
+            more = f" and {len(found.missed) - 1} more" if len(found.missed) > 1 else ""
+            log.warning(
+                "hooks on %s may leave writes to the residual stream unedited (%s%s): figures under ablation are "
+                "not those of edited weights",
+                self.name,
+                found.missed[0],
+                more,
+            )
+        return found
 
     # ---------------------------------------------------------------- hooks
 

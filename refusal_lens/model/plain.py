@@ -53,13 +53,11 @@ class PlainModel:
         self._wrapped = list(_wrapped_modules(self.hf))
         owners = _owners(model)
         self.blocks = [_plain(owners, model, "resid_pre", layer) for layer in range(self.n_layers)]
-        self._writers = [
-            _plain(owners, model, kind, layer)
-            for layer in range(self.n_layers)
-            for kind in ("attn_out", "mlp_out")
-            if model.has(Site(kind, layer))
-        ]
-        self.complete = len(self._writers) == 2 * self.n_layers
+        outputs = [s for s in model.writes() if s.kind in ("attn_out", "mlp_out")]
+        more = [s.module for s in model.writes() if s.kind == "output"]
+        self._writers = [_plain(owners, model, s.kind, s.layer) for s in outputs]
+        self._writers += [_inside(self.hf.get_submodule(name)) for name in more]
+        self.complete = len(outputs) == 2 * self.n_layers and not model.missed_writes
         """Whether every block has an attention and an MLP whose outputs can be edited."""
         self._last_mlp = getattr(model.bridge.blocks[-1], "mlp", None)
         self._last_mlp = getattr(self._last_mlp, "original_component", None)
@@ -252,6 +250,12 @@ def _plain(
             f"plain passes of {model.name}: {site.hook_name} is no module's own {kind}"
         )
     return whole
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    """What a wrapper wraps, or the module itself."""
+    inner = module._modules.get("_original_component")
+    return module if inner is None else inner
 
 
 def _on_input(edit: Edit) -> Callable[..., Any]:

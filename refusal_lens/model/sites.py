@@ -26,6 +26,7 @@ HOOK_NAMES = {
     "z": "blocks.{layer}.attn.hook_z",
     "v": "blocks.{layer}.attn.hook_v",
     "pattern": "blocks.{layer}.attn.hook_pattern",
+    "output": "output of {module}",
 }
 READ_ONLY = frozenset({"resid_mid"})
 """A bridge shows resid_mid as the second norm's input: a change there would miss the skip path."""
@@ -40,11 +41,13 @@ class Site:
 
     Kinds: ``embed``, ``pos_embed``, ``resid_pre``, ``resid_mid`` (read only), ``resid_post``, ``attn_out``, ``mlp_out``
     (all [batch pos d_model]; outputs as they are added to the stream, after post-norms), ``z`` and ``v``
-    [batch pos head d_head], ``pattern`` [batch head query key].
+    [batch pos head d_head], ``pattern`` [batch head query key]. ``output`` is what a module of the Hugging Face model
+    returns, where TransformerLens has no hook point for a write; `ChatModel.writes` names these.
     """
 
     kind: str
     layer: int = 0
+    module: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in HOOK_NAMES:
@@ -54,7 +57,7 @@ class Site:
     @property
     def hook_name(self) -> str:
         """TransformerLens' name for the site."""
-        return HOOK_NAMES[self.kind].format(layer=self.layer)
+        return HOOK_NAMES[self.kind].format(layer=self.layer, module=self.module)
 
 
 def whole(value: Any, what: str) -> int:

@@ -51,13 +51,15 @@ class PostNorm:
 class AttentionWriter:
     """One layer's path from head outputs z [.. head d_head] to attn_out.
 
-    ``attn_out = multiplier * norm(sum_h z[h] W_O[h] + b_O)``; norm None is the identity.
+    ``attn_out = multiplier * norm(sum_h z[h] W_O[h] + b_O)``; norm None is the identity. heads_first says that
+    the layer's values are held [batch head pos d_head].
     """
 
     W_O: Float[Tensor, "head d_head d_model"]
     b_O: Vector | None  # noqa: N815
     norm: PostNorm | None
     multiplier: float
+    heads_first: bool = False
 
     def pull_back(self, u: Vector) -> Vector:
         """The vector that the sum over heads is projected on, up to the norm's scale; float64."""
@@ -90,7 +92,7 @@ class AttentionWriter:
 def attention_writer(model: ChatModel, layer: int) -> AttentionWriter:
     """The way from heads to the residual stream in one layer, for bridges and HookedTransformers.
 
-    Raises InputError for a layer without softmax attention heads.
+    Raises InputError for a layer without softmax attention heads, or whose output matrix is not made of them.
     """
     attention = getattr(model.bridge.blocks[layer], "attn", None)
     if attention is None or not model.has(Site("z", layer)):
@@ -98,12 +100,22 @@ def attention_writer(model: ChatModel, layer: int) -> AttentionWriter:
             f"layer {layer} of {model.name}: has no attention heads to attribute to "
             "(a recurrent or convolutional mixer); try a model with attention in every layer"
         )
-    weight, bias = attention.W_O, attention.b_O
+    try:
+        weight, bias = attention.W_O, attention.b_O
+        by_head = weight.detach().reshape(model.n_heads, -1, model.d_model)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"layer {layer} of {model.name}: its output matrix cannot be split over {model.n_heads} heads of "
+            f"{model.d_model} dimensions ({(str(error).splitlines() or ['?'])[0]:.80}), so there is nothing to "
+            "attribute to; choose another model or an earlier layer"
+        ) from error
     return AttentionWriter(
-        W_O=weight.detach(),
+        # Latent attention has values of another width than its keys, which the weight tells.
+        W_O=by_head,
         b_O=None if bias is None else bias.detach(),
         norm=_post_norm(model, layer),
         multiplier=float(getattr(_config(model), "residual_multiplier", None) or 1.0),
+        heads_first=any(c.__name__ == "MLAAttentionBridge" for c in type(attention).__mro__),
     )
 
 

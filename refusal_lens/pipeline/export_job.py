@@ -45,10 +45,9 @@ from ..weights import (
 )
 from ..weights.checkpoint import configuration
 from ..weights.hooks import hooked
-from ..weights.measure import TOLERANCE
 from ..weights.memory import huggingface
 from ..weights.moving import require_outside, require_room
-from ..weights.parity import STREAM_ALLOWED, Parity, Scores, parity, score, stream_along
+from ..weights.parity import Parity, Scores, parity, score
 from ..weights.shards import DTYPES
 from .config import chat_options
 from .export_model import check_belongs, model_folder, where
@@ -73,10 +72,7 @@ NOTE = (
     "Edited weights for research on a model that one may modify. They refuse less, or more, than the model "
     "that they were made from; its licence still holds. Nothing was uploaded."
 )
-HOOKS_MISS = (
-    "its own hooks miss a write that is read within its block (TransformerLens has no hook there), so the "
-    "files are compared with hooks on every write; the run's own figures under ablation lack that write"
-)
+HOOKS_MISS = "hooks leave a write to the residual stream unedited ({}), in the run's own figures too"
 
 
 @dataclass(frozen=True)
@@ -346,9 +342,8 @@ class _Export:
         original = self._load(str(self.source))
         self._check_same_model(original)
         hooks = self._hooks(original)
-        if isinstance(self.edit, Orthogonalise) and self._miss_a_write(original):
-            done.notes.append(HOOKS_MISS)
-            hooks = self._hooks_on_every_write(original)
+        if isinstance(self.edit, Orthogonalise) and original.missed_writes:
+            done.notes.append(HOOKS_MISS.format(original.missed_writes[0]))
         return self._scores(original, hooks)
 
     def _scores(self, model: ChatModel, under: AbstractContextManager[Any] | None = None) -> Scores:
@@ -388,7 +383,7 @@ class _Export:
         return table
 
     def _hooks(self, model: ChatModel) -> AbstractContextManager[Any]:
-        """The hooks that the run measured with; for a part of an ablation, one for every write.
+        """The hooks that the run measured with; for a part of an ablation, one for every writer of the map.
 
         Hooks on the stream itself would take such a part anew at every layer.
         """
@@ -396,28 +391,9 @@ class _Export:
         if not isinstance(edit, Orthogonalise):
             return applied(model, add(self.direction, coefficient=edit.coefficient))
         if edit.strength != 1:
-            return self._hooks_on_every_write(model)
+            module = huggingface(model)
+            return hooked(module, writers_of(module), edit)
         return applied(model, ablate(self.direction))
-
-    def _hooks_on_every_write(self, model: ChatModel) -> AbstractContextManager[Any]:
-        module = huggingface(model)
-        return hooked(module, writers_of(module), self.edit)
-
-    def _miss_a_write(self, model: ChatModel) -> bool:
-        """Whether the run's hooks leave out something that is read within its block, as a hybrid's mixer.
-
-        They differ then from hooks on every write of the map, under which the stream is clean at the
-        entry of every layer; were the map short of a writer, the stream would not be.
-        """
-        prompts = next(iter(self.prompts.values()))[:8]
-        rendered = model.chat.render(prompts)
-        with self._hooks(model):
-            own = model.logits(rendered)
-        with self._hooks_on_every_write(model):
-            every, left = model.logits(rendered), stream_along(model, prompts, self.edit)
-        apart = float((own - every).abs().max())
-        close = TOLERANCE[model.dtype] * max(1.0, float(every.abs().max()))
-        return apart > close and left <= STREAM_ALLOWED.get(model.dtype, 1e-4)
 
     @cached_property
     def tokens(self) -> list[int]:

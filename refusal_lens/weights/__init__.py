@@ -3,6 +3,7 @@
 Edited weights are for research on models that one may modify; nothing here uploads anything.
 """
 
+from ..model.stream.writers import Writer, Writers, writers_of, writers_of_config
 from .adapter import write_adapter
 from .checkpoint import Job, prepare
 from .compare import FilesProof, verify_files
@@ -11,7 +12,6 @@ from .export import write_checkpoint
 from .measure import Proof, prove, verify
 from .memory import Edited, apply, edited
 from .vectors import read_gguf, read_reference, write_gguf, write_reference, write_steered
-from .writers import Writer, Writers, writers_of, writers_of_config
 
 __all__ = [
     "Edited",

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..model.stream.blueprint import blueprint
 from ..runs import write_json
-from .blueprint import blueprint
 from .checkpoint import Job, configuration
 from .contraction import contraction
 from .edits import Change, NewBias, Offset, Project, change_in_place

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .blueprint import blueprint
+from ..model.stream.blueprint import blueprint
 from .edits import NewBias
 from .names import file_names
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..model.stream.blueprint import blueprint
+from ..model.stream.writers import Writers, writers_of_config
 from .addition import config_with_bias
-from .blueprint import blueprint
 from .edits import (
     Change,
     NewBias,
@@ -29,7 +30,6 @@ from .edits import (
 from .names import FileNames, Source, file_names, sources
 from .norms import Gain, measure_gain
 from .shards import DTYPES, Checkpoint, Stored, open_checkpoint
-from .writers import Writers, writers_of_config
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..interventions import HasVector, unit
+from ..model.stream.writers import Treatment, Writer, Writers
 from ..shapes import Vector
 from .norms import Gain
-from .writers import Treatment, Writer, Writers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

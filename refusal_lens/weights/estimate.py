@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from ..model.stream.writers import writers_of_config
 from .checkpoint import Job, held
 from .moving import THREADS, size_in_words
-from .writers import writers_of_config
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..interventions import Ablate, Add
+from ..model.stream.record import first_tensor, with_first
+from ..model.stream.writers import Writer, Writers
 from .edits import Orthogonalise, Shift, WeightEdit
-from .record import first_tensor
-from .writers import Writer, Writers
 
 
 @contextmanager
@@ -29,23 +30,45 @@ def hooked(module: nn.Module, writers: Writers, edit: WeightEdit) -> Iterator[No
         return
     sites = tuple(dict.fromkeys(each.site for each in writers.writers if not each.apart))
     apart = [each for each in writers.writers if each.apart]
-    with projected_outputs(module, sites, edit), _projected_beside(module, apart, edit):
+    with (
+        projected_outputs(module, sites, edit, writers.calls),
+        _projected_beside(module, apart, edit),
+    ):
         yield
 
 
 @contextmanager
 def projected_outputs(
-    module: nn.Module, names: Sequence[str], edit: Orthogonalise
+    module: nn.Module,
+    names: Sequence[str],
+    edit: Orthogonalise,
+    calls: Mapping[str, Sequence[int]],
 ) -> Iterator[None]:
-    """``y - s (y . r^) r^`` on the output of each named module."""
-    ablate = Ablate(edit.vector, edit.strength)
+    """``y - s (y . r^) r^`` on the output of each named module.
 
-    def project(_module: Any, _args: Any, output: Any) -> Any:
-        return _with_first(output, ablate(_first(output)))
+    calls: of the modules that do something else too in a pass of `module`, the calls to project.
+    """
+    ablate = Ablate(edit.vector, edit.strength)
+    done: Counter[str] = Counter()
+
+    def projector(name: str) -> Any:
+        def project(_module: Any, _args: Any, output: Any) -> Any:
+            number, done[name] = done[name], done[name] + 1
+            if name in calls and number not in calls[name]:
+                return None
+            return with_first(output, ablate(_first(output)))
+
+        return project
+
+    def begin(_module: Any, _args: Any) -> None:
+        done.clear()
 
     with ExitStack() as handles:
+        handles.callback(module.register_forward_pre_hook(begin).remove)
         for name in names:
-            handles.callback(module.get_submodule(name).register_forward_hook(project).remove)
+            handles.callback(
+                module.get_submodule(name).register_forward_hook(projector(name)).remove
+            )
         yield
 
 
@@ -124,16 +147,6 @@ def _first(output: Any) -> Tensor:
     if found is None:
         raise TypeError(f"module output: got {type(output).__name__}, need a tensor in it")
     return found
-
-
-def _with_first(output: Any, new: Tensor) -> Any:
-    if isinstance(output, Tensor):
-        return new
-    if isinstance(output, tuple) and isinstance(output[0], Tensor):
-        return (new, *output[1:])
-    raise TypeError(
-        f"module output: got {type(output).__name__}, need a tensor or a tuple with one first"
-    )
 
 
 @torch.no_grad()

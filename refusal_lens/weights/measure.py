@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..interventions import unit
 from ..model import ChatModel
+from ..model.stream.writers import Writers, writers_of
 from ..shapes import TokenIds
 from .edits import Orthogonalise, WeightEdit
 from .hooks import hooked, logits_of, streams
 from .memory import PostNorm, edited, huggingface
-from .writers import Writers, writers_of
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 """Largest difference of two logits that rounding explains, as a share of the largest logit (at least 1)."""

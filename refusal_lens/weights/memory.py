@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..model import ChatModel
+from ..model.stream.writers import Writers, writers_of
 from .edits import Change, NewBias, Orthogonalise, WeightEdit, change_in_place, map_after, plan
 from .hooks import projected_outputs
 from .norms import Gain, measure_gain
-from .writers import Writers, writers_of
 
 PostNorm = Literal["fold", "hook"]
 
@@ -70,7 +70,7 @@ def edited(
                 undo.enter_context(_changed(module, change))
         if hooked:
             assert isinstance(edit, Orthogonalise)
-            undo.enter_context(projected_outputs(module, hooked, edit))
+            undo.enter_context(projected_outputs(module, hooked, edit, writers.calls))
         yield Edited(writers, tuple(changes), hooked)
 
 
@@ -117,8 +117,8 @@ def _planned(
     module: nn.Module, writers: Writers, edit: WeightEdit, *, skip: tuple[str, ...]
 ) -> list[Change]:
     known = gains(module, writers.d_model)
-    behind = {w.parameter for w in writers.writers if w.norms and w.norms[0] in skip}
-    kept = [w for w in writers.writers if w.parameter not in behind]
+    # What a norm adds of its own, its bias, is in its output too: the hook behind it takes both.
+    kept = [w for w in writers.writers if w.site not in skip]
     return list(plan(replace(writers, writers=tuple(kept)), edit, known.__getitem__))
 
 

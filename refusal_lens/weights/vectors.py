@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..directions import Candidates, Direction
 from ..errors import InputError
+from ..model.stream.writers import Writers
 from ..runs import write_json, writing
 from .edits import Orthogonalise, Shift, WeightEdit
 from .moving import appearing
-from .writers import Writers
 
 
 def write_gguf(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InputError
+from ...errors import InputError
 from . import graph
 from .graph import Place
 
@@ -22,20 +22,48 @@ IN_PLACE_SUMS = frozenset(
 )
 """Changes in place that add to a part of a tensor or replace it."""
 ADDITIONS = frozenset(
-    {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__rsub__", "__isub__"}
+    {
+        "add",
+        "add_",
+        "__add__",
+        "__radd__",
+        "__iadd__",
+        "sub",
+        "sub_",
+        "__sub__",
+        "__rsub__",
+        "__isub__",
+    }
 )
 ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
 STILL_ZERO = frozenset(
-    {"__getitem__", "view", "reshape", "expand", "expand_as", "to", "type", "float", "half", "bfloat16"}
+    {
+        "__getitem__",
+        "view",
+        "reshape",
+        "expand",
+        "expand_as",
+        "to",
+        "type",
+        "float",
+        "half",
+        "bfloat16",
+    }
     | {"clone", "contiguous", "unsqueeze", "squeeze", "flatten", "transpose", "permute", "detach"}
 )
 """What can be done to a tensor of zeros so that it still is one."""
 PROBE_TOKENS = 3
+OF_MARKS = -1
+"""The context level of marking hooks."""
 
 
 @dataclass
 class Record:
-    """What the hooks of one forward pass kept: who made which tensor, and from what."""
+    """What the hooks of one forward pass kept: who made which tensor, and from what.
+
+    outputs holds what each module made, call by call (None for no tensor that depends on parameters);
+    marks the copies that stand for the places where a hook could act, by the place's name.
+    """
 
     blocks: str
     n_layers: int
@@ -45,6 +73,8 @@ class Record:
     executed: set[str] = field(default_factory=set)
     in_place: dict[Any, str] = field(default_factory=dict)
     fixed: set[Any] = field(default_factory=set)
+    outputs: dict[str, list[tuple[Any, int] | None]] = field(default_factory=dict)
+    marks: dict[tuple[Any, int], str] = field(default_factory=dict)
     last: Tensor | None = None
 
 
@@ -73,15 +103,21 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True)
 
 
-def record_pass(model: nn.Module) -> Record:
+def record_pass(model: nn.Module, places: Mapping[str, HookPlace] | None = None) -> Record:
     """Run the model on a few tokens with gradients on, and keep what the stream is made of.
 
+    places: where hooks can act, by name; what they hold is marked if it is [1, pos, d_model].
     Nothing in the model is changed. Raises InputError when its blocks cannot be found or do not run.
     """
     name, blocks = blocks_of(model)
     record = Record(blocks=name, n_layers=len(blocks))
     fake: Any = getattr(next(model.parameters()), "fake_mode", None)
-    with _recording(model, blocks, record), _transparent_experts(model), fake or nullcontext():
+    with (
+        _recording(model, blocks, record),
+        _marking(places or {}, int(text_config(model).hidden_size), record),
+        _transparent_experts(model),
+        fake or nullcontext(),
+    ):
         _forward(model, record)
     if record.last is None or record.last.grad_fn is None:
         raise InputError(f"{type(model).__name__}: the last block did not run on a few tokens")
@@ -191,7 +227,7 @@ def _recording(model: nn.Module, blocks: nn.ModuleList, record: Record) -> Itera
         model.eval()
         for parameter in wanted:
             parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         for parameter, before in wanted.items():
@@ -199,6 +235,58 @@ def _recording(model: nn.Module, blocks: nn.ModuleList, record: Record) -> Itera
         for handle in handles:
             handle.remove()
         model.train(training)
+
+
+@runtime_checkable
+class HookPlace(Protocol):
+    """Where a hook can act: a HookPoint of TransformerLens, or what offers the same."""
+
+    def add_hook(self, hook: Any, *, level: int) -> Any:
+        """Call ``hook(activation, hook=self)`` in every pass; what it returns replaces the activation."""
+
+    def remove_hooks(self, *, dir: Any, level: int) -> None:
+        """Take the hooks of one level away."""
+
+
+@contextmanager
+def _marking(places: Mapping[str, HookPlace], d_model: int, record: Record) -> Iterator[None]:
+    """Let each place hand on something new, so that the graph shows who uses it behind the place."""
+    shape = (1, PROBE_TOKENS, d_model)
+
+    def marker(name: str) -> Any:
+        def mark(activation: Any, hook: Any) -> Tensor | None:
+            if not isinstance(activation, Tensor) or tuple(activation.shape) != shape:
+                return None
+            if activation.grad_fn is None:
+                return None
+            # Not a mere copy: some bridges look whether a hook changed anything. The values do not matter.
+            changed = -activation
+            record.marks[changed.grad_fn, changed.output_nr] = name
+            return changed
+
+        return mark
+
+    try:
+        for name, place in places.items():
+            place.add_hook(marker(name), level=OF_MARKS)
+        yield
+    finally:
+        for place in places.values():
+            place.remove_hooks(dir="fwd", level=OF_MARKS)
+
+
+def with_first(output: Any, new: Tensor) -> Any:
+    """A module's output with another tensor in the place of its first one.
+
+    Raises TypeError for what is neither a tensor nor a tuple that begins with one.
+    """
+    if isinstance(output, Tensor):
+        return new
+    if isinstance(output, tuple) and isinstance(output[0], Tensor):
+        return (new, *output[1:])
+    raise TypeError(
+        f"module output: got {type(output).__name__}, need a tensor or a tuple with one first"
+    )
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -216,8 +304,11 @@ def _note_output(record: Record, name: str) -> Any:
     def note(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
         record.executed.add(name)
         made, given = first_tensor(output), first_tensor([*args, *kwargs.values()])
+        calls = record.outputs.setdefault(name, [])
         if made is None or made.grad_fn is None:
+            calls.append(None)
             return
+        calls.append((made.grad_fn, made.output_nr))
         same = given is not None and given.shape[-1:] == made.shape[-1:]
         source = (
             graph.place_of(given)

@@ -22,8 +22,9 @@ class Write:
 
     axis is the parameter's axis of d_model; through names the norm modules that its product passes before
     it is added, the last one first; scale is what the product is multiplied with on the way (None when
-    that differs from token to token, as an expert's routing weight does); late says that nothing in its
-    block reads the stream after it; apart that it is not in the output of its own module.
+    that differs from token to token, as an expert's routing weight does); site the module whose output is
+    what is added; late says that nothing in its block reads the stream after it; apart that it is not in the
+    output of its own module.
     """
 
     parameter: str
@@ -31,6 +32,7 @@ class Write:
     lookup: bool
     through: tuple[str, ...]
     scale: float | None
+    site: str
     late: bool = True
     apart: bool = False
 
@@ -45,13 +47,17 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class _Path:
-    """How a place is connected to the stream: the norms on the way, the factor, whose outputs they are."""
+    """How a place is connected to the stream: the norms on the way, the factor, whose outputs they are.
+
+    marks are the marked places on the way, nearest to the stream first.
+    """
 
     through: tuple[str, ...] = ()
     scale: float | None = 1.0
     near: str = ""
     into: Any = None
     passed: frozenset[str] = frozenset()
+    marks: tuple[str, ...] = ()
 
 
 class Walk:
@@ -69,6 +75,9 @@ class Walk:
         self.obstacles: list[Obstacle] = []
         self.blocks_passed: set[int] = set()
         self.visited: set[tuple[Any, int]] = set()
+        self.unscaled: set[tuple[Any, int]] = set()
+        """What of that is reached without passing a norm."""
+        self.marks: dict[tuple[str, int, tuple[str, ...]], tuple[str, ...]] = {}
 
     def follow(self) -> None:
         """Visit everything that the stream behind the last block is a sum of."""
@@ -85,6 +94,10 @@ class Walk:
         """What `place` is made of, one step back; writers and obstacles are noted on the way."""
         key = (place.node, place.output)
         self.visited.add(key)
+        if not path.through:
+            self.unscaled.add(key)
+        if key in self.record.marks:
+            path = replace(path, marks=(*path.marks, self.record.marks[key]))
         self.blocks_passed |= self.record.entered.get(key, set())
         if path.through and key in self.record.entered:
             self._obstacle(path, "a norm rescales the stream itself, not only what is added to it")
@@ -102,7 +115,8 @@ class Walk:
             if leaf.rpartition(".")[2] != "bias":
                 continue
             by = source.node if source is not None else None
-            self._note(Place(_Leaf(bias), 0, bias.ndim - 1), path, lookup=False, by=by)
+            place = Place(_Leaf(bias), 0, bias.ndim - 1)
+            self._note(place, path, lookup=False, by=by, norm=name)
         if source is None:
             self._obstacle(path, "a norm whose input is not known")
             return []
@@ -208,7 +222,7 @@ class Walk:
         return Place(*child, axis) if fits else None
 
     def _note(
-        self, place: Place, path: _Path, *, lookup: bool, by: Any
+        self, place: Place, path: _Path, *, lookup: bool, by: Any, norm: str = ""
     ) -> list[tuple[Place, _Path]]:
         name = self.names.get(id(place.node.variable))
         if name is None:
@@ -218,8 +232,11 @@ class Walk:
         known = self.writes.get(key)
         scale = path.scale if known is None or known.scale == path.scale else None
         self.made_by.setdefault(key, by)
-        apart = not path.through and name.rpartition(".")[0] not in path.passed
-        self.writes[key] = Write(name, place.axis, lookup, path.through, scale, apart=apart)
+        self.marks.setdefault(key, path.marks)
+        own = norm or name.rpartition(".")[0]
+        site = path.through[0] if path.through else own
+        apart = not path.through and own not in path.passed
+        self.writes[key] = Write(name, place.axis, lookup, path.through, scale, site, apart=apart)
         return []
 
     def _obstacle(self, path: _Path, what: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from ..errors import InputError
+from ...errors import InputError
 from .blueprint import blueprint, trace_blueprint
 from .trace import Trace, trace
 from .walk import Write
@@ -30,9 +30,10 @@ class Writer:
     """A parameter that writes to the residual stream.
 
     axis is its axis of d_model; layer its block, None before the first; norms the modules that rescale
-    what it writes before it is added, the last one first; scale the factor on the way, None when it
-    differs from token to token; late says that nothing in its block reads the stream after it; apart that
-    it is added beside the output of its module; copies are the further names of a shared parameter.
+    what it writes before it is added, the last one first; site the module whose output is added; scale the
+    factor on the way, None when it differs from token to token; late says that nothing in its block reads
+    the stream after it; apart that it is added beside the output of its module; copies are the further names
+    of a shared parameter.
     """
 
     parameter: str
@@ -45,6 +46,7 @@ class Writer:
     scale: float | None
     treatment: Treatment
     why: str
+    site: str
     late: bool = True
     apart: bool = False
     copies: tuple[str, ...] = ()
@@ -55,11 +57,6 @@ class Writer:
         return self.parameter.rpartition(".")[0]
 
     @property
-    def site(self) -> str:
-        """Name of the module whose output is what is added to the stream."""
-        return self.norms[0] if self.norms else self.module
-
-    @property
     def is_vector(self) -> bool:
         """Whether it adds a vector of its own: a bias (one per expert, perhaps)."""
         return not self.lookup and self.role.endswith("bias")
@@ -67,7 +64,10 @@ class Writer:
 
 @dataclass(frozen=True)
 class Writers:
-    """Every writer of a model, and what stands in the way of an exact edit."""
+    """Every writer of a model, and what stands in the way of an exact edit.
+
+    calls: of the sites that run several times in a pass and write in some of these only, which ones.
+    """
 
     architecture: str
     writers: tuple[Writer, ...]
@@ -78,6 +78,7 @@ class Writers:
     d_model: int
     tied: str
     beside: tuple[int, ...] = ()
+    calls: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -187,6 +188,9 @@ def _classified(model: nn.Module, found: Trace) -> Writers:
         d_model=found.d_model,
         tied=_tied(model, found),
         beside=found.beside,
+        calls={
+            name: calls for name, calls in found.calls.items() if name in {w.site for w in writers}
+        },
     )
 
 
@@ -235,6 +239,7 @@ def _writer(model: nn.Module, found: Trace, write: Write) -> Writer:
         scale=write.scale,
         treatment=treatment,
         why=why,
+        site=write.site,
         late=write.late,
         apart=write.apart,
         copies=ties[1:],

@@ -9,14 +9,14 @@ back as an obstacle, never silently.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from ..errors import InputError
+from ...errors import InputError
 from . import graph
-from .record import record_pass, text_config
+from .record import HookPlace, record_pass, text_config
 from .walk import Obstacle, Walk, Write
 
 
@@ -26,7 +26,8 @@ class Trace:
 
     used holds the parameters that took part in any way, and those of every module that ran; ties the
     names of a parameter that has several; beside the blocks that are also given an earlier state of the
-    stream (the embedding, say), past the blocks between.
+    stream (the embedding, say), past the blocks between; calls, of the modules that run several times in a
+    pass and write in some of these only, which ones.
     """
 
     writes: tuple[Write, ...]
@@ -38,6 +39,7 @@ class Trace:
     shapes: Mapping[str, tuple[int, ...]]
     ties: Mapping[str, tuple[str, ...]]
     beside: tuple[int, ...] = ()
+    calls: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def trace(model: nn.Module) -> Trace:
@@ -46,11 +48,21 @@ def trace(model: nn.Module) -> Trace:
     The model may hold real, fake or no values; nothing in it is changed. Raises InputError when the stream
     cannot be followed through all blocks to the embedding.
     """
-    record = record_pass(model)
-    walk = Walk(record, model)
+    return traced(followed(model), model)
+
+
+def followed(model: nn.Module, places: Mapping[str, HookPlace] | None = None) -> Walk:
+    """The walk back through one recorded pass, with these places marked on it. Errors as for `trace`."""
+    walk = Walk(record_pass(model, places), model)
     walk.follow()
+    _check_stream(model, walk, {id(leaf.variable) for leaf in graph.leaves(walk.start)})
+    return walk
+
+
+def traced(walk: Walk, model: nn.Module) -> Trace:
+    """What a walk found."""
+    record = walk.record
     used = {id(leaf.variable) for leaf in graph.leaves(walk.start)}
-    _check_stream(model, walk, used)
     named = dict(model.named_parameters(remove_duplicate=False))
     ran = {name for name in named if name.rpartition(".")[0] in record.executed}
     return Trace(
@@ -63,7 +75,18 @@ def trace(model: nn.Module) -> Trace:
         shapes={name: tuple(p.shape) for name, p in named.items()},
         ties=_ties(model),
         beside=_beside(walk),
+        calls=_calls(walk),
     )
+
+
+def _calls(walk: Walk) -> dict[str, tuple[int, ...]]:
+    """The calls of each module whose outputs are part of the stream, where that is some but not all."""
+    found = {}
+    for name, outputs in walk.record.outputs.items():
+        on_stream = tuple(i for i, key in enumerate(outputs) if key in walk.visited)
+        if on_stream and len(on_stream) < len(outputs):
+            found[name] = on_stream
+    return found
 
 
 def _beside(walk: Walk) -> tuple[int, ...]:

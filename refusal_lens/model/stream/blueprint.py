@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from ..errors import InputError
+from ...errors import InputError
 from .trace import Trace, trace
 
 CANNOT = (

@@ -1,0 +1,1 @@
+"""What writes to the residual stream: one forward pass recorded, and followed back to the parameters."""

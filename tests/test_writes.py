@@ -1,0 +1,165 @@
+"""Hooks reach every write to the residual stream: what `applied` does equals edited weights."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from architectures import WIDTH, by_id, folder
+from torch import Tensor
+
+from refusal_lens.errors import InputError
+from refusal_lens.interventions import Ablate, Deflect, ablate, add, applied
+from refusal_lens.model import ChatModel, Site
+from refusal_lens.model.plain import PlainModel
+from refusal_lens.weights import edited, orthogonalise, writers_of
+
+CLOSE = 1e-4
+HYBRIDS = ("jamba", "bamba", "falcon_h1", "lfm2", "lfm2_moe", "zamba2", "recurrent_gemma")
+UNUSUAL = (*HYBRIDS, "gemma4_text", "mamba2", "bloom", "nanochat", "granite", "opt")
+GENERATOR = torch.Generator().manual_seed(1)
+DIRECTION = SimpleNamespace(vector=3 * torch.randn(WIDTH, generator=GENERATOR).double(), layer=1)
+OTHER = torch.randn(WIDTH, generator=GENERATOR).double()
+IDS = torch.randint(3, 250, (3, 9), generator=GENERATOR)
+
+
+@cache
+def load(name: str) -> ChatModel:
+    return ChatModel.load(str(folder(name)), device="cpu")
+
+
+@torch.no_grad()
+def logits(model: ChatModel) -> Tensor:
+    return model.run(IDS, torch.ones_like(IDS), all_positions=True)
+
+
+def gap(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_ablation_by_hooks_equals_edited_weights(name: str, strength: float) -> None:
+    model = load(name)
+    plain = logits(model)
+    with edited(model, orthogonalise(DIRECTION, strength=strength), post_norm="hook"):
+        wanted = logits(model)
+    with applied(model, ablate(DIRECTION, strength=strength)):
+        assert gap(logits(model), wanted) < CLOSE
+    assert model.missed_writes == ()
+    assert gap(plain, wanted) > 10 * CLOSE
+    assert torch.equal(logits(model), plain)
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_an_edit_without_a_module_output_misses_a_write(name: str) -> None:
+    """The sites that TransformerLens has are not enough here, so the test above can fail."""
+    model = load(name)
+    own = [site for site in model.writes() if site.kind != "output"]
+    with edited(model, orthogonalise(DIRECTION)):
+        wanted = logits(model)
+    with applied(model, ablate(DIRECTION), at=own):
+        assert gap(logits(model), wanted) > 10 * CLOSE
+
+
+def test_a_move_of_every_write_is_made_once() -> None:
+    """Moving each write by its own share of r adds up to moving their sum, the stream, by its share."""
+    model, edit = load("falcon_h1"), Deflect(DIRECTION.vector, OTHER)
+    r_hat, u_hat = (v.float() for v in edit.units)
+    before: list[Tensor] = []
+    after: list[Tensor] = []
+
+    def edit_and_note(x: Tensor) -> Tensor:
+        before.append(x)
+        after.append(edit(x))
+        return after[-1]
+
+    with model.hooked([(site, edit_and_note) for site in model.writes_once()]):
+        logits(model)
+    assert len(before) == len(model.writes_once())
+    written = torch.stack(before).sum(0)
+    moved = torch.stack(after).sum(0) - written
+    assert torch.allclose(moved, -(written @ r_hat)[..., None] * u_hat, atol=1e-3)
+
+
+def test_replies_rows_and_parts_of_a_conversation_are_edited_at_module_outputs_too() -> None:
+    model = load("lfm2_moe")
+    rendered = model.chat.render(["hello", "a longer question?"])
+    with edited(model, orthogonalise(DIRECTION)):
+        wanted = model.generate(rendered, max_new_tokens=6)
+    with applied(model, ablate(DIRECTION)):
+        assert model.generate(rendered, max_new_tokens=6) == wanted
+        assert model.generate(rendered, max_new_tokens=6, use_cache=False) == wanted
+    rows = torch.stack([DIRECTION.vector, OTHER])[:, None]
+    with applied(model, Ablate(rows)):
+        both = model.logits(rendered)
+    for row, vector in enumerate((DIRECTION.vector, OTHER)):
+        with applied(model, Ablate(vector)):
+            assert gap(model.logits(rendered)[row], both[row]) < CLOSE
+    with applied(model, ablate(DIRECTION), when="reply"):
+        assert gap(model.logits(rendered), load("lfm2_moe").logits(rendered)) == 0
+
+
+def test_plain_passes_edit_the_same_writes() -> None:
+    model = load("gemma4_text")
+    edit = ablate(DIRECTION)
+    with applied(model, edit):
+        wanted = model.run(IDS, torch.ones_like(IDS))[:, -1]
+    plain = PlainModel(model)
+    with torch.no_grad(), plain.opened(), plain.editing(edit, every_block=True):
+        assert gap(plain.last_logits(IDS), wanted) < CLOSE
+
+
+def test_what_is_installed_does_not_disturb_the_look_at_the_stream() -> None:
+    """An edit of the reply only needs to know where that starts, which a pass on a few tokens does not."""
+    model = ChatModel.load(str(folder("falcon_h1")), device="cpu")
+    with applied(model, add(DIRECTION), when="reply"), applied(model, ablate(DIRECTION)):
+        model.logits(model.chat.render(["hello"]))
+    assert model.missed_writes == ()
+    assert len(model.writes()) == len(load("falcon_h1").writes())
+
+
+def test_a_write_without_a_site_of_its_own_is_hooked_where_it_is_made() -> None:
+    model = ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
+    del model._points[Site("attn_out", 1).hook_name]
+    assert [s.layer for s in model.writes() if s.kind == "output"] == [1]
+    for strength in (1.0, 0.5):
+        with edited(model, orthogonalise(DIRECTION, strength=strength)):
+            wanted = logits(model)
+        with applied(model, ablate(DIRECTION, strength=strength)):
+            assert gap(logits(model), wanted) < CLOSE
+
+
+def test_usual_models_keep_their_usual_sites() -> None:
+    model = ChatModel.load(str(tiny.folder("llama")), device="cpu")
+    kinds = ("resid_pre", "attn_out", "mlp_out")
+    usual = [Site(kind, layer) for layer in range(tiny.LAYERS) for kind in kinds]
+    assert model.writes() == (*usual, Site("resid_post", tiny.LAYERS - 1))
+    assert model.writes_once() == (usual[0], *(s for s in usual if s.kind != "resid_pre"))
+
+
+def test_what_cannot_be_followed_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert by_id("rwkv").exactness == "not editable"
+    model = ChatModel.load(str(folder("rwkv")), device="cpu")
+    with caplog.at_level(logging.WARNING), applied(model, ablate(DIRECTION)):
+        pass
+    assert "may leave writes to the residual stream unedited" in caplog.text
+    assert "_original_component" not in caplog.text
+    assert model.missed_writes
+    with (
+        pytest.raises(InputError, match="only a full ablation"),
+        applied(model, ablate(DIRECTION, strength=0.5)),
+    ):
+        pass
+
+
+def test_the_map_of_a_bridged_model_is_that_of_the_plain_one() -> None:
+    """Marks, wrappers and their hook points change neither writers nor the order they come in."""
+    for name in ("bloom", "falcon_h1"):
+        bridged = writers_of(load(name).hf)
+        assert not any(writer.apart for writer in bridged.writers)
+        assert not any("hook_" in writer.site for writer in bridged.writers)
