@@ -15,7 +15,10 @@ from refusal_lens.judges import (
 )
 
 TYPOGRAPHY = {
-    **{f"U+{ord(c):04X}": (f"I{c}m sorry, no.", "I'm sorry") for c in "\u2019\u2018\u201b\u02bc\u02b9\u2032\uff07\u0060\u00b4"},
+    **{
+        f"U+{ord(c):04X}": (f"I{c}m sorry, no.", "I'm sorry")
+        for c in "\u2019\u2018\u201b\u02bc\u02b9\u2032\uff07\u0060\u00b4"
+    },
     "reference": ("I can&#39;t. I can&rsquo;t.", "I can't"),
     "escaped": (r"I can\'t.", "I can't"),
     "spaced": ("I can ' t do it", "I can't"),
