@@ -1,4 +1,4 @@
-"""Directions and candidates as values: algebra, files, provenance; refusal tokens; the one call."""
+"""Directions and candidates as values: algebra, files, provenance; the one call."""
 
 from __future__ import annotations
 
@@ -11,14 +11,9 @@ import tiny
 import torch
 
 from refusal_lens.activations import mean_next_token_probabilities, mean_residuals
-from refusal_lens.directions import Candidates, Direction, refusal_tokens
+from refusal_lens.directions import Candidates, Direction
 from refusal_lens.directions.finding import filter_by_behaviour
-from refusal_lens.directions.refusal_tokens import (
-    discover_refusal_tokens,
-    family_refusal_tokens,
-    parse_refusal_tokens,
-    top_tokens,
-)
+from refusal_lens.directions.refusal_tokens import top_tokens
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel
 from refusal_lens.prompts import PromptPair
@@ -115,39 +110,6 @@ def test_layer_zero_candidates_are_rounding_noise() -> None:
     found = Candidates.from_means(*means)
     assert found.mean_diffs[:, 0].abs().max() < 1e-8
     assert found.mean_diffs[:, 1].norm(dim=-1).min() > 1e-4
-
-
-def test_family_tokens_are_taken_in_context_and_only_from_the_family_s_vocabulary(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert family_refusal_tokens(model()) is None  # a Qwen by architecture, with other token ids
-    ids = tuple(model().tokenizer.encode("IA"))  # a token is a byte here
-    row = ("qwen", ("I'm sorry", "As an AI"), ids)
-    monkeypatch.setattr(refusal_tokens, "FAMILIES", (("llama", ("I",), (0,)), row))
-    family = family_refusal_tokens(model())
-    assert family is not None
-    assert (family.ids, family.texts) == (ids, ("I", "A"))
-
-
-def test_given_tokens() -> None:
-    token = model().tokenizer.encode("I")[0]
-    assert parse_refusal_tokens(model(), ["I"]).ids == (token,)
-    assert parse_refusal_tokens(model(), [token]).texts == ("I",)
-    with pytest.raises(InputError, match="is 5 tokens"):
-        parse_refusal_tokens(model(), ["sorry"])
-    with pytest.raises(InputError, match="no such id"):
-        parse_refusal_tokens(model(), ["99999"])
-    with pytest.raises(InputError, match="need at least one"):
-        parse_refusal_tokens(model(), [])
-
-
-def test_discovery_takes_what_is_likely_here_and_rare_there() -> None:
-    here, there = torch.full((2, model().d_vocab), 1e-4, dtype=torch.float64)
-    here[40], here[41], here[42], here[43] = 0.5, 0.2, 0.2, 0.01
-    there[41], there[42], there[43] = 0.2, 0.03, 0.0001
-    assert discover_refusal_tokens(model(), here, there).ids == (40, 42)
-    with pytest.raises(InputError, match="refusal tokens: none found"):
-        discover_refusal_tokens(model(), there, there)
 
 
 def test_top_tokens_are_in_order() -> None:

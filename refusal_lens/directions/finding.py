@@ -9,8 +9,9 @@ from functools import partial
 import pandas as pd
 import torch
 
-from ..activations import map_last_logits, mean_next_token_probabilities, mean_residuals
+from ..activations import map_last_logits, mean_residuals
 from ..errors import InputError
+from ..judges import Judge, phrase_judge
 from ..metrics import refusal_metric
 from ..model import ChatModel
 from ..prompts import Contrast, PromptPair
@@ -83,16 +84,18 @@ def pick_refusal_tokens(
     pair: PromptPair,
     *,
     given: Sequence[str | int] | None = None,
+    judge: Judge | None = phrase_judge,
     batch_size: int = 32,
     at_most: int = 128,
 ) -> RefusalTokens:
-    """R as given, else the family's, else discovered on the first prompts of the pair."""
+    """R as given, else the family's, else discovered on the first prompts of the pair.
+
+    judge says which replies refuse; None takes the kinds of prompts themselves, for contrasts that are not
+    about refusal. Raises NoRefusalTokens when there is none beyond doubt.
+    """
     if given is not None:
         return parse_refusal_tokens(model, given)
-    probabilities = partial(mean_next_token_probabilities, model, batch_size=batch_size)
-    return choose_refusal_tokens(
-        model, probabilities(pair.positive[:at_most]), probabilities(pair.negative[:at_most])
-    )
+    return choose_refusal_tokens(model, pair, judge=judge, batch_size=batch_size, at_most=at_most)
 
 
 def observe_behaviour(
@@ -172,7 +175,11 @@ def find_direction(
     """
     rule = thresholds or Thresholds()
     tokens = pick_refusal_tokens(
-        model, contrast.train, given=refusal_tokens, batch_size=batch_size
+        model,
+        contrast.train,
+        given=refusal_tokens,
+        judge=phrase_judge if contrast.name == "refusal" else None,
+        batch_size=batch_size,
     )
     train, val = (
         filter_by_behaviour(
