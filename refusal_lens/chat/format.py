@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..display import shown
 from ..errors import InputError
 from .encoder import Encoded, Encoder, admissible, name_of
 from .rendered import Rendered, Row
@@ -32,6 +33,7 @@ _PROBES = (
 )
 
 
+@shown("positions", "bos_id", "pad_id", "stop_ids")
 class ChatFormat:
     """How a model's conversations are written, derived from its tokenizer.
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from ..activations import Means
 from ..chat import ChatFormat
+from ..display import shown
 from ..errors import InputError
 from ..shapes import PositionLayerVectors
 from .direction import Direction
@@ -21,6 +22,7 @@ from .direction import Direction
 FORMAT = "refusal_lens candidates 1"
 
 
+@shown("n_layers", "positions", "mean_positive")
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """``r_i^(l) = mean_positive - mean_negative`` [position layer d_model] (paper, section 2.3).

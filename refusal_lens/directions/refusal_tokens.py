@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
+from ..display import shown
 from ..errors import InputError
 from ..model import ChatModel
 from ..shapes import Probabilities
@@ -32,6 +33,7 @@ LEAST_RATIO = 5.0
 COVERED = 0.5
 
 
+@shown()
 @dataclass(frozen=True)
 class RefusalTokens:
     """The set R: token ids, their texts, and where they come from."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..chat import ChatFormat, Rendered
+from ..display import shown
 from ..errors import InputError
 from ..shapes import LastLogits, Logits, TokenMask
 from .check import self_check
@@ -32,6 +33,7 @@ for a small model.
 """
 
 
+@shown("name", "n_layers", "d_model", "n_heads", "dtype", "device")
 class ChatModel:
     """A chat model with its template: renders, reads, edits and generates.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .. import organism
+from ..display import shown
 from ..errors import InputError
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ ENDS = 1 << 20
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
+@shown()
 @dataclass(frozen=True)
 class Loaded:
     """A bridge, its tokenizer, and the plain model's last-token logits [1 d_vocab] on a probe."""

@@ -19,6 +19,7 @@ import torch
 
 from .. import __version__
 from ..directions import Candidates, Direction
+from ..display import shown
 from ..errors import InputError
 from ..evaluation import phrase_judge
 from ..interventions import ablate, add, applied
@@ -79,6 +80,7 @@ HOOKS_MISS = (
 )
 
 
+@shown()
 @dataclass(frozen=True)
 class ExportConfig:
     """What to export, and how: the names are those of the options of `refusal-lens export`."""
@@ -115,6 +117,7 @@ class ExportConfig:
         return unused and getattr(self, option.name) != option.default
 
 
+@shown()
 @dataclass
 class Exported:
     """What was written: the map of writers and the parity table where there are any."""

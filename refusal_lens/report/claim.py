@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from refusal_lens.display import shown
 from refusal_lens.plotting import visible
 from refusal_lens.report.folder import Rate, RunFolder
 from refusal_lens.report.markup import MINUS, percent
@@ -22,6 +23,7 @@ _DOUBTS = {
 _Z = 1.96
 
 
+@shown()
 @dataclass(frozen=True)
 class Claim:
     """A sentence with its numbers, and the evidence in further sentences. Plain text."""
