@@ -32,8 +32,10 @@ _silence: threading.Timer | None = None
 class Unfailing(io.RawIOBase):
     """The end of a standard stream; after the first error it takes bytes and drops them."""
 
-    def __init__(self, raw: Any, error: OSError | None = None) -> None:
+    def __init__(self, raw: Any, error: OSError | None = None, *, within: Any = None) -> None:
         self._raw = raw
+        # The stream that this one replaces would close the file when it is forgotten.
+        self._within = within
         self.error = error
         self.told = False
 
@@ -91,7 +93,7 @@ def guarded(stream: Any, descriptor: int) -> Any:
         failed = None
     except OSError as error:
         failed = error
-    raw = Unfailing(getattr(buffer, "raw", buffer), failed)
+    raw = Unfailing(getattr(buffer, "raw", buffer), failed, within=stream)
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         stream.encoding,
@@ -133,6 +135,7 @@ def deliver(text: str) -> None:
 
 def require_delivered() -> None:
     """Raise OSError unless all that was printed so far got to the standard output."""
+    sys.stdout.flush()
     end = _end()
     if end is not None and end.error is not None and not end.told:
         end.told = True

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.overrides import TorchFunctionMode
 
+from ..display import shown
 from ..errors import InputError
 from . import graph
 from .graph import Place
@@ -33,6 +34,7 @@ STILL_ZERO = frozenset(
 PROBE_TOKENS = 3
 
 
+@shown()
 @dataclass
 class Record:
     """What the hooks of one forward pass kept: who made which tensor, and from what."""
