@@ -14,6 +14,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .chat import Rendered
+from .display import shown
 from .model import ChatModel, Site
 from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, wide
 
@@ -21,6 +22,7 @@ OnProgress = Callable[[int, int], None]
 """Called with (prompts done, prompts in all)."""
 
 
+@shown("n", "positions", "mean")
 @dataclass(frozen=True, eq=False)
 class Means:
     """Mean resid_pre over prompts, [position layer d_model] in float64, and how many prompts."""

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .display import shown
 from .errors import InputError
 from .model import ChatModel, Site
 from .model.sites import whole
@@ -67,6 +68,7 @@ def projection(x: Tensor, r_hat: Tensor) -> Tensor:
     return (x * r_hat).sum(-1, keepdim=True)
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Ablate:
     """``x - s (x . r^) r^`` on every write to the residual stream (paper, equation 4; s = 1 there).
@@ -96,6 +98,7 @@ class Ablate:
         return model.writes() if self.strength == 1 else model.writes_once()
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Add:
     """``x + c r`` with the raw r, at the one layer it was read from (paper, equations 3 and 17)."""
@@ -118,6 +121,7 @@ class Add:
         return (Site("resid_pre", self.layer),)
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Clamp:
     """``x + s (v - x . r^) r^``: set the component along r to a value v, at one layer.
@@ -152,6 +156,7 @@ class Clamp:
         return (Site("resid_pre", self.layer),)
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Deflect:
     """``x - (x . r^) u^``: as far as ablating r goes, but in another direction u.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,10 @@ The estimate of the time left is only as even as the units: count tokens times l
 differ in length, not prompts. A room takes `on_progress: Progress | None = None` and calls it after
 each batch; a call costs microseconds.
 """
+
+
+EVERY = 10.0
+"""Seconds between two lines on the same step where there is no terminal."""
 
 
 def remaining(elapsed: float, done: int, total: int) -> float | None:
@@ -48,28 +53,110 @@ def clock(seconds: float | None) -> str:
 
 
 @contextmanager
-def bars() -> Iterator[Progress | None]:
-    """Yield a callback that draws one bar per name on the terminal; None where there is none."""
+def bars(*, quiet: bool = False) -> Iterator[Progress | None]:
+    """Yield a callback that shows how far each name is, and the time left.
+
+    On a terminal it draws one bar per name, in a notebook it keeps one line of output up to date, and
+    elsewhere (a pipe, a log file) it prints a line per name when that is done (unless it took no second), and
+    every `EVERY` seconds before. All on the standard error. quiet: nothing is shown, and None is yielded.
+    """
+    if quiet:
+        yield None
+        return
+    show = _notebook_display()
+    if show is not None:
+        yield _InNotebook(show)
+        return
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+        yield _Lines()
         return
     with _rich_bars(console) as drawn:
         yield _Bars(drawn)
+
+
+def _notebook_display() -> Callable[..., Any] | None:
+    """IPython's `display` in the kernel of a notebook; None elsewhere, in IPython's own shell too."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    from IPython.display import display
+
+    return display
 
 
 def _rich_bars(console: Any) -> RichProgress:
     from rich.progress import BarColumn, Progress, TextColumn
 
     return Progress(
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<24}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>4.0f}%  {task.fields[left]}"),
         console=console,
         transient=True,
     )
+
+
+class _Watch:
+    """A callback that knows when each name began and, where that is worth a word, says how far it is."""
+
+    every = 0.0
+    """Seconds between two words on the same name."""
+    least = 0.0
+    """Seconds that a name takes at least whose end is worth a word by itself."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        began = self._begun.setdefault(what, now)
+        if done >= total:
+            del self._begun[what]
+            told = self._said.pop(what, began) != began
+            if told or now - began >= self.least:
+                self.say(f"{what}: done in {clock(now - began)}")
+        elif now - self._said.setdefault(what, began) >= self.every:
+            self._said[what] = now
+            left = remaining(now - began, done, total)
+            words = "" if left is None else f", {clock(left)} left"
+            self.say(f"{what}: {done / total:.0%}{words}")
+
+    def say(self, line: str) -> None:
+        """Show one line."""
+        raise NotImplementedError
+
+
+class _Lines(_Watch):
+    """Lines for a pipe or a log file."""
+
+    every = EVERY
+    least = 1.0
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+class _InNotebook(_Watch):
+    """One line of a cell's output, kept up to date; text alone, so that no widgets are needed."""
+
+    every = 0.25
+
+    def __init__(self, display: Callable[..., Any]) -> None:
+        super().__init__()
+        self._display = display
+        self._handle: Any = None
+
+    def say(self, line: str) -> None:
+        shown = {"text/plain": line}
+        if self._handle is None:
+            self._handle = self._display(shown, raw=True, display_id=True)
+        else:
+            self._handle.update(shown, raw=True)
 
 
 class _Bars:

@@ -101,7 +101,8 @@ class TestHelp:
 
     def test_options_of_run_are_the_settings_of_a_run_with_the_same_defaults(self) -> None:
         options = inspect.signature(run.run).parameters
-        assert set(options) - {"out"} == {field.name for field in fields(RunConfig)}
+        ours = set(options) - {"out", "json", "quiet", "debug"}
+        assert ours == {field.name for field in fields(RunConfig)}
         for field in fields(RunConfig):
             assert field.default is not MISSING
             assert options[field.name].default == field.default, field.name
@@ -163,10 +164,18 @@ class TestErrors:
         with pytest.raises(type(error), match="a bug"):
             shell.app(args=["run", "--out", "x"])
 
-    def test_debug_keeps_all_of_them(self, broken: Any, call: Any) -> None:
-        broken(InputError("wrong"))
-        with pytest.raises(InputError, match="wrong"):
-            shell.app(args=["--debug", "run", "--out", "x"])
+    @pytest.mark.parametrize("args", [["--debug", "run", "--out", "x"], ["run", "--out", "x", "--debug"]])
+    def test_debug_shows_the_traceback_with_the_cause(
+        self, broken: Any, call: Any, args: list[str]
+    ) -> None:
+        error = InputError("wrong")
+        error.__cause__ = KeyError("the cause")
+        broken(error)
+        done = call(*args)
+        assert done.code == 1
+        assert "KeyError: 'the cause'" in done.err
+        assert "Traceback" in done.err
+        assert done.err.endswith("error: wrong\n")
 
     def test_ctrl_c_is_one_line(self, call: Any, broken: Any) -> None:
         broken(KeyboardInterrupt())
@@ -196,9 +205,10 @@ class TestErrors:
         # A shell that puts the suite in the background has it ignore the signal; ours must not.
         code = (
             "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "import sys; from refusal_lens.cli import main; sys.argv[1:] = ['chat', sys.argv[1]]\n"
+            "import sys; from refusal_lens.cli import main\n"
+            "sys.argv[1:] = ['--quiet', 'chat', sys.argv[1], '--edit', 'none']\n"
             "import refusal_lens.cli.chat as chat\n"
-            "chat._answerer = lambda *a, **k: print('ready', flush=True); main()"
+            "chat._load = lambda *a, **k: print('ready', flush=True); main()"
         )
         started = subprocess.Popen(
             [sys.executable, "-c", code, str(finished)],

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..activations import OnProgress, as_rendered
 from ..chat import Rendered
 from ..directions import Direction
+from ..display import shown
 from ..errors import InputError
 from ..model import ChatModel
 from .heads import Head, HeadWriter, check_target, columns_of
@@ -28,6 +29,7 @@ PerPosition = Float64[Tensor, "prompt position"]
 """One number per prompt and position."""
 
 
+@shown("layer", "positions", "heads", "mlps", "error")
 @dataclass(frozen=True, eq=False)
 class Attribution:
     """What each component writes along r^ into ``resid_pre[l*]``, per prompt and position.

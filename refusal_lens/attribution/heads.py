@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..chat import Rendered
 from ..directions import Direction
+from ..display import shown
 from ..errors import InputError
 from ..interventions import ZERO_NORM
 from ..model import ChatModel
@@ -31,6 +32,7 @@ class Head(NamedTuple):
         return f"{self.layer}.{self.head}"
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class HeadWriter:
     """One layer's attention, ready to be projected on a unit vector u.

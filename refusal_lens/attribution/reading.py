@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..display import shown
 from ..errors import InputError
 from ..model import ChatModel, Hook, Site
 from ..shapes import Vector, wide
 from .heads import HeadWriter, by_head, scaled
 
 
+@shown()
 class StreamReading:
     """What every writer below l* adds along r^ at chosen columns of a batch.
 

@@ -9,6 +9,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from ..chat import Rendered
+from ..display import shown
 from ..errors import InputError
 from ..shapes import Spans
 
@@ -16,6 +17,7 @@ NAMES = ("BOS", "template", "instruction", "suffix")
 PADDING = -1
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Regions:
     """The region of every token of a left-padded batch, as an index into names; padding is -1."""

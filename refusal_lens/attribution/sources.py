@@ -13,6 +13,7 @@ from torch import Tensor
 from ..activations import OnProgress, as_rendered
 from ..chat import Rendered
 from ..directions import Direction
+from ..display import shown
 from ..errors import InputError
 from ..model import ChatModel, Hook, Site
 from ..shapes import wide
@@ -26,6 +27,7 @@ PerHead = Float64[Tensor, "prompt chosen"]
 """One number per prompt and chosen head."""
 
 
+@shown("layer", "heads", "contribution", "error")
 @dataclass(frozen=True, eq=False)
 class SourceAttribution:
     """Where chosen heads read what they write along r^ at the last token.

@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from ..display import shown
 from ..errors import InputError
 
 # Unicode reserves the first 32 for internal use; the others are halves of characters. No text
@@ -27,6 +28,7 @@ _OPEN, _BREAK, _DIGITS = "\ufdd0", "\ufdd1", [chr(c) for c in range(0xFDD2, 0xFD
 _MARK_DIGITS = 4
 
 
+@shown()
 @dataclass(frozen=True)
 class Encoded:
     """Token ids of one text, with the text they came from and each token's character span."""

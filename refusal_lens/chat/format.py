@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..display import shown
 from ..errors import InputError
 from .encoder import Encoded, Encoder, admissible, name_of
 from .rendered import Rendered, Row
@@ -33,6 +34,7 @@ _PROBES = (
 )
 
 
+@shown("positions", "bos_id", "pad_id", "stop_ids")
 class ChatFormat:
     """How a model's conversations are written, derived from its tokenizer.
 

@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..display import shown
 from ..errors import InputError
 from ..shapes import Spans, TokenIds, TokenMask
 
 
+@shown()
 @dataclass(frozen=True)
 class Row:
     """One prompt before padding: its ids and the half-open spans of its regions."""
@@ -23,6 +25,7 @@ class Row:
     answer: tuple[int, int]
 
 
+@shown("ids", "positions", "instructions")
 @dataclass(frozen=True, eq=False)
 class Rendered:
     """Left-padded token ids of a batch of prompts, and where each region of a row lies.

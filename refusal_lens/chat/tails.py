@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from ..display import shown
 from ..errors import InputError
 from ..shapes import Spans
 from .format import ChatFormat
 from .rendered import Rendered
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Tailed:
     """Rendered prompts whose user turn is instruction + tail, tokenised in one piece.

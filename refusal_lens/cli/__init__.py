@@ -1,7 +1,7 @@
 """The command `refusal-lens`: arguments in, verbs called, one line when something is wrong.
 
-Nothing heavy is imported before a command runs, so that `--help` answers at once. Exit codes: 0
-done, 1 failed with one line that says why, 2 bad usage, 130 interrupted.
+Nothing heavy is imported before a command runs, so that `--help` answers at once. Exit codes are
+in `codes`; everything printed goes through `output`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ OBJECTS = 100_000
 def main() -> None:
     """Run the command line of this process, then exit."""
     gc.set_threshold(OBJECTS)
+    from refusal_lens.cli.output import guard
+
+    guard()
     from refusal_lens.cli.shell import app
 
     app(prog_name="refusal-lens")

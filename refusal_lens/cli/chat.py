@@ -1,28 +1,46 @@
-"""`refusal-lens chat`: the same prompt to the plain and the edited model, side by side."""
+"""`refusal-lens chat`: the same prompts to the plain and the edited model, side by side."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from refusal_lens.cli.conversation import Conversation, EditName, Model, Reply
+from refusal_lens.cli.options import Debug, Json, Quiet, check_place, finite
+from refusal_lens.cli.output import (
+    deliver,
+    deliver_json,
+    one_line,
+    require_delivered,
+    say,
+)
+from refusal_lens.cli.output import (
+    quiet as is_quiet,
+)
+from refusal_lens.errors import InputError
+
 if TYPE_CHECKING:
     from refusal_lens.evaluation import Completion
-
-EditName = Literal["none", "ablate", "add", "subtract"]
 
 
 def chat(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     edit: Annotated[EditName, typer.Option(help="What to do with the direction.")] = "ablate",
     scale: Annotated[
-        float, typer.Option(help="How much of it: share ablated, or multiple of r added.")
+        float,
+        typer.Option(
+            callback=finite, help="How much of it: share ablated, or multiple of r added."
+        ),
     ] = 1.0,
     prompt: Annotated[
         str | None, typer.Option(help="One prompt  [default: ask, or a line each from a pipe]")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="Another system prompt  [default: the run's]")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 256,
     dtype: Annotated[str | None, typer.Option(help="[default: the run's]")] = None,
@@ -30,107 +48,140 @@ def chat(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
-    """Put the same prompt to the plain and the edited model of RUN, side by side."""
-    answer = _answerer(
+    """Put the same prompts to the plain and the edited model of RUN, side by side.
+
+    On a terminal it is one conversation of several turns, and /help lists what else can be typed.
+    From a pipe every line is a prompt of its own. --json prints one line for each prompt.
+    """
+    asking = prompt is None and sys.stdin.isatty()
+    if json and asking:
+        raise typer.BadParameter(
+            "a conversation cannot be JSON; give --prompt or a pipe", param_hint="--json"
+        )
+    if prompt is not None and not prompt.strip():
+        raise typer.BadParameter(f"got {prompt!r}, need some text", param_hint="--prompt")
+    check_place(dtype, device)
+    model = _load(
         run,
-        edit,
-        scale=scale,
+        system=system,
         max_new_tokens=max_new_tokens,
         dtype=dtype,
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    for text in _prompts() if prompt is None else [prompt]:
-        _show(answer(text))
+    talk = Conversation(model, edit, scale)
+    if asking:
+        _converse(talk)
+        return
+    for text in _lines() if prompt is None else [prompt]:
+        replies = talk.answer(text)
+        if json:
+            deliver_json({"prompt": text, "replies": [as_json(reply) for reply in replies]})
+        else:
+            show_replies(replies)
+        talk.reset()
 
 
-def _answerer(
-    folder: Path, edit: EditName, *, scale: float, max_new_tokens: int, **options: Any
-) -> Callable[[str], list[tuple[str, Completion]]]:
-    """Load the run's model and direction; return what maps a prompt to titled replies."""
-    from refusal_lens import interventions
+def _load(folder: Path, *, system: str | None, max_new_tokens: int, **options: Any) -> Model:
+    """The run's model, direction and refusal tokens, as something that answers."""
+    from refusal_lens.chat import ChatFormat
     from refusal_lens.directions import Direction
-    from refusal_lens.evaluation import complete
     from refusal_lens.model import ChatModel
     from refusal_lens.pipeline.config import chat_options
     from refusal_lens.runs import Run, read_json
 
     run = Run.read(folder)
     config = run.whole()["config"]
-    path, tokens = run.output("direction.safetensors"), read_json(run.output("summary.json"))
+    path, summary = run.output("direction.safetensors"), read_json(run.output("summary.json"))
     # Whether to run a model's code is for the person at the keyboard to say, not for a folder.
     options["dtype"] = options["dtype"] or config["dtype"]
-    model = ChatModel.load(
-        config["model"], revision=config["revision"], **chat_options(config), **options
-    )
+    if not is_quiet():
+        say(one_line(f"loading {config['model']}"))
+    written = chat_options(config)
+    model = ChatModel.load(config["model"], revision=config["revision"], **written, **options)
     direction = Direction.load(path, model)
-    edits: dict[str, Any] = {"plain": None}
-    if edit == "ablate":
-        edits[_title(edit, scale)] = interventions.ablate(direction, strength=scale)
-    elif edit != "none":
-        make = interventions.add if edit == "add" else interventions.subtract
-        edits[_title(edit, scale)] = make(direction, coefficient=scale)
-
-    def answer(prompt: str) -> list[tuple[str, Completion]]:
-        return [
-            (
-                title,
-                complete(
-                    model,
-                    [prompt],
-                    refusal_tokens=tokens["refusal_tokens"],
-                    edit=each,
-                    max_new_tokens=max_new_tokens,
-                )[0],
-            )
-            for title, each in edits.items()
-        ]
-
-    return answer
+    if system is not None:
+        # Read the direction first: it was found with the run's own system prompt.
+        asked = {**written, "system": system}
+        model = model.with_chat(ChatFormat.from_tokenizer(model.tokenizer, **asked))
+    return Model(model, direction, tuple(summary["refusal_tokens"]), max_new_tokens)
 
 
-def _title(edit: EditName, scale: float) -> str:
-    return edit if scale == 1 else f"{edit} x {scale:g}"
+def _converse(talk: Conversation) -> None:
+    """Prompts and commands from the keyboard until Ctrl-D or /exit."""
+    import readline  # noqa: F401  (gives input() its history and editing)
 
-
-def _prompts() -> Iterator[str]:
-    """Prompts from the keyboard until Ctrl-D, or a line each from a pipe; no empty ones."""
-    asking = sys.stdin.isatty()
-    if asking:
-        import readline  # noqa: F401  (gives input() its history and editing)
+    if not is_quiet():
+        say(f"{talk.state}; /help lists what can be typed")
     while True:
         try:
-            text = input("> " if asking else "")
+            text = input("> ")
         except EOFError:
             return
+        try:
+            if not talk.take(text, show=show_replies, say=say):
+                return
+        except InputError as error:
+            say(f"error: {one_line(str(error))}")
+
+
+def _lines() -> Iterator[str]:
+    """A prompt from each line of the standard input; no empty ones."""
+    number = 0
+    while True:
+        try:
+            text = input()
+        except EOFError:
+            return
+        number += 1
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(
+                f"line {number} of the standard input: got bytes that are no UTF-8 text"
+            )
         if text.strip():
             yield text
 
 
-def _show(replies: Sequence[tuple[str, Completion]]) -> None:
+def as_json(reply: Reply) -> dict[str, Any]:
+    """One reply with the edit that it was given under, and what the judge and the metric say."""
+    title, completion = reply
+    return {
+        "edit": title,
+        "response": completion.response,
+        "refusal": completion.refusal,
+        "evidence": completion.evidence,
+        "metric": completion.metric,
+    }
+
+
+def show_replies(replies: Sequence[Reply]) -> None:
     """Print replies in columns on a terminal, one below the other elsewhere."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
-    titles = [f"{title}: {verdict(reply.refusal, reply.metric)}" for title, reply in replies]
+    titles = [f"{title}: {verdict(reply)}" for title, reply in replies]
     texts = [harmless_text(reply.response) for _, reply in replies]
     if not console.is_terminal:
         for title, text in zip(titles, texts, strict=True):
-            print(f"[{title}]\n{text}\n")
+            deliver(f"[{title}]\n{text}\n")
         return
     table = Table(expand=True, show_lines=True)
     for title in titles:
         table.add_column(Text(title), ratio=1)
     table.add_row(*(Text(text) for text in texts))
     console.print(table)
+    require_delivered()
 
 
-def verdict(refusal: bool, metric: float) -> str:
+def verdict(reply: Completion) -> str:
     """What the phrase judge says of a reply, and the refusal metric of its prompt, nats."""
-    return f"{'refuses' if refusal else 'answers'}, refusal metric {metric:+.2f}"
+    return f"{'refuses' if reply.refusal else 'answers'}, refusal metric {reply.metric:+.2f}"
 
 
 def harmless_text(text: str) -> str:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from refusal_lens.cli.options import (
+    SHARED,
+    Debug,
+    Json,
+    Quiet,
+    check_place,
+    finite,
+    progress,
+    usage,
+)
+from refusal_lens.cli.output import deliver, deliver_json, show
+
 if TYPE_CHECKING:
     from refusal_lens.pipeline.export_job import Exported
+    from refusal_lens.weights.estimate import Estimate
 
 
 def export(
@@ -32,7 +46,8 @@ def export(
         Literal["ablate", "add", "subtract"], typer.Option(help="What to do with the direction.")
     ] = "ablate",
     strength: Annotated[
-        float, typer.Option(help="Share of it ablated, or multiple of r added.")
+        float,
+        typer.Option(callback=finite, help="Share of it ablated, or multiple of r added."),
     ] = 1.0,
     norm_preserving: Annotated[
         bool, typer.Option("--norm-preserving", help="Stretch what is written back to its length.")
@@ -54,29 +69,40 @@ def export(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Say what it needs, and write nothing.")
     ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Write the direction of RUN as edited weights, or as a file for another tool.
 
     Weights are loaded again and compared with the hooks; where they differ the command fails and
     nothing is left. For research on models that you may modify; nothing is uploaded.
     """
-    options = {n: v for n, v in locals().items() if n not in ("run", "estimate")}
+    options = {n: v for n, v in locals().items() if n not in ("run", "estimate", *SHARED)}
     if estimate:
-        for line in _estimate(run, model, trust_remote_code=trust_remote_code):
-            print(line)
+        needs = _estimate(run, model, trust_remote_code=trust_remote_code)
+        if json:
+            deliver_json(needs)
+        else:
+            deliver("\n".join(needs.lines))
         return
     if out is None:
         raise typer.BadParameter("name the folder or file to write", param_hint="--out")
 
     from refusal_lens.pipeline.export_job import ExportConfig, run_export
-    from refusal_lens.progress import bars
 
-    with bars() as on_progress:
-        done = run_export(run, ExportConfig(**options), on_progress=on_progress)
-    _show(done)
+    check_place(dtype, device)
+    with usage():
+        config = ExportConfig(**options)
+    with progress() as on_progress:
+        done = run_export(run, config, on_progress=on_progress)
+    if json:
+        deliver_json(_as_json(done))
+    else:
+        show("\n".join(_lines(done)))
 
 
-def _estimate(run: Path, model: str | None, *, trust_remote_code: bool) -> tuple[str, ...]:
+def _estimate(run: Path, model: str | None, *, trust_remote_code: bool) -> Estimate:
     """What an ablation needs, from the headers of the model's files."""
     from refusal_lens.directions import Direction
     from refusal_lens.pipeline.export_model import model_folder
@@ -89,23 +115,42 @@ def _estimate(run: Path, model: str | None, *, trust_remote_code: bool) -> tuple
     folder = model_folder(model or own["model"], None if model else own["revision"])
     edit = orthogonalise(Direction.load(found.output("direction.safetensors")))
     job = prepare(folder, edit, allow_partial=True, trust_remote_code=trust_remote_code)
-    return estimate_of(job).lines
+    return estimate_of(job)
 
 
-def _show(done: Exported) -> None:
-    """Print the class, the coverage, the parity table and where the result is."""
+def _as_json(done: Exported) -> dict[str, Any]:
+    """Where the result is, its class, the coverage, and the parity table."""
+    found: dict[str, Any] = {"export": done.out.resolve(), "notes": list(done.notes)}
     if done.writers is not None:
-        treated = [writer.treatment for writer in done.writers.writers]
-        counts = ", ".join(f"{treated.count(t)} {t}" for t in dict.fromkeys(treated))
-        print(f"{done.writers.architecture}: {done.writers.exactness}; writers: {counts}")
+        found["architecture"] = done.writers.architecture
+        found["exactness"] = done.writers.exactness
+        found["writers"] = _treatments(done)
+        found["left_unedited"] = list(done.writers.problems)
+    if done.parity is not None:
+        found["parity"] = done.parity.rows
+    return found
+
+
+def _treatments(done: Exported) -> dict[str, int]:
+    """How many writers were treated in each way."""
+    assert done.writers is not None
+    treated = [writer.treatment for writer in done.writers.writers]
+    return {each: treated.count(each) for each in dict.fromkeys(treated)}
+
+
+def _lines(done: Exported) -> Iterator[str]:
+    """The class, the coverage, the parity table and where the result is."""
+    if done.writers is not None:
+        counts = ", ".join(f"{n} {treatment}" for treatment, n in _treatments(done).items())
+        yield f"{done.writers.architecture}: {done.writers.exactness}; writers: {counts}"
         for line in (*done.notes, *done.writers.problems):
-            print(f"note: {line}")
+            yield f"note: {line}"
     if done.parity is not None:
         heads = ("hooks", "files", "apart", "allowed")
-        print(f"{'':<28}{'prompts':<10}" + "".join(f"{head:>12}" for head in heads))
+        yield f"{'':<28}{'prompts':<10}" + "".join(f"{head:>12}" for head in heads)
         for row in done.parity.rows:
             cells = [row.hooks, row.files, row.difference]
             shown = [f"{value:>12.4g}" for value in cells]
             shown.append(f"{'' if row.allowed is None else f'{row.allowed:.2g}':>12}")
-            print(f"{row.quantity:<28}{row.kind:<10}" + "".join(shown))
-    print(f"export: {done.out.resolve()}")
+            yield f"{row.quantity:<28}{row.kind:<10}" + "".join(shown)
+    yield f"export: {done.out.resolve()}"

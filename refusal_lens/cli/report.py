@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from refusal_lens.cli.codes import UNMET
+from refusal_lens.cli.options import Debug, Json, Quiet
+from refusal_lens.cli.output import deliver_json, show
+
 
 def report(
     run: Annotated[
@@ -16,26 +20,39 @@ def report(
         Path | None,
         typer.Option("--out", "-o", help="Where the results for a reference run go."),
     ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Render the page of RUN again; a run that is not whole has one too, and is an error.
 
-    A run folder of the reference implementation is read, its candidates are put to the selection
-    rule, and the table, summary and figures are written to --out.
+    The page of a run that is not finished is rendered too, and the command fails. A run folder of
+    the reference implementation is read, its candidates are put to the selection rule, and the
+    table, summary and figures are written to --out.
     """
     from refusal_lens.report import (
         is_reference_run,
         write_reference_report,
         write_whole_report,
     )
+    from refusal_lens.report.folder import RunFolder
 
-    if not is_reference_run(run):
-        if out is not None:
-            raise typer.BadParameter("a run is rendered in its own folder", param_hint="--out")
-        print(f"report: {write_whole_report(run).resolve()}")
-        return
-    if out is None:
+    ours = not is_reference_run(run)
+    if ours and out is not None:
+        raise typer.BadParameter("a run is rendered in its own folder", param_hint="--out")
+    if ours:
+        page = write_whole_report(run).resolve()
+    elif out is None:
         raise typer.BadParameter(
             f"{run} is of the reference implementation and is left as it is; name a folder",
             param_hint="--out",
         )
-    print(f"report: {write_reference_report(run, out).resolve()}")
+    else:
+        page = write_reference_report(run, out).resolve()
+    summary = RunFolder.open(page.parent).summary
+    if json:
+        deliver_json({"report": page, "summary": summary})
+    else:
+        show(f"report: {page}")
+    if ours and summary.get("selected") is None:
+        raise typer.Exit(UNMET)

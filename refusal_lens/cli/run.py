@@ -7,6 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
+from refusal_lens.cli.codes import UNMET
+from refusal_lens.cli.options import (
+    SHARED,
+    Debug,
+    Json,
+    Quiet,
+    check_place,
+    no_nan,
+    progress,
+    usage,
+)
+from refusal_lens.cli.output import deliver_json, one_line, say, show
+
 
 def run(
     out: Annotated[
@@ -61,8 +74,12 @@ def run(
         Literal["exhaustive", "lazy"],
         typer.Option(help="Score every candidate, or only what the choice needs."),
     ] = "exhaustive",
-    kl_threshold: Annotated[float, typer.Option(help="Most KL on harmless prompts, nats.")] = 0.1,
-    induce_threshold: Annotated[float, typer.Option(help="Least induce score.")] = 0.0,
+    kl_threshold: Annotated[
+        float, typer.Option(callback=no_nan, help="Most KL on harmless prompts, nats.")
+    ] = 0.1,
+    induce_threshold: Annotated[
+        float, typer.Option(callback=no_nan, help="Least induce score.")
+    ] = 0.0,
     prune_layers: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the last layers to leave out.")
     ] = 0.2,
@@ -80,22 +97,47 @@ def run(
     n_moves: Annotated[int, typer.Option(min=0, help="Norm-matched random moves.")] = 8,
     null_prompts: Annotated[int, typer.Option(min=1, help="Test prompts for each null.")] = 32,
     null_tokens: Annotated[int, typer.Option(min=1, help="Longest completion for nulls.")] = 16,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Find the refusal direction of MODEL, test it, and write a run folder with a page.
 
     Killed or interrupted, the same command goes on where it was. With changed options it redoes
-    just the steps that depend on them.
+    just the steps that depend on them. By default 260 distinct prompts of each kind are needed.
     """
-    options = {name: value for name, value in locals().items() if name != "out"}
-    options["refusal_tokens"] = tuple(refusal_tokens.split(",")) if refusal_tokens else None
+    options = {name: value for name, value in locals().items() if name not in ("out", *SHARED)}
+    options["refusal_tokens"] = None if refusal_tokens is None else _tokens(refusal_tokens)
 
+    from refusal_lens.directions import Thresholds
     from refusal_lens.pipeline import RunConfig, run_pipeline
-    from refusal_lens.progress import bars
     from refusal_lens.report.claim import make_claim
     from refusal_lens.report.folder import RunFolder
 
-    config = RunConfig(**options)
-    with bars() as on_progress:
-        run_pipeline(config, out, on_progress=on_progress)
-    print(make_claim(RunFolder.open(out)).headline)
-    print(f"report: {(out / 'report.html').resolve()}")
+    check_place(dtype, device, device_map)
+    with usage():
+        Thresholds(kl_threshold, induce_threshold, prune_layers)
+        config = RunConfig(**options)
+    with progress() as on_progress:
+        summary = run_pipeline(config, out, on_progress=on_progress)
+    headline = make_claim(RunFolder.open(out)).headline
+    page = (out / "report.html").resolve()
+    if json:
+        deliver_json({"headline": headline, "report": page, "summary": summary})
+    else:
+        show(headline)
+        show(f"report: {page}")
+    if summary.get("selected") is None:
+        say(one_line(str(summary.get("not_selected") or "no direction was selected")))
+        raise typer.Exit(UNMET)
+
+
+def _tokens(listed: str) -> tuple[str, ...]:
+    """The texts or ids of --refusal-tokens."""
+    found = tuple(listed.split(","))
+    if "" in found:
+        raise typer.BadParameter(
+            f"got {listed!r}, need texts or ids with commas between them, such as I,As",
+            param_hint="--refusal-tokens",
+        )
+    return found

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -13,41 +12,88 @@ from typer.core import TyperGroup
 
 from refusal_lens import __version__
 from refusal_lens.cli import chat, export, report, run, suffix
-from refusal_lens.errors import InputError
+from refusal_lens.cli.codes import EPILOG, FAILED, INTERRUPTED, UNMET
+from refusal_lens.cli.options import configure_logging
+from refusal_lens.cli.output import (
+    breaking_silence,
+    debugging,
+    one_line,
+    require_delivered,
+    say,
+)
+from refusal_lens.errors import InputError, UnmetError
 
-INTERRUPTED = 130
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""Of click, or of the copy of click that newer versions of typer carry."""
 
 
 class Shell(TyperGroup):
-    """A group of commands that turns the errors a user can act on into one line and exit code 1."""
+    """A group of commands that turns the errors a user can act on into one line and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line; help and usage that nobody could read are a failure too."""
+        try:
+            return super().main(*args, **kwargs)
+        except SystemExit as leaving:
+            if leaving.code:
+                raise
+            try:
+                require_delivered()
+            except OSError as error:
+                say(f"error: {one_line(line_of(error))}")
+                raise SystemExit(FAILED) from None
+            raise
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options that stand before the command."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except UsageError as error:
+            raise _readable(error) from None
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; with --debug its errors keep their tracebacks."""
-        if ctx.params.get("debug"):
-            return super().invoke(ctx)
+        """Run the command; with --debug its errors show their tracebacks, causes included."""
         try:
-            return super().invoke(ctx)
+            with breaking_silence():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             goes_on = "; finished steps are kept, the same command goes on after them"
             say("interrupted" + (goes_on if ctx.invoked_subcommand == "run" else ""))
             raise typer.Exit(INTERRUPTED) from None
-        except InputError as error:
-            say(f"error: {error}")
-        except OSError as error:
-            if error.errno == errno.EPIPE:
+        except UsageError as error:
+            _show_traceback(error)
+            raise _readable(error) from None
+        except (InputError, OSError, MemoryError, RuntimeError) as error:
+            line = line_for(error)
+            if line is None:
                 raise
-            say(f"error: {line_of(error)}")
-        except (MemoryError, RuntimeError) as error:
-            # torch's own class, named rather than imported: importing torch takes seconds.
-            if type(error).__name__ not in ("MemoryError", "OutOfMemoryError"):
-                raise
-            say("error: out of memory; try a smaller --batch-size, another --dtype or --device-map")
-        raise typer.Exit(1)
+            _show_traceback(error)
+            say(f"error: {one_line(line)}")
+            raise typer.Exit(UNMET if isinstance(error, UnmetError) else FAILED) from None
 
 
-def say(line: str) -> None:
-    """Write one line to the standard error."""
-    print(line, file=sys.stderr, flush=True)
+def _readable(error: Any) -> Exception:
+    """A usage error with its message on one line of readable length; a help text stays one."""
+    if type(error).__name__ != "NoArgsIsHelpError":
+        error.message = one_line(error.message)
+    return error
+
+
+def _show_traceback(error: BaseException) -> None:
+    if debugging():
+        say("".join(traceback.format_exception(error)).rstrip())
+
+
+def line_for(error: BaseException) -> str | None:
+    """What a user can do about an error; None for a bug, and for what is no error."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        return line_of(error)
+    # torch's own class, named rather than imported: importing torch takes seconds.
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):
+        return "out of memory; try a smaller --batch-size, another --dtype or --device-map"
+    return None
 
 
 def line_of(error: OSError) -> str:
@@ -60,33 +106,10 @@ def line_of(error: OSError) -> str:
     return f"{os.fspath(error.filename)}: {what}" if error.filename else what
 
 
-class ToStandardError(logging.Handler):
-    """Lines to whatever the standard error is by then: a progress bar stands in for it at times."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        say(self.format(record))
-
-
-def configure_logging(level: int) -> None:
-    """Show this package's decisions from `level` on, and of other libraries only errors."""
-    # Read when the libraries are imported; they have opinions on many things that are not ours.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    handler = ToStandardError()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.getLogger().setLevel(logging.ERROR)
-    ours = logging.getLogger("refusal_lens")
-    ours.handlers[:] = [handler]
-    ours.setLevel(level)
-
-
 def show_version(wanted: bool) -> bool:
     """Print the version and leave, if that is wanted."""
     if wanted:
+        # Whether anybody could read it is looked at where the command line ends.
         print(f"refusal-lens {__version__}")
         raise typer.Exit
     return wanted
@@ -99,6 +122,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
 )
 
 
@@ -107,18 +131,20 @@ def shared(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=show_version, help="Print it.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings only.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print results and errors only.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show every decision, and tracebacks of errors.")
     ] = False,
 ) -> None:
     """Find, test and show the direction in a chat model that makes it refuse."""
-    level = logging.WARNING if quiet else logging.INFO
+    level = logging.ERROR if quiet else logging.INFO
     configure_logging(logging.DEBUG if debug else level)
 
 
-app.command("run")(run.run)
-app.command("report")(report.report)
-app.command("chat")(chat.chat)
-app.command("suffix")(suffix.suffix)
-app.command("export")(export.export)
+app.command("run", epilog=EPILOG)(run.run)
+app.command("report", epilog=EPILOG)(report.report)
+app.command("chat", epilog=EPILOG)(chat.chat)
+app.command("suffix", epilog=EPILOG)(suffix.suffix)
+app.command("export", epilog=EPILOG)(export.export)

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from refusal_lens.cli.options import Debug, Json, Quiet, check_place, progress, usage
+from refusal_lens.cli.output import deliver_json, show
+
 
 def suffix(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
@@ -36,6 +39,9 @@ def suffix(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Follow the heads that write the direction of RUN, with and without an adversarial suffix.
 
@@ -45,11 +51,15 @@ def suffix(
         raise typer.BadParameter("give one of the two", param_hint="--suffix and --suffix-file")
 
     from refusal_lens.pipeline.suffix_job import run_suffix_study
-    from refusal_lens.progress import bars
     from refusal_lens.report.sections.suffix import headline
     from refusal_lens.studies.suffix import read_suffix
+    from refusal_lens.studies.suffix.suffixes import checked_suffix
 
-    with bars() as on_progress:
+    check_place(dtype, device, device_map)
+    with usage():
+        if text is not None:
+            checked_suffix(text)
+    with progress() as on_progress:
         summary = run_suffix_study(
             run,
             suffix=text if file is None else read_suffix(file),
@@ -64,5 +74,9 @@ def suffix(
             trust_remote_code=trust_remote_code,
             on_progress=on_progress,
         )
-    print(headline(summary))
-    print(f"report: {(run / 'report.html').resolve()}")
+    page = (run / "report.html").resolve()
+    if json:
+        deliver_json({"headline": headline(summary), "report": page, "summary": summary})
+    else:
+        show(headline(summary))
+        show(f"report: {page}")

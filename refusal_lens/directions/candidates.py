@@ -12,6 +12,7 @@ import torch
 
 from ..activations import Means
 from ..chat import ChatFormat
+from ..display import shown
 from ..errors import InputError
 from ..runs import read_safetensors, write_safetensors
 from ..runs.schema import CandidateFacts, converted
@@ -21,6 +22,7 @@ from .direction import Direction
 FORMAT = "refusal_lens candidates 1"
 
 
+@shown("n_layers", "positions", "mean_positive")
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """``r_i^(l) = mean_positive - mean_negative`` [position layer d_model] (paper, section 2.3).

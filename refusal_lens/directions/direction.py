@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..display import shown
 from ..errors import InputError
 from ..interventions import unit
 from ..model import ChatModel
@@ -23,6 +24,7 @@ from ..shapes import Vector
 FORMAT = "refusal_lens direction 1"
 
 
+@shown("layer", "position", "norm", "d_model", "concept", "model")
 @dataclass(frozen=True, eq=False)
 class Direction:
     """The raw difference of means r [d_model] and its provenance.

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from ..activations import map_last_logits, mean_residuals
+from ..display import shown
 from ..errors import InputError
 from ..judges import Judge, phrase_judge
 from ..metrics import refusal_metric
@@ -30,6 +31,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what, done, in all)."""
 
 
+@shown("counts")
 @dataclass(frozen=True, eq=False)
 class Behaved:
     """One split after filtering by the model's own behaviour.
@@ -62,6 +64,9 @@ class Behaved:
         return ""
 
 
+@shown(
+    "choice.position", "choice.layer", "choice.scores", "choice.n_passing", "refusal_tokens.texts", "direction"
+)
 @dataclass(frozen=True, eq=False)
 class Selection:
     """A direction with everything that led to it."""

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..activations import map_last_logits, mean_next_token_probabilities
+from ..display import shown
 from ..errors import InputError
 from ..judges import Judge, phrase_judge
 from ..model import ChatModel
@@ -49,6 +50,7 @@ Evidence = tuple[int, str, float, float]
 """A first token: id, text, mean probability on the positive prompts and on the negative ones."""
 
 
+@shown()
 @dataclass(frozen=True)
 class RefusalTokens:
     """The set R: token ids, their texts, where they come from, and what spoke for and against.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..errors import InputError
+from ..display import shown
+from ..errors import InputError, UnmetError
 
 SCORES = ("bypass", "induce", "kl")
 NOT_NEEDED = "not needed"
@@ -37,6 +38,7 @@ class Thresholds:
         return int(n_layers * (1.0 - self.prune_layers))
 
 
+@shown("position", "layer", "scores", "n_passing", "table")
 @dataclass(frozen=True, eq=False)
 class Choice:
     """What the rule takes: (position, layer), its scores, and the table with passes and reason."""
@@ -53,7 +55,7 @@ class Choice:
         return int(self.table["passes"].sum())
 
 
-class NoCandidateError(InputError):
+class NoCandidateError(UnmetError):
     """No candidate passes the rule; ``table`` has the reason for each."""
 
     def __init__(self, message: str, table: pd.DataFrame) -> None:

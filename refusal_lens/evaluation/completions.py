@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..activations import map_last_logits
+from ..display import shown
 from ..interventions import Edit, applied
 from ..metrics import binomial_standard_error, refusal_metric
 from ..model import ChatModel
 from .judges import Judge, paper_judge, phrase_judge
 
 
+@shown()
 @dataclass(frozen=True)
 class Completion:
     """One reply: refusal is the judge's verdict, metric the refusal metric (log-odds, nats).

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..chat import ChatFormat, Rendered
+from ..display import shown
 from ..errors import InputError
 from ..shapes import LastLogits, Logits, TokenMask
 from .check import Probe, ask, check_cache, self_check
@@ -40,6 +41,7 @@ for a small model.
 """
 
 
+@shown("name", "n_layers", "d_model", "n_heads", "dtype", "device")
 class ChatModel:
     """A chat model with its template: renders, reads, edits and generates.
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .. import organism
+from ..display import shown
 from ..errors import InputError
 from .check import Probe, ask
 
@@ -23,6 +24,7 @@ ENDS = 1 << 20
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
+@shown()
 @dataclass(frozen=True)
 class Loaded:
     """A bridge, its tokenizer, and what the plain model computed on a probe."""

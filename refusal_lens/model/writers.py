@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from ..display import shown
 from ..errors import InputError
 from ..shapes import Vector, wide
 from .chat_model import ChatModel
@@ -24,6 +25,7 @@ HeadVectors = Float64[Tensor, "head d_head"]
 """``W_O[h] u`` for every head h."""
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class PostNorm:
     """``y = s C(x) * gain + shift``, s the inverse root mean square, C centring or nothing."""
@@ -47,6 +49,7 @@ class PostNorm:
         return ((y - self.shift.to(y)) * along).sum(-1) / span.clamp_min(1e-300)
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class AttentionWriter:
     """One layer's path from head outputs z [.. head d_head] to attn_out.

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import organism
+from ..display import shown
 from ..errors import InputError
 
 
+@shown()
 @dataclass(frozen=True)
 class RunConfig:
     """Every setting of `refusal-lens run`; the names are those of its options.

@@ -19,6 +19,7 @@ import torch
 
 from .. import __version__
 from ..directions import Candidates, Direction
+from ..display import shown
 from ..errors import InputError
 from ..evaluation import phrase_judge
 from ..interventions import ablate, add, applied
@@ -75,6 +76,7 @@ NOTE = (
 HOOKS_MISS = "hooks leave a write to the residual stream unedited ({}), in the run's own figures too"
 
 
+@shown()
 @dataclass(frozen=True)
 class ExportConfig:
     """What to export, and how: the names are those of the options of `refusal-lens export`."""
@@ -111,6 +113,7 @@ class ExportConfig:
         return unused and getattr(self, option.name) != option.default
 
 
+@shown()
 @dataclass
 class Exported:
     """What was written: the map of writers and the parity table where there are any."""

@@ -283,7 +283,13 @@ def losses(job: Job, step: Step) -> None:
         log.warning("losses: left empty, since every reply of the unedited model is")
     table = []
     for condition in ("baseline", "ablation", "addition", "subtraction"):
-        loss = reply_loss(job.model, instructions, replies, edit=job.edit(condition))
+        loss = reply_loss(
+            job.model,
+            instructions,
+            replies,
+            edit=job.edit(condition),
+            on_progress=job.said(f"losses, {condition}"),
+        )
         table.append({"condition": condition, **asdict(loss), "perplexity": loss.perplexity})
     columns = ["condition", "ce", "perplexity", "n_tokens"]
     step.write_csv("losses.csv", pd.DataFrame(table)[columns])

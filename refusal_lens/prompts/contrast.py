@@ -13,12 +13,14 @@ from typing import Any
 
 import pandas as pd
 
+from ..display import shown
 from ..errors import InputError
 from .sources import Source, is_unicode, read_dataset, read_file
 
 SPLITS = ("train", "val", "test")
 
 
+@shown()
 @dataclass(frozen=True)
 class PromptPair:
     """Instructions of the two kinds: positive (harmful) and negative (harmless)."""
@@ -27,6 +29,7 @@ class PromptPair:
     negative: tuple[str, ...]
 
 
+@shown("name", "kinds", "sizes")
 @dataclass(frozen=True)
 class Contrast:
     """D_harmful and D_harmless of the paper (section 2.3), or any other pair of kinds.
@@ -72,6 +75,12 @@ class Contrast:
         """Hash of all texts, by split and kind."""
         texts = {s: [self.pair(s).positive, self.pair(s).negative] for s in SPLITS}
         return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many instructions of both kinds each split holds."""
+        pairs = {split: self.pair(split) for split in SPLITS}
+        return {split: len(pair.positive) + len(pair.negative) for split, pair in pairs.items()}
 
     def pair(self, split: str) -> PromptPair:
         """The instructions of "train", "val" or "test"."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from refusal_lens.display import shown
 from refusal_lens.report.facts import change, flags, metric_of, not_selected, passing, signed
 from refusal_lens.report.folder import Rate, RunFolder
 from refusal_lens.report.headline import NULLS, candidate, headline
@@ -13,6 +14,7 @@ from refusal_lens.report.markup import percent
 _EDITS = {"ablation": "r ablated", "subtraction": "r subtracted", "addition": "r added"}
 
 
+@shown()
 @dataclass(frozen=True)
 class Claim:
     """A sentence with its numbers, the evidence in further ones, and what speaks against. Plain text."""

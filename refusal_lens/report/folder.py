@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from refusal_lens.display import shown
 from refusal_lens.errors import InputError
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 from refusal_lens.runs.opening import place_in, require_plain
@@ -30,6 +31,7 @@ def is_reference_run(folder: str | Path) -> bool:
     return any((Path(folder) / name).is_file() for name in (EVALUATIONS, METADATA))
 
 
+@shown("path", "selected")
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of a run, finished or not; a file that is not there reads as None.

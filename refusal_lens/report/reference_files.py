@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from refusal_lens.display import shown
 from refusal_lens.errors import InputError
 from refusal_lens.report.folder import EVALUATIONS, METADATA, Rate
 from refusal_lens.runs import read_json
@@ -40,6 +41,7 @@ _LOSS_FIELDS = {"ce_loss": "ce", "perplexity": "perplexity", "n_tokens": "n_toke
 _DATASETS = {"alpaca_custom_completions": "on_distribution"}
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class ReferenceRun:
     """What a reference run folder holds; None for what is not there.

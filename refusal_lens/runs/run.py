@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from refusal_lens.display import shown
 from refusal_lens.errors import InputError
 from refusal_lens.runs import files
 from refusal_lens.runs.environment import machine, versions
@@ -48,6 +49,7 @@ class Facts(dict[str, Any]):
         )
 
 
+@shown("path")
 class Run:
     """A folder of results that remembers how far it got.
 
@@ -154,6 +156,7 @@ class Run:
             OSError: a file cannot be written; strerror is one clear line.
 
         """
+        self._announce(name)
         step = self._step(name, inputs, after)
         if step.needed:
             # The whole is no longer what its manifest says.
@@ -161,6 +164,12 @@ class Run:
         step.begin()
         yield step
         step.finish()
+
+    def _announce(self, name: str) -> None:
+        """Log which of the steps asked for this is: "step 3 of 13: scores"."""
+        asked = [step for step, key in self._asked().items() if key is not None]
+        if name in asked:
+            log.info("step %d of %d: %s", asked.index(name) + 1, len(asked), name)
 
     def ask(self, steps: Mapping[str, Asked], *, without: Sequence[str] = ()) -> None:
         """Say which steps make the run from now on; those before a step come before it.

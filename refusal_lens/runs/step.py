@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from refusal_lens.display import shown
 from refusal_lens.errors import InputError
 from refusal_lens.runs import files, schema
 from refusal_lens.runs import tensors as tensors_file
@@ -64,6 +65,7 @@ class Output:
         return ""
 
 
+@shown()
 @dataclass(frozen=True)
 class Manifest:
     """What `steps/<name>.json` holds; the step is done when it exists and the outputs agree."""

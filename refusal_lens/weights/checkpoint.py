@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..display import shown
 from ..errors import InputError
 from ..model.stream.blueprint import blueprint
 from ..model.stream.writers import Writers, writers_of_config
@@ -32,6 +33,7 @@ from .norms import Gain, measure_gain
 from .shards import DTYPES, Checkpoint, Stored, open_checkpoint
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Added:
     """A tensor that the checkpoint does not have: the bytes of another one, or values of its own."""
@@ -48,6 +50,7 @@ class Added:
         return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
 
 
+@shown("writers.architecture", "edit", "changes", "added", "total_bytes")
 @dataclass(frozen=True)
 class Job:
     """An export to be.

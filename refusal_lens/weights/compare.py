@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..display import shown
 from ..interventions import HasVector
 from .checkpoint import Added, Job, configuration, prepare
 from .edits import Columns, Project, changed_rows, layout, orthogonalise, pieces, precise
@@ -39,6 +40,7 @@ class TensorProof:
     problem: str = ""
 
 
+@shown("line")
 @dataclass(frozen=True)
 class FilesProof:
     """Every tensor that writes to the stream, and every other one that differs."""

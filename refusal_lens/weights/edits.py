@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..display import shown
 from ..errors import InputError
 from ..interventions import HasVector, unit
 from ..model.stream.writers import Treatment, Writer, Writers
@@ -31,6 +32,7 @@ GainOf = Callable[[str], Gain]
 """Measures the norm module of that name."""
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Orthogonalise:
     """``W - s r^ r^T W`` for everything that writes to the stream (paper, equation 5; s = 1 there).
@@ -53,6 +55,7 @@ class Orthogonalise:
     name = "ablate"
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Shift:
     """``x + c r`` at the entry of block ``layer``, as a bias of what is added just before it.
@@ -108,6 +111,7 @@ def shift(direction: HasVector, *, coefficient: float = 1.0) -> Shift:
 # ------------------------------------------------------------------------------- what changes
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Project:
     """``W - s a (b . W)`` along one axis: rank one. a, b are float64 [d_model] with ``a . b = 1``."""
@@ -120,6 +124,7 @@ class Project:
     keep_norms: bool = False
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Offset:
     """``W + v`` along one axis, the same v [d_model] at every other index."""
@@ -129,6 +134,7 @@ class Offset:
     vector: Vector
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class NewBias:
     """A bias [d_model] for a module that has none."""
@@ -277,6 +283,7 @@ def changed_rows(rows: Tensor, change: Project | Offset) -> Tensor:
     return new
 
 
+@shown()
 class Columns:
     """A matrix [d_model inner] whose columns are written vectors: ``W - s a (b^T W)`` or ``W + v 1^T``.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..display import shown
 from ..errors import InputError
 from ..interventions import unit
 from ..model import ChatModel
@@ -23,6 +24,7 @@ CLEAN = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bf
 """Largest |x . r^| / ||x|| that rounding explains."""
 
 
+@shown("line")
 @dataclass(frozen=True)
 class Proof:
     """Edited weights against hooks: logits, KL in nats, and the stream along r^ at every layer.

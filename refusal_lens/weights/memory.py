@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..display import shown
 from ..errors import InputError
 from ..model import ChatModel
 from ..model.stream.writers import Writers, writers_of
@@ -20,6 +21,7 @@ from .norms import Gain, measure_gain
 PostNorm = Literal["fold", "hook"]
 
 
+@shown()
 @dataclass(frozen=True)
 class Edited:
     """What was done: the map of writers, the changes, and the modules that kept a hook."""

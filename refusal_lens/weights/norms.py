@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..display import shown
 from ..errors import InputError
 from ..shapes import Vector
 
@@ -17,6 +18,7 @@ SMALLEST_GAIN = 1e-4
 """Gains below this share of the largest cannot be divided by."""
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Gain:
     """A norm as ``g * (y - m) / size(y) + b``: its gain g [d_model], and whether it subtracts the mean m."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..activations import map_last_logits
-from ..errors import InputError
+from ..display import shown
+from ..errors import UnmetError
 from ..interventions import unit
 from ..metrics import kl_divergence, refusal_metric
 from ..model import ChatModel, Site
@@ -30,6 +31,7 @@ STREAM_ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2
 """Largest ``|x . r^| / ||x||`` that rounding leaves at any layer."""
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Scores:
     """What a model says to prompts of each kind: logits [prompt d_vocab], replies, refusals."""
@@ -96,6 +98,7 @@ class Row:
         return self.allowed is None or self.difference <= self.allowed
 
 
+@shown("equal", "rows")
 @dataclass(frozen=True)
 class Parity:
     """The table, and whether the files are what the hooks are."""
@@ -111,7 +114,7 @@ class Parity:
         """Raise InputError naming the first line that is not."""
         for row in self.rows:
             if not row.equal:
-                raise InputError(
+                raise UnmetError(
                     f"parity of {what}: {row.quantity} on {row.kind} prompts is {row.hooks:.4g} with hooks and "
                     f"{row.files:.4g} from the files, a difference of {row.difference:.2g}, need at most "
                     f"{row.allowed:.2g}; nothing was left there"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..display import shown
 from ..errors import InputError
 
 DTYPES = {
@@ -50,6 +51,7 @@ class Stored:
         return self.stop - self.start
 
 
+@shown()
 @dataclass(frozen=True)
 class Shard:
     """One safetensors file: its header as it stands, and where the data starts."""
@@ -60,6 +62,7 @@ class Shard:
     size: int
 
 
+@shown()
 @dataclass(frozen=True)
 class Checkpoint:
     """A model folder in safetensors: its shards, and every tensor by name."""

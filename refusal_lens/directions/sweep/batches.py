@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ...chat import Rendered
+from ...display import shown
 from ...shapes import TokenIds
 
 T = TypeVar("T")
@@ -20,6 +21,7 @@ Tokens = Int[Tensor, " _"]
 """The ids of one prompt; prompts differ in length."""
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Some prompts, by number, as token ids [batch pos]; mask is None where nothing is padded."""

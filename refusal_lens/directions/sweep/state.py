@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...display import shown
 from ...errors import InputError
 from ..candidates import Candidates
 from .batches import Load, Tokens
@@ -23,6 +24,7 @@ Index = tuple[int, int]
 NAMES = ("bypass", "induce", "kl")
 
 
+@shown()
 @dataclass
 class Scores:
     """Values found, by score and candidate; and why a missing one was not needed."""
@@ -41,6 +43,7 @@ class Scores:
         return self.values[name].get(candidate, math.nan)
 
 
+@shown()
 @dataclass(frozen=True)
 class Checkpoint:
     """Finished blocks of candidates with the load that made them; give it back to go on from there.

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ...activations import as_rendered
 from ...chat import Rendered
+from ...display import shown
 from ...errors import InputError
 from ...model import ChatModel
 from ..candidates import Candidates
@@ -26,6 +27,7 @@ LEAST_PREFIX = 2
 """Fewer shared tokens than this are not worth a pass of their own."""
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """Scores of the candidates, what they cost, and the checkpoint of the finished sweep."""

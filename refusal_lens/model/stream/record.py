@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.overrides import TorchFunctionMode
 
+from ...display import shown
 from ...errors import InputError
 from . import graph
 from .graph import Place
@@ -57,6 +58,7 @@ OF_MARKS = -1
 """The context level of marking hooks."""
 
 
+@shown()
 @dataclass
 class Record:
     """What the hooks of one forward pass kept: who made which tensor, and from what.

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...display import shown
 from . import graph
 from .graph import Place
 from .record import IN_PLACE_SUMS, Record
@@ -60,6 +61,7 @@ class _Path:
     marks: tuple[str, ...] = ()
 
 
+@shown()
 class Walk:
     """Follows the stream back; every place is visited once for each set of norms on the way."""
 

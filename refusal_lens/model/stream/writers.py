@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from ...display import shown
 from ...errors import InputError
 from .blueprint import blueprint, trace_blueprint
 from .trace import Trace, trace
@@ -25,6 +26,7 @@ MIXERS = re.compile(
 )
 
 
+@shown()
 @dataclass(frozen=True)
 class Writer:
     """A parameter that writes to the residual stream.
@@ -62,6 +64,7 @@ class Writer:
         return not self.lookup and self.role.endswith("bias")
 
 
+@shown("architecture", "exactness", "writers")
 @dataclass(frozen=True)
 class Writers:
     """Every writer of a model, and what stands in the way of an exact edit.

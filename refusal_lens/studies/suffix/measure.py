@@ -24,6 +24,7 @@ from ...attribution import (
 from ...chat import Rendered
 from ...chat.tails import Tailed
 from ...directions import Direction
+from ...display import shown
 from ...errors import InputError
 from ...evaluation import complete
 from ...metrics import cosine_similarity, refusal_metric
@@ -42,6 +43,7 @@ LARGEST_SHARE = 2
 """In small models at most one in so many of the heads below l*, so that random sets differ."""
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Condition:
     """Rendered prompts, and where their suffix is."""

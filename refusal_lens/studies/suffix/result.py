@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...attribution import Head
 from ...directions import Direction
+from ...display import shown
 from ...metrics import binomial_standard_error
 from ...shapes import PerPrompt
 
@@ -31,6 +32,7 @@ PerRegion = Float64[Tensor, "prompt chosen region"]
 """One number per prompt, chosen head and source region."""
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Measured:
     """One condition: what the last token of every prompt holds, and what the model replies.
@@ -53,6 +55,7 @@ class Measured:
     error: float
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class TokenStory:
     """One prompt token by token: projections on r^ by layer, and what the chosen heads read where.
@@ -70,6 +73,7 @@ class TokenStory:
     pattern: Float64[Tensor, "chosen pos pos"]
 
 
+@shown("suffix", "model", "heads", "conditions")
 @dataclass(frozen=True, eq=False)
 class SuffixStudy:
     """The suffix study of one model, direction and suffix.
