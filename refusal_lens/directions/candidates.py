@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..activations import Means
 from ..chat import ChatFormat
@@ -106,19 +107,26 @@ class Candidates:
         found = read_safetensors(Path(path))
         if found.header.get("format") != FORMAT:
             raise InputError(f"{where}: not written by refusal_lens")
-        means = [found.tensors.get(name) for name in ("mean_positive", "mean_negative")]
         names = converted(found.header.get("positions"), list[str], where)
         facts = converted(found.header.get("provenance"), dict[str, Any], where)
         converted(facts, CandidateFacts, where)
-        for mean in means:
-            if mean is None or mean.dtype != torch.float64 or mean.ndim != 3 or not mean.numel():
-                shape = None if mean is None else tuple(mean.shape)
-                raise InputError(f"{where}: got means {shape}, need float64 [position layer d_model]")
-        if len(means[0]) != len(names):
-            raise InputError(
-                f"{where}: got {len(names)} names of {len(means[0])} positions, need one each"
-            )
-        return cls(*means, tuple(names), facts)
+        positive, negative = (
+            _mean(found.tensors.get(name), len(names), where)
+            for name in ("mean_positive", "mean_negative")
+        )
+        return cls(positive, negative, tuple(names), facts)
+
+
+def _mean(mean: Tensor | None, n_positions: int, where: str) -> PositionLayerVectors:
+    """A mean of a candidates file, once its dtype and shape are right."""
+    if mean is None or mean.dtype != torch.float64 or mean.ndim != 3 or not mean.numel():
+        shape = None if mean is None else tuple(mean.shape)
+        raise InputError(f"{where}: got means {shape}, need float64 [position layer d_model]")
+    if len(mean) != n_positions:
+        raise InputError(
+            f"{where}: got {n_positions} names of {len(mean)} positions, need one each"
+        )
+    return mean
 
 
 def provenance_of(chat: ChatFormat, **facts: Any) -> dict[str, Any]:
