@@ -129,7 +129,8 @@ def _chance(run: RunFolder, kind: str) -> str:
 
 def _sentence(text: str) -> str:
     """A one-line reason as a sentence."""
-    return text[:1].upper() + text[1:] + "." if text else ""
+    end = "" if text.endswith((".", "?", "!")) else "."
+    return text[:1].upper() + text[1:] + end if text else ""
 
 
 def _rate(score: Rate) -> str:
