@@ -21,6 +21,7 @@ from refusal_lens.errors import InputError
 from refusal_lens.evaluation import complete
 from refusal_lens.model import ChatModel
 from refusal_lens.pipeline import RunConfig, run_pipeline, steps
+from refusal_lens.pipeline.suffix_job import run_suffix_study
 from refusal_lens.prompts import Contrast
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 
@@ -133,6 +134,11 @@ def test_other_thresholds_redo_the_selection_alone(
     assert run_pipeline(replace(config, **change), out)["selected"] is None
     redone = {name for name, when in step_times(out).items() if before[name] != when}
     assert redone == {"selection", "summary"}
+
+
+def test_what_needs_a_direction_is_told_that_there_is_none(answered: Path) -> None:
+    with pytest.raises(InputError, match=r"came to no direction\.safetensors.*says why"):
+        run_suffix_study(answered, suffix=" x")
 
 
 def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(
