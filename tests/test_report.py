@@ -448,7 +448,11 @@ def test_an_addition_that_does_nothing_is_not_called_an_effect(fresh: Path) -> N
     rate = {"rate": 0.01, "se": 0.01, "n": 100}
     edit_summary(fresh, refusal_rate={"harmless": {"baseline": rate, "addition": rate}})
     evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
-    assert "does not change that measurably" in evidence
+    assert "does not change that measurably: 1\u202f% (SE 1.0) by the phrase judge" in evidence
+    assert "though the refusal metric goes from \u2212" in evidence
+    (fresh / "metrics.csv").unlink()
+    evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    assert "does not change that measurably: 1\u202f% (SE 1.0)." in evidence
 
 
 @pytest.mark.parametrize(
