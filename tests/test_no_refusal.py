@@ -21,6 +21,7 @@ from refusal_lens.errors import InputError
 from refusal_lens.evaluation import complete
 from refusal_lens.model import ChatModel
 from refusal_lens.pipeline import RunConfig, run_pipeline, steps
+from refusal_lens.pipeline.suffix_job import run_suffix_study
 from refusal_lens.prompts import Contrast
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 
@@ -124,6 +125,27 @@ def test_asked_again_it_does_nothing(answered: Path, config: RunConfig) -> None:
     assert step_times(answered) == before
 
 
+def test_stopped_half_way_it_goes_on_to_the_same_files(
+    answered: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "principal_components", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(config, tmp_path / "run")
+    kept = step_times(tmp_path / "run")
+    assert set(kept) == ALWAYS - {"components", "summary"}
+    run_pipeline(config, tmp_path / "run")
+    assert {name: when for name, when in step_times(tmp_path / "run").items() if name in kept} == kept
+    done = Run.read(answered).manifests()
+    files = [name for step in done.values() for name in step.outputs if name != "summary.json"]
+    assert all((tmp_path / "run" / n).read_bytes() == (answered / n).read_bytes() for n in files)
+    mine, theirs = (read_json(place / "summary.json") for place in (tmp_path / "run", answered))
+    assert mine | {"seconds": None} == theirs | {"seconds": None}
+
+
 @pytest.mark.parametrize("change", [{"kl_threshold": 0.5}, {"induce_threshold": -1.0}])
 def test_other_thresholds_redo_the_selection_alone(
     answered: Path, config: RunConfig, tmp_path: Path, change: dict[str, float]
@@ -133,6 +155,11 @@ def test_other_thresholds_redo_the_selection_alone(
     assert run_pipeline(replace(config, **change), out)["selected"] is None
     redone = {name for name, when in step_times(out).items() if before[name] != when}
     assert redone == {"selection", "summary"}
+
+
+def test_what_needs_a_direction_is_told_that_there_is_none(answered: Path) -> None:
+    with pytest.raises(InputError, match=r"came to no direction\.safetensors.*says why"):
+        run_suffix_study(answered, suffix=" x")
 
 
 def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(

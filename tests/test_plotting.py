@@ -297,7 +297,7 @@ def test_a_correlation_is_not_called_r() -> None:
     """r is the direction."""
     lost = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 6.0], "c": [1.0, 1.0, 1.0]})
     titles = [a.text for a in suffix_losses(lost).layout.annotations]
-    assert titles == ["Pearson correlation 1, n = 3", "Pearson correlation undefined, n = 3"]
+    assert titles == ["Pearson correlation 1.00, n = 3", "Pearson correlation undefined, n = 3"]
 
 
 def test_bars_carry_rate_error_and_every_null(run: RunFolder) -> None:

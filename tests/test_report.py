@@ -407,7 +407,7 @@ def test_the_headline_follows_the_metric_too(
 
 def test_flags_stand_above_everything_else_and_are_text(fresh: Path) -> None:
     flags = [{"name": "metric_and_judge", "text": f"They disagree on 41 of 100. {HOSTILE}"}]
-    edit_summary(fresh, flags=[*flags, {"name": "odd"}, "odd", {"text": ""}])
+    edit_summary(fresh, flags=flags)
     write_report(fresh)
     page = body(fresh)
     assert "41 of 100" in page[page.index("</h1>") : page.index("<nav")]
@@ -436,7 +436,7 @@ def test_a_lazy_run_says_at_least(fresh: Path) -> None:
 
 def test_the_papers_count_and_the_prompts_kept_are_said(fresh: Path) -> None:
     rate = {"rate": 0.9, "se": 0.03, "n": 100, "paper_count": 0.4}
-    kept = {"val": {"harmful": {"kept": 9, "of": 32}, "harmless": {"kept": "x", "of": 32}}}
+    kept = {"val": {"harmful": {"kept": 9, "of": 32}}}
     edit_summary(fresh, refusal_rate={"harmful": {"baseline": rate}}, kept_prompts=kept)
     evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
     assert "90\u202f% (SE 3.0; 40\u202f% by the paper\u2019s exact phrases)" in evidence
@@ -458,7 +458,11 @@ def test_an_addition_that_does_nothing_is_not_called_an_effect(fresh: Path) -> N
     rate = {"rate": 0.01, "se": 0.01, "n": 100}
     edit_summary(fresh, refusal_rate={"harmless": {"baseline": rate, "addition": rate}})
     evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
-    assert "does not change that measurably" in evidence
+    assert "does not change that measurably: 1\u202f% (SE 1.0) by the phrase judge" in evidence
+    assert "though the refusal metric goes from \u2212" in evidence
+    (fresh / "metrics.csv").unlink()
+    evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    assert "does not change that measurably: 1\u202f% (SE 1.0)." in evidence
 
 
 @pytest.mark.parametrize(

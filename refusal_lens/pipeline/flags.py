@@ -162,9 +162,8 @@ def _kept_few(summary: Mapping[str, Any]) -> str:
     ]
     if not few:
         return ""
-    return (
-        f"The model behaves as expected on few prompts: {', '.join(few)}. Means and scores are of those alone."
-    )
+    alone = " Means and scores are of those alone." if summary["n_candidates"] else ""
+    return f"The model behaves as its prompts' kind should on few: {', '.join(few)}.{alone}"
 
 
 def _layer_at_the_edge(summary: Mapping[str, Any]) -> str:

@@ -115,7 +115,8 @@ def suffix_losses(
 def _correlation(x: pd.Series, y: pd.Series) -> str:
     """In words, since r is the direction's symbol."""
     value = x.corr(y)
-    return f"Pearson correlation {theme.number(value) if value == value else 'undefined'}"
+    shown = f"{value:.2f}".replace("-", "\u2212") if value == value else "undefined"
+    return f"Pearson correlation {shown}"
 
 
 def _sentence(name: str) -> str:

@@ -34,7 +34,7 @@ def make_claim(run: RunFolder) -> Claim:
         _kept(run),
         _harmful(rates.get("harmful", {})),
         _chance(run, "harmful"),
-        _harmless(rates.get("harmless", {})),
+        _harmless(run, rates.get("harmless", {})),
         _chance(run, "harmless"),
         _metric(run),
     )
@@ -80,7 +80,7 @@ def _harmful(rates: dict[str, Rate]) -> str:
     return ", ".join(parts) + "."
 
 
-def _harmless(rates: dict[str, Rate]) -> str:
+def _harmless(run: RunFolder, rates: dict[str, Rate]) -> str:
     if "baseline" not in rates:
         return ""
     parts = [f"Harmless test instructions{_sample(rates)}: refusal {_rate(rates['baseline'])}"]
@@ -95,7 +95,17 @@ def _harmless(rates: dict[str, Rate]) -> str:
         "none": "adding r does not change that measurably:",
         "lowers": "adding r lowers it to",
     }
-    return f"{sentence}; {words[verdict]} {_rate(rates['addition'])}."
+    metric = _metric_under_addition(run) if verdict == "none" else ""
+    return f"{sentence}; {words[verdict]} {_rate(rates['addition'])}{metric}."
+
+
+def _metric_under_addition(run: RunFolder) -> str:
+    """Words for a metric that addition moves where the judge sees nothing, else ""."""
+    before, after = (metric_of(run, "harmless", name) for name in ("baseline", "addition"))
+    if before is None or after is None or change(before.share, after.share) == "none":
+        return ""
+    moves = f"from {signed(before.mean)} to {signed(after.mean)} nats"
+    return f" by the phrase judge, though the refusal metric goes {moves}"
 
 
 def _metric(run: RunFolder) -> str:
@@ -131,7 +141,8 @@ def _chance(run: RunFolder, kind: str) -> str:
 
 def _sentence(text: str) -> str:
     """A one-line reason as a sentence."""
-    return text[:1].upper() + text[1:] + "." if text else ""
+    end = "" if text.endswith((".", "?", "!")) else "."
+    return text[:1].upper() + text[1:] + end if text else ""
 
 
 def _rate(score: Rate) -> str:

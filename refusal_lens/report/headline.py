@@ -160,6 +160,8 @@ def _not_sought(run: RunFolder, plain: Rate | None) -> str:
     refuses = "" if plain is None else f"{model} refuses {percent(plain['rate'])} of the harmful instructions"
     if run.value("refusal_tokens"):
         why = "too few prompts behave as their kind should for a direction to be sought"
+        if plain is not None and plain["rate"] >= LITTLE_REFUSAL:
+            return f"{refuses}, but by its first tokens {why}: are the refusal tokens right?"
         return f"{refuses}; {why}." if refuses else f"{model}: {why}."
     if plain is None or plain["rate"] < LITTLE_REFUSAL:
         why = "no first token marks a refusal, so no direction was sought"

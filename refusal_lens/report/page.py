@@ -143,7 +143,7 @@ def _plotly_js() -> str:
 def _header(run: RunFolder, claim: Claim) -> str:
     evidence = "".join(f"<li>{text(sentence)}</li>" for sentence in claim.evidence)
     flags = "".join(f"<li>{text(sentence)}</li>" for sentence in claim.flags)
-    doubts = f'<div class="flags"><p>To be weighed against it</p><ul>{flags}</ul></div>' if flags else ""
+    doubts = f'<div class="flags"><p>What speaks against it</p><ul>{flags}</ul></div>' if flags else ""
     facts = "".join(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in _facts(run))
     return (
         '<header><p class="overline">refusal_lens \u00b7 '

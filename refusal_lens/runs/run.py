@@ -319,6 +319,11 @@ class Run:
                     f"run folder at {self.path}: got {name} that {damage}, need it as step "
                     f"{manifest.step!r} left it; try refusal-lens run --out {self.path} again"
                 )
+        if (self.path / MANIFEST).exists():
+            raise InputError(
+                f"run folder at {self.path}: got a finished run that came to no {name}, need one; its "
+                "report.html says why"
+            )
         raise InputError(
             f"run folder at {self.path}: got none of its finished steps with {name}, need it; "
             f"try refusal-lens run --out {self.path} again"
