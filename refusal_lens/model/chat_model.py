@@ -25,7 +25,7 @@ from .check import Probe, ask, check_cache, self_check
 from .generation import Reply, first_logits, generate_by_bridge, generate_by_hf, until_stop
 from .loading import bridge_of, load_pretrained
 from .room import max_positions, reply_length, require_room
-from .sites import Hook, Site, as_transformer_lens_hook
+from .sites import Hook, Site, as_transformer_lens_hook, whole
 from .threads import Users
 
 _levels = itertools.count(1_000_000)
@@ -129,14 +129,19 @@ class ChatModel:
         The stream at the start of every block, each attention output and each MLP output after its
         post-norm, and the final stream: the places of equation 4 of the paper, written on outputs as the
         reference implementation does. Reading the stream itself at every block covers writers that have no
-        site of their own, such as a mixer beside the attention.
+        site of their own, such as a mixer beside the attention. Raises InputError for a layer that is not there.
         """
-        every = range(self.n_layers) if layers is None else layers
+        every = range(self.n_layers) if layers is None else [self._layer(each) for each in layers]
         kinds = ("resid_pre", "attn_out", "mlp_out")
         sites = [Site(kind, layer) for layer in every for kind in kinds]
         if layers is None:
             sites.append(Site("resid_post", self.n_layers - 1))
         return tuple(site for site in sites if self.has(site))
+
+    def _layer(self, layer: Any) -> int:
+        if whole(layer, f"layer of {self.name}") >= self.n_layers:
+            raise InputError(f"layer of {self.name}: got {layer}, need 0 to {self.n_layers - 1}")
+        return int(layer)
 
     def writes_once(self) -> tuple[Site, ...]:
         """The sites that see each write to the residual stream exactly once.
