@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from .chat import Rendered
 from .display import shown
+from .errors import InputError
 from .model import ChatModel, Site
 from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, wide
 
@@ -63,9 +66,11 @@ def cache_residuals(
     """resid_pre of every prompt, [prompt position layer d_model], on the CPU in the model's dtype.
 
     positions: which post-instruction positions to keep, negative, e.g. ``[-1]``; default all of them.
+    Raises InputError for a position that the chat format does not have.
     """
     rendered = as_rendered(model, prompts)
-    wanted = list(range(-len(rendered.positions), 0)) if positions is None else list(positions)
+    every = range(-len(rendered.positions), 0)
+    wanted = list(every) if positions is None else [_checked(p, every) for p in positions]
     rows = torch.empty(
         (len(rendered), len(wanted), model.n_layers, model.d_model), dtype=model.dtype
     )
@@ -114,6 +119,15 @@ def as_rendered(model: ChatModel, prompts: Sequence[str] | Rendered) -> Rendered
     rendered = prompts if isinstance(prompts, Rendered) else model.chat.render(prompts)
     model.require_room(rendered, 0)
     return rendered
+
+
+def _checked(position: Any, every: range) -> int:
+    if isinstance(position, bool) or not isinstance(position, Integral) or int(position) not in every:
+        raise InputError(
+            f"position: got {position!r}, need a whole number from {every.start} to -1, one of the "
+            f"{len(every)} post-instruction tokens"
+        )
+    return int(position)
 
 
 def _streams(

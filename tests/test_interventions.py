@@ -13,6 +13,7 @@ import tiny
 import torch
 from jaxtyping import config
 
+from refusal_lens.activations import cache_residuals
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import (
@@ -160,3 +161,15 @@ def test_directions_are_finite(number: float) -> None:
 def test_an_edit_is_put_where_it_belongs(edit: Any, at: Any, message: str) -> None:
     with pytest.raises(InputError, match=message), applied(model(), edit, at=at):
         pass
+
+
+@pytest.mark.parametrize("position", [0, 5, -99, -1.0, True, "-1"])
+def test_streams_are_read_at_positions_that_exist(position: Any) -> None:
+    with pytest.raises(InputError, match=r"position: got .* from -\d+ to -1"):
+        cache_residuals(model(), ["hello"], positions=[position])
+
+
+@pytest.mark.parametrize("layer", [tiny.LAYERS, -1, 1.0, True])
+def test_writes_are_those_of_layers_that_exist(layer: Any) -> None:
+    with pytest.raises(InputError, match=r"layer of .* need"):
+        model().writes([layer])

@@ -27,7 +27,7 @@ from .check import Probe, ask, check_cache, self_check
 from .generation import Reply, first_logits, generate_by_bridge, generate_by_hf, until_stop
 from .loading import bridge_of, load_pretrained
 from .room import max_positions, reply_length, require_room
-from .sites import Hook, Site, as_transformer_lens_hook
+from .sites import Hook, Site, as_transformer_lens_hook, whole
 from .stream.coverage import Coverage, coverage
 from .threads import Users
 
@@ -135,12 +135,19 @@ class ChatModel:
         The stream at the start of every block, each attention output and each MLP output after its
         post-norm, and the final stream: the places of equation 4 of the paper, written on outputs as the
         reference implementation does. Then the outputs of modules that write beside these and are read before
-        the next block, such as a hybrid's mixer. `missed_writes` says what remains.
+        the next block, such as a hybrid's mixer. `missed_writes` says what remains. Raises InputError for a
+        layer that is not there.
         """
         sites = self._coverage.every
         if layers is None:
             return sites
-        return tuple(s for s in sites if s.layer in layers and s.kind != "resid_post")
+        wanted = {self._layer(each) for each in layers}
+        return tuple(s for s in sites if s.layer in wanted and s.kind != "resid_post")
+
+    def _layer(self, layer: Any) -> int:
+        if whole(layer, f"layer of {self.name}") >= self.n_layers:
+            raise InputError(f"layer of {self.name}: got {layer}, need 0 to {self.n_layers - 1}")
+        return int(layer)
 
     def writes_once(self) -> tuple[Site, ...]:
         """The sites that see each write to the residual stream exactly once.

@@ -143,7 +143,8 @@ def _testing(job: Job) -> list[Task]:
             name = f"completions_{job.contrast.kinds[side]}_{condition}"
             work = partial(steps.completions, side=side, condition=condition)
             after = "behaviour" if condition == "baseline" else "selection"
-            tasks.append(Task(name, work, (after,), c.pick("max_new_tokens")))
+            said = c.pick("max_new_tokens") | {"reply_ids": True}
+            tasks.append(Task(name, work, (after,), said))
     baseline = f"completions_{job.contrast.kinds[1]}_baseline"
     tasks.append(Task("losses", steps.losses, ("selection", baseline), {}))
     tasks.append(Task("components", steps.components, ("behaviour",), {}))

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -64,7 +63,7 @@ def with_suffix(
     Raises InputError when a prompt and `room` reply tokens are longer than the model's context.
     """
     tailed = render_tailed(model.chat, instructions, suffixes)
-    context = context_length(model)
+    context = model.max_positions
     longest = int(tailed.rendered.lengths.max())
     if context is not None and longest + room > context:
         raise InputError(
@@ -73,16 +72,6 @@ def with_suffix(
             f"{context}; try a shorter one"
         )
     return tailed
-
-
-def context_length(model: ChatModel) -> int | None:
-    """Tokens that the model can attend over, where its config tells."""
-    config: Any = getattr(model.hf, "config", None)
-    for owner, name in ((config, "max_position_embeddings"), (model.bridge.cfg, "n_ctx")):
-        found = getattr(owner, name, None)
-        if isinstance(found, int) and found > 0:
-            return found
-    return None
 
 
 def random_suffixes(
