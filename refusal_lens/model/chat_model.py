@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from torch import Tensor
 from ..chat import ChatFormat, Rendered
 from ..errors import InputError
 from ..shapes import LastLogits, Logits, TokenMask
+from .adapters import Adapter
 from .check import self_check
-from .loading import load_pretrained
+from .loading import load_pretrained, loading, require_embedded
 from .sites import Hook, Site, as_transformer_lens_hook
 
+HOOKS_FAIL = "TransformerLens cannot run this architecture with hooks; try a newer transformer_lens"
 _levels = itertools.count(1_000_000)
 """A context level of its own for every set of hooks, so that each removes just what it added.
 
@@ -37,7 +40,14 @@ class ChatModel:
 
     Make one with `ChatModel.load` or `ChatModel.wrap`; both check that hooks see and change what the
     plain model computes.
+
+    Attributes:
+        unread: tensors of the checkpoint that are in no parameter of the model.
+        adapter: the PEFT adapter that was merged when the model was loaded.
     """
+
+    unread: tuple[str, ...] = ()
+    adapter: Adapter | None = None
 
     def __init__(self, bridge: Any, chat: ChatFormat, *, name: str, revision: str | None) -> None:
         self.bridge = bridge
@@ -384,14 +394,19 @@ class ChatModel:
         prefill: str = "",
         thinking: bool | None = None,
         base: bool | None = False,
+        adapter: str | Path | None = None,
     ) -> ChatModel:
-        """Load a chat model by Hugging Face name, local folder, or "organism" (bundled, offline).
+        """Load a chat model by Hugging Face name, folder, .gguf file, or "organism" (bundled, offline).
 
+        A folder with a PEFT adapter is loaded as its base with the adapter merged: the weights beside it, else
+        the model that adapter_config.json names; adapter is the folder of one to merge into `name`. GGUF files
+        are dequantised.
         device: default CUDA, then MPS, then CPU; not together with device_map. dtype: default float32 on a
         CPU, the checkpoint's own elsewhere. system, prefill (what opens every answer) and thinking (False
         closes a thinking model's reasoning) are ChatFormat's. base=True renders instructions without a chat
         template, None only where there is none.
-        Raises InputError when the model cannot be found or opened, or fails the self-check.
+        Raises InputError, one line, for whatever keeps the model from being found, opened and wrapped, for
+        weights that the checkpoint lacks, and when it fails the self-check.
         """
         loaded = load_pretrained(
             name,
@@ -400,17 +415,23 @@ class ChatModel:
             revision=revision,
             device_map=device_map,
             trust_remote_code=trust_remote_code,
+            adapter=adapter,
         )
-        plain = not loaded.tokenizer.chat_template if base is None else base
-        chat = (
-            ChatFormat.plain(loaded.tokenizer)
-            if plain
-            else ChatFormat.from_tokenizer(
-                loaded.tokenizer, system=system, prefill=prefill, thinking=thinking
+        with loading(name):
+            plain = not loaded.tokenizer.chat_template if base is None else base
+            chat = (
+                ChatFormat.plain(loaded.tokenizer)
+                if plain
+                else ChatFormat.from_tokenizer(
+                    loaded.tokenizer, system=system, prefill=prefill, thinking=thinking
+                )
             )
-        )
-        model = cls(loaded.bridge, chat, name=name, revision=loaded.revision)
-        self_check(model, plain_ids=loaded.probe_ids, plain_logits=loaded.probe_logits)
+            model = cls(loaded.bridge, chat, name=name, revision=loaded.revision)
+            rows = model.hf.get_input_embeddings().weight.shape[0]
+            require_embedded(name, chat.tokenizer, chat.render(["hello", "hello again"]).ids, rows)
+        with loading(name, HOOKS_FAIL):
+            self_check(model, plain_ids=loaded.probe_ids, plain_logits=loaded.probe_logits)
+        model.unread, model.adapter = loaded.unread, loaded.adapter
         return model
 
     @classmethod
