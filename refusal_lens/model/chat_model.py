@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ from ..chat import ChatFormat, Rendered
 from ..display import shown
 from ..errors import InputError
 from ..shapes import LastLogits, Logits, TokenMask
+from .adapters import Adapter
 from .check import Probe, ask, check_cache, self_check
 from .generation import Reply, first_logits, generate_by_bridge, generate_by_hf, until_stop
-from .loading import bridge_of, load_pretrained
+from .loading import bridge_of, load_pretrained, loading, require_embedded
 from .room import max_positions, reply_length, require_room
 from .sites import Hook, Site, as_transformer_lens_hook, whole
 from .stream.coverage import Coverage, coverage
@@ -33,6 +35,7 @@ from .threads import Users
 
 log = logging.getLogger(__name__)
 
+HOOKS_FAIL = "TransformerLens cannot run this architecture with hooks; try a newer transformer_lens"
 _levels = itertools.count(1_000_000)
 """A context level of its own for every set of hooks, so that each removes just what it added.
 
@@ -59,7 +62,12 @@ class ChatModel:
         uses_cache: whether replies are generated with a key-value cache; False where the bridge computes
             other logits with one, so that replies take longer but are right.
         max_positions: tokens that the model was made for, None where nothing bounds them.
+        unread: tensors of the checkpoint that are in no parameter of the model.
+        adapter: the PEFT adapter that was merged when the model was loaded.
     """
+
+    unread: tuple[str, ...] = ()
+    adapter: Adapter | None = None
 
     def __init__(self, bridge: Any, chat: ChatFormat, *, name: str, revision: str | None) -> None:
         self.bridge = bridge
@@ -420,14 +428,19 @@ class ChatModel:
         prefill: str = "",
         thinking: bool | None = None,
         base: bool | None = False,
+        adapter: str | Path | None = None,
     ) -> ChatModel:
-        """Load a chat model by Hugging Face name, local folder, or "organism" (bundled, offline).
+        """Load a chat model by Hugging Face name, folder, .gguf file, or "organism" (bundled, offline).
 
+        A folder with a PEFT adapter is loaded as its base with the adapter merged: the weights beside it, else
+        the model that adapter_config.json names; adapter is the folder of one to merge into `name`. GGUF files
+        are dequantised.
         device: default CUDA, then MPS, then CPU; not together with device_map. dtype: default float32 on a
         CPU, the checkpoint's own elsewhere. system, prefill (what opens every answer) and thinking (False
         closes a thinking model's reasoning) are ChatFormat's. base=True renders instructions without a chat
         template, None only where there is none.
-        Raises InputError when the model cannot be found or opened, or fails the self-check.
+        Raises InputError, one line, for whatever keeps the model from being found, opened and wrapped, for
+        weights that the checkpoint lacks, and when it fails the self-check.
         """
         loaded = load_pretrained(
             name,
@@ -436,18 +449,24 @@ class ChatModel:
             revision=revision,
             device_map=device_map,
             trust_remote_code=trust_remote_code,
+            adapter=adapter,
         )
-        plain = not loaded.tokenizer.chat_template if base is None else base
-        chat = (
-            ChatFormat.plain(loaded.tokenizer)
-            if plain
-            else ChatFormat.from_tokenizer(
-                loaded.tokenizer, system=system, prefill=prefill, thinking=thinking
+        with loading(name):
+            plain = not loaded.tokenizer.chat_template if base is None else base
+            chat = (
+                ChatFormat.plain(loaded.tokenizer)
+                if plain
+                else ChatFormat.from_tokenizer(
+                    loaded.tokenizer, system=system, prefill=prefill, thinking=thinking
+                )
             )
-        )
-        model = cls(loaded.bridge, chat, name=name, revision=loaded.revision)
-        self_check(model, loaded.probe)
-        model.uses_cache = check_cache(model, loaded.probe)
+            model = cls(loaded.bridge, chat, name=name, revision=loaded.revision)
+            rows = model.hf.get_input_embeddings().weight.shape[0]
+            require_embedded(name, chat.tokenizer, chat.render(["hello", "hello again"]).ids, rows)
+        with loading(name, HOOKS_FAIL):
+            self_check(model, loaded.probe)
+            model.uses_cache = check_cache(model, loaded.probe)
+        model.unread, model.adapter = loaded.unread, loaded.adapter
         return model
 
     @classmethod
@@ -504,9 +523,10 @@ def _bridged(model: PreTrainedModel, tokenizer: Any, name: str | None) -> tuple[
             "hook the first; try ChatModel.wrap(its bridge), or the ChatModel that holds it"
         )
     model.eval()
-    probe = ask(model, tokenizer)
-    source = name or model.config.name_or_path or type(model).__name__
-    return bridge_of(model, tokenizer, source=source), probe
+    name = name or model.config.name_or_path or type(model).__name__
+    with loading(name):
+        probe = ask(model, tokenizer)
+    return bridge_of(model, tokenizer, name=name), probe
 
 
 @lru_cache

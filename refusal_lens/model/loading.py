@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from .. import organism
 from ..display import shown
 from ..errors import InputError
-from .check import Probe, ask
+from .adapters import Adapter, merged
+from .boundary import loading, what
+from .check import PROBE, Probe, ask
+from .fingerprint import fingerprint
+from .gguf import fresh, load_gguf
+from .source import ADAPTER, Source, find_source, read_object
+from .stored import quantisation, require_fitting, require_whole, some
+
+__all__ = ["Loaded", "bridge_of", "fingerprint", "load_pretrained", "loading", "resolve_device", "resolve_dtype"]
 
 log = logging.getLogger(__name__)
 
-ENDS = 1 << 20
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 @shown()
 @dataclass(frozen=True)
 class Loaded:
-    """A bridge, its tokenizer, and what the plain model computed on a probe."""
+    """A bridge, its tokenizer, and what the plain model computed on a probe.
+
+    unread: tensors of the checkpoint that no parameter took; adapter: the PEFT adapter that was merged.
+    """
 
     bridge: Any
     tokenizer: Any
     revision: str | None
     probe: Probe
+    unread: tuple[str, ...] = ()
+    adapter: Adapter | None = None
 
 
 def load_pretrained(
@@ -43,81 +54,174 @@ def load_pretrained(
     revision: str | None,
     device_map: str | dict[str, Any] | None,
     trust_remote_code: bool,
+    adapter: str | Path | None = None,
 ) -> Loaded:
     """Load weights and tokenizer with transformers, ask the plain model, then wrap it.
 
     Attention is loaded as "eager" so that patterns can be hooked, and raw weights are kept: folding norms
-    would move the residual basis. Raises InputError for anything that cannot be found or opened.
+    would move the residual basis. Raises InputError for whatever cannot be found, opened or wrapped, for
+    parameters that the checkpoint lacks, and for quantised weights that nobody would scale.
     """
     if device is not None and device_map is not None:
         raise InputError("device and device_map: got both, need one of them")
-    source = str(organism.folder("chat")) if name == "organism" else name
     where = None if device_map is not None else resolve_device(device)
     kept = resolve_dtype(dtype, where)
-    shared = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(source, **shared)
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **shared)
-        hf = AutoModelForCausalLM.from_pretrained(
-            source, dtype=kept, attn_implementation="eager", device_map=device_map, **shared
-        )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise InputError(_cannot_load(name, error)) from error
-    if where is not None:
-        hf = hf.to(where)  # type: ignore[arg-type]
-    hf = hf.eval()
-    probe = ask(hf, tokenizer)
+    with loading(str(name)):
+        source = find_source(name, revision, adapter=adapter)
+        shared = {"revision": source.revision, "trust_remote_code": trust_remote_code}
+        if source.gguf is not None:
+            if device_map is not None:
+                raise InputError(f"model {name!r}: device_map is not for GGUF files; try device")
+            hf, tokenizer = load_gguf(source.gguf, source.name, dtype=kept)
+            commit, unread = None, ()
+        else:
+            hf, tokenizer, commit, unread = _open(source, kept, device_map, shared)
+        kept_adapter = None
+        if source.adapter is not None:
+            settings = read_object(source.adapter / ADAPTER)
+            hf, kept_adapter = merged(hf, source.adapter, source.at, settings)
+            tokenizer = _adapter_tokenizer(source.adapter) or tokenizer
+        if where is not None and not getattr(hf, "is_quantized", False):
+            hf = hf.to(where)
+        hf = hf.eval()
+        _require_words(source.name, tokenizer)
+        probe = ask(hf, tokenizer)
+        bridge = bridge_of(hf, tokenizer, name=source.name)
     return Loaded(
-        bridge=bridge_of(hf, tokenizer, source=source),
+        bridge=bridge,
         tokenizer=tokenizer,
-        revision=getattr(config, "_commit_hash", None) or revision,
+        revision=commit or source.revision,
         probe=probe,
+        unread=unread,
+        adapter=kept_adapter,
     )
 
 
-def bridge_of(hf: Any, tokenizer: Any, *, source: str) -> Any:
-    """A TransformerBridge over a Hugging Face model, in place. InputError where there is none for it."""
+def _open(
+    source: Source, dtype: Any, device_map: Any, shared: Mapping[str, Any]
+) -> tuple[Any, Any, str | None, tuple[str, ...]]:
+    """Model, tokenizer, commit and unread tensors of a folder or a name on the hub."""
+    config = AutoConfig.from_pretrained(source.at, **shared)
+    quantised = quantisation(config, source.at) is not None
+    if source.folder is not None:
+        require_fitting(source.folder, config)
+    tokenizer = AutoTokenizer.from_pretrained(source.at, padding_side="left", **shared)
+    # transformers would put an adapter that lies beside the weights into the model as well.
+    aside = {"adapter_kwargs": {"subfolder": "none"}} if source.adapter is not None else {}
+    hf, report = _kind(config).from_pretrained(
+        source.at,
+        dtype=dtype,
+        attn_implementation="eager",
+        device_map=device_map,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        weights_only=True,
+        **shared,
+        **aside,
+    )
+    unread = require_whole(source.name, report, quantised=quantised)
+    if unread:
+        log.warning("%d tensors of %s are in no parameter: %s", len(unread), source.name, some(unread))
+    if source.folder is None:
+        _require_fitting_on_hub(source, config)
+    if not quantised and device_map is None:
+        hf = _text_part(hf, source.name)
+    return hf, tokenizer, getattr(config, "_commit_hash", None), unread
+
+
+def _kind(config: Any) -> Any:
+    """The auto class of a configuration: a causal language model, or one with pictures beside the text."""
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) in AutoModelForCausalLM._model_mapping or own_code:
+        return AutoModelForCausalLM
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    raise InputError(
+        f"model type {config.model_type}: transformers has no causal language model for it; need a model that "
+        "generates text"
+    )
+
+
+def _text_part(hf: Any, name: str) -> Any:
+    """The language model inside a model that also takes pictures or sound, as a model of its own."""
+    config = hf.config.get_text_config()
+    if config is hf.config or type(config) not in AutoModelForCausalLM._model_mapping:
+        return hf
+    kind = AutoModelForCausalLM._model_mapping[type(config)]
+    inner, head = hf.get_decoder(), hf.get_output_embeddings()
+    if kind is type(hf) or head is None or type(inner) is type(hf):
+        return hf
+    state = {f"{kind.base_model_prefix}.{key}": value for key, value in inner.state_dict().items()}
+    state |= {f"lm_head.{key}": value for key, value in head.state_dict().items()}
+    log.info("%s: the language model inside %s", name, type(hf).__name__)
+    return fresh(hf, name, config=config, kind=kind, state=state)
+
+
+def _require_fitting_on_hub(source: Source, config: Any) -> None:
+    """The same look at headers as before a folder is loaded, at what was downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    commit = getattr(config, "_commit_hash", None) or source.revision
+    found = try_to_load_from_cache(source.at, "config.json", revision=commit)
+    if isinstance(found, str):
+        require_fitting(Path(found).parent, config)
+
+
+def _adapter_tokenizer(folder: Path) -> Any:
+    """The tokenizer that was saved with an adapter, if one was."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+
+
+def _require_words(name: str, tokenizer: Any) -> None:
+    """Raise InputError for a tokenizer that has no tokens for plain English."""
+    listed = tokenizer.encode(PROBE, add_special_tokens=True)
+    if not set(listed) - {*tokenizer.all_special_ids, tokenizer.unk_token_id}:
+        raise InputError(
+            f"model {name!r}: its tokenizer has no tokens for plain English; is tokenizer.json missing?"
+        )
+
+
+def require_embedded(name: str, tokenizer: Any, used: Tensor, rows: int) -> None:
+    """Raise InputError for token ids that have no row in an embedding of `rows` rows.
+
+    used: ids that the chat format writes. A special token that nothing writes may lie beyond the
+    rows, as in Gemma 3 1B; it is logged.
+    """
+    added = tokenizer.added_tokens_decoder
+    beyond = {i: text for text, i in tokenizer.get_vocab().items() if i >= rows}
+    written = set(used.flatten().tolist())
+    bad = sorted(i for i in beyond if i in written or not (i in added and added[i].special))
+    if bad:
+        raise InputError(
+            f"model {name!r}: {len(bad)} tokens have no row in its embedding of {rows} rows (the first is {bad[0]}, "
+            f"{beyond[bad[0]]!r}); is the tokenizer another model's?"
+        )
+    if beyond:
+        log.warning("%d special tokens of %s have no embedding and cannot be used", len(beyond), name)
+
+
+def bridge_of(hf: Any, tokenizer: Any, *, name: str | None = None) -> Any:
+    """A TransformerBridge over a Hugging Face model that is in memory, with a copy of the tokenizer.
+
+    The model itself is wrapped, not copied. Raises InputError where TransformerLens cannot wrap it.
+    """
     from transformer_lens.model_bridge import TransformerBridge
 
+    name = name or getattr(hf, "name_or_path", "") or type(hf).__name__
     real = next(p.dtype for p in hf.parameters() if p.is_floating_point())
     try:
         return TransformerBridge.boot_transformers(
-            source, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), dtype=real
+            name, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), dtype=real
         )
-    except (ValueError, KeyError, NotImplementedError, AttributeError) as error:
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         raise InputError(
-            f"architecture {type(hf).__name__} of {source}: TransformerLens cannot wrap it "
-            f"({_first_line(error)}); try a newer transformer_lens"
+            f"architecture {type(hf).__name__} of {name}: TransformerLens cannot wrap it ({what(error)}); "
+            "try a newer transformer_lens"
         ) from error
-
-
-def fingerprint(
-    name: str, revision: str | None = None, *, trust_remote_code: bool = False
-) -> dict[str, Any]:
-    """What identifies the weights without loading them.
-
-    For a folder: the hash of its small files, and of the size, first and last MiB of each weight file. For a
-    hub name: the commit that the name resolves to. Raises InputError for what is neither.
-    """
-    folder = organism.folder("chat") if name == "organism" else Path(name)
-    if not folder.is_dir():
-        try:
-            config = AutoConfig.from_pretrained(
-                name, revision=revision, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(_cannot_load(name, error)) from error
-        return {"name": name, "commit": getattr(config, "_commit_hash", None) or revision}
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as opened:
-            digest.update(opened.read(ENDS))
-            if size > ENDS:
-                opened.seek(max(ENDS, size - ENDS))
-                digest.update(opened.read())
-    return {"name": folder.name if name != "organism" else name, "sha256": digest.hexdigest()}
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -132,7 +236,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
-            f"device {str(device)!r}: not usable here ({_first_line(error)}); try cpu, cuda or mps"
+            f"device {str(device)!r}: not usable here ({what(error)}); try cpu, cuda or mps"
         ) from error
     if wanted.type == "meta":
         raise InputError("device 'meta': holds no numbers; try cpu, cuda or mps")
@@ -156,18 +260,3 @@ def resolve_dtype(
     if text not in DTYPES:
         raise InputError(f"dtype: got {dtype!r}, need one of {', '.join(DTYPES)}")
     return getattr(torch, text)
-
-
-def _cannot_load(name: str, error: Exception) -> str:
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").exists():
-        return f"model folder {name}: no config.json, need a Hugging Face model folder"
-    hint = "try a Hugging Face name, a model folder, or organism"
-    if "trust_remote_code" in str(error):
-        hint = "the repository asks to run its own code; read it, then try trust_remote_code"
-    return f"model {name!r}: cannot be loaded ({_first_line(error)}); {hint}"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".:")

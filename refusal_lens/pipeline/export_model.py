@@ -12,6 +12,8 @@ from .. import organism
 from ..chat import ChatFormat
 from ..directions import Direction
 from ..errors import InputError
+from ..model.boundary import loading
+from ..model.source import find_source
 from ..weights.checkpoint import configuration
 from .config import chat_options
 
@@ -19,12 +21,16 @@ from .config import chat_options
 def model_folder(name: str, revision: str | None = None) -> Path:
     """The local folder of a model, downloaded when it is a name on the hub.
 
-    Raises InputError when there is neither.
+    Raises InputError when there is neither, and for GGUF files and adapters, whose weights are not edited.
     """
-    if name == "organism":
-        return organism.folder("chat")
-    if Path(name).is_dir():
-        return Path(name)
+    source = find_source(name, revision)
+    if source.edits_refused:
+        raise InputError(
+            f"model {name!r}: got {source.edits_refused}, need a folder with whole weights to edit; save the "
+            "loaded model (ChatModel.hf.save_pretrained) with its tokenizer, and run on that"
+        )
+    if source.folder is not None:
+        return source.folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -39,10 +45,10 @@ def model_folder(name: str, revision: str | None = None) -> Path:
 
 
 def where(name: str) -> Path:
-    """The folder that holds a model, or everything that would be downloaded of it; nothing is downloaded."""
+    """The folder or file that holds a model, or everything that would be downloaded of it; nothing is downloaded."""
     if name == "organism":
         return organism.folder("chat").parent
-    if Path(name).is_dir():
+    if Path(name).exists():
         return Path(name)
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -65,14 +71,9 @@ def check_belongs(
         )
     if not direction.template_sha256:
         return
-    try:
+    with loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"model folder {folder}: its tokenizer cannot be opened ({first})"
-        ) from error
-    chat = ChatFormat.from_tokenizer(tokenizer, **chat_options(own))
+        chat = ChatFormat.from_tokenizer(tokenizer, **chat_options(own))
     if chat.template_sha256 != direction.template_sha256:
         raise InputError(
             f"direction of {direction.model}: found with another chat template than {folder} has; is it "
