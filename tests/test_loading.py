@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,8 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from refusal_lens import organism
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel, fingerprint
-from refusal_lens.model import fingerprint as _fingerprint_function  # noqa: F401
 from refusal_lens.model.boundary import loading
 from refusal_lens.model.loading import _open, bridge_of, require_embedded
 from refusal_lens.model.source import find_source
@@ -61,9 +60,10 @@ def logits(model: ChatModel) -> Tensor:
 
 
 def refused(folder: Path | str, match: str = "", **options: Any) -> str:
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(InputError) as caught:
         ChatModel.load(str(folder), **options)
     line = str(caught.value)
+    assert match in line
     assert "\n" not in line and len(line) < 420, line
     return line
 
@@ -163,10 +163,16 @@ def test_quantisation_that_transformers_does_not_read_is_refused(folder: Path, m
     refused(folder, match="quantised")
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors", "hqq"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "hqq", "fbgemm_fp8"])
 def test_a_known_quantisation_that_cannot_be_had_here_is_one_line(folder: Path, method: str) -> None:
     settings = {"quant_method": method, "bits": 4, "load_in_4bit": method == "bitsandbytes"}
     configure(folder, quantization_config=settings)
+    refused(folder)
+
+
+def test_fp8_without_scales_is_refused_under_its_own_method_too(folder: Path) -> None:
+    quantise(folder, scales=False, storage=torch.float8_e4m3fn)
+    configure(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [8, 8]})
     refused(folder)
 
 
@@ -363,6 +369,303 @@ def test_an_architecture_that_the_bridge_cannot_run_is_one_line(kind: str, tmp_p
         ChatModel.load(str(tmp_path))
     except InputError as error:
         assert "TransformerLens" in str(error) and "\n" not in str(error)
+
+
+# ------------------------------------------------------------------ GGUF files
+
+
+def permuted(tensor: Tensor, heads: int) -> Tensor:
+    """llama.cpp's order of the rows of a rotary projection."""
+    rows = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+    return rows.swapaxes(1, 2).reshape(tensor.shape)
+
+
+@pytest.fixture(scope="module")
+def plain_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama without biases, for formats that hold none."""
+    path = tmp_path_factory.mktemp("plain-llama")
+    row = {**tiny.GROUPED, "pad_token_id": 258, "eos_token_id": 257, "bos_token_id": 256}
+    torch.manual_seed(1)
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**row))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(path)
+    tiny.byte_tokenizer().save_pretrained(path)
+    return path
+
+
+def write_gguf_model(source: Path, out: Path, *, quantised: bool = False, more: Any = (), **facts: Any) -> Path:
+    """A tiny llama as llama.cpp's converter would write it."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(out, facts.get("architecture", "llama"))
+    writer.add_name("tiny")
+    writer.add_vocab_size(259)
+    writer.add_context_length(256)
+    writer.add_embedding_length(32)
+    writer.add_block_count(3)
+    writer.add_feed_forward_length(48)
+    writer.add_rope_dimension_count(8)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    tokenizer = tiny.byte_tokenizer()
+    tokens = tokenizer.convert_ids_to_tokens(range(259))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * 256 + [3] * 3)
+    # No merges: transformers derives them from scores, and a vocabulary of bytes has none.
+    writer.add_token_scores([0.0] * 259)
+    writer.add_eos_token_id(257)
+    writer.add_bos_token_id(256)
+    writer.add_pad_token_id(258)
+    if facts.get("template", True):
+        writer.add_chat_template(tiny.CHATML)
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
+    names |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
+    names |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    tensors = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+    tensors["output.weight"] = "lm_head.weight"
+    for layer in range(3):
+        for theirs, ours in names.items():
+            tensors[f"blk.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
+    held = load_file(source / "model.safetensors")
+    for name, own in tensors.items():
+        if name in facts.get("without", ()):
+            continue
+        value = held[own]
+        if "attn_q." in name or "attn_k." in name:
+            value = permuted(value, 4 if "attn_q" in name else 2)
+        array = value.numpy()
+        if quantised and value.ndim == 2 and value.shape[1] % 32 == 0:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, array)
+    for name in more:
+        writer.add_tensor(name, torch.ones(4).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def test_a_gguf_file_is_the_model_it_was_written_from(plain_llama: Path, tmp_path: Path) -> None:
+    original = ChatModel.load(str(plain_llama))
+    path = write_gguf_model(plain_llama, tmp_path / "tiny.gguf")
+    model = ChatModel.load(str(path))
+    assert torch.allclose(logits(model), logits(original), atol=1e-4)
+    assert model.chat.template_sha256 == original.chat.template_sha256
+    model.hf.save_pretrained(tmp_path / "saved")
+    model.tokenizer.save_pretrained(tmp_path / "saved")
+    again = ChatModel.load(str(tmp_path / "saved"))
+    assert torch.equal(logits(again), logits(model))
+    assert fingerprint(str(path))["covers"] == "every byte"
+    with pytest.raises(InputError, match="GGUF"):
+        model_folder(str(path))
+    assert where(str(path)) == path
+
+
+def test_a_quantised_gguf_file_is_dequantised(plain_llama: Path, tmp_path: Path) -> None:
+    model = ChatModel.load(str(write_gguf_model(plain_llama, tmp_path / "q8.gguf", quantised=True)))
+    weight = model.hf.model.layers[0].mlp.up_proj.weight
+    stored = load_file(plain_llama / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    assert weight.dtype == torch.float32 and not torch.equal(weight, stored)
+    assert torch.allclose(weight, stored, atol=float(stored.abs().max()) / 100)
+
+
+GGUFS = {
+    "mlp.down_proj.weight": {"without": ("blk.1.ffn_down.weight",)},
+    "input_layernorm.weight": {"without": ("blk.1.attn_norm.weight",)},
+    "leaves out 4 numbers": {"more": ("blk.0.attn_q.bias",)},
+    "rope_freqs.weight": {"more": ("rope_freqs.weight",)},
+    "template": {"template": False},
+    "no-such": {"architecture": "no-such"},
+}
+
+
+@pytest.mark.parametrize("odd", GGUFS)
+def test_a_gguf_file_that_is_not_read_whole_is_one_line(plain_llama: Path, tmp_path: Path, odd: str) -> None:
+    refused(write_gguf_model(plain_llama, tmp_path / "odd.gguf", **GGUFS[odd]), match=odd)
+
+
+def test_damaged_gguf_files_are_one_line(plain_llama: Path, tmp_path: Path) -> None:
+    whole = write_gguf_model(plain_llama, tmp_path / "a.gguf").read_bytes()
+    path = tmp_path / "b.gguf"
+    for content in (b"", b"GGUF", whole[:5000], whole[:-500], b"x" * 3000, POINTER.encode()):
+        path.write_bytes(content)
+        refused(path)
+    path.unlink()
+    refused(path)
+    os.mkfifo(path)
+    refused(path)
+
+
+# ------------------------------------------------------------------ adapters
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A LoRA on the tiny llama, alone in its folder."""
+    peft = pytest.importorskip("peft")
+    base = hf.AutoModelForCausalLM.from_pretrained(tiny.folder("llama"), attn_implementation="eager")
+    config = peft.LoraConfig(r=2, target_modules=["down_proj", "o_proj"], task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(base, config)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    adapted.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def by_peft(adapter: Path) -> Tensor:
+    """Logits of the base with the adapter beside it, by peft alone."""
+    import peft
+
+    base = hf.AutoModelForCausalLM.from_pretrained(tiny.folder("llama"), attn_implementation="eager")
+    adapted = peft.PeftModel.from_pretrained(base, adapter).eval()
+    rendered = ChatModel.load(str(tiny.folder("llama"))).chat.render(PROMPTS)
+    with torch.no_grad():
+        out = adapted(input_ids=rendered.ids, attention_mask=rendered.mask)
+    return out.logits[:, -1]
+
+
+@pytest.mark.parametrize("way", ["alone", "given", "beside its base", "relative"])
+def test_an_adapter_is_measured_merged(adapter: Path, tmp_path: Path, way: str) -> None:
+    base = str(tiny.folder("llama"))
+    if way == "alone":
+        model = ChatModel.load(str(adapter))
+    elif way == "given":
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        del settings["base_model_name_or_path"]
+        (adapter / "adapter_config.json").write_text(json.dumps(settings))
+        refused(adapter, match="adapter=")
+        model = ChatModel.load(base, adapter=adapter)
+    elif way == "beside its base":
+        shutil.copytree(base, adapter, dirs_exist_ok=True)
+        model = ChatModel.load(str(adapter))
+    else:
+        shutil.copytree(base, adapter / "base")
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "base"}))
+        model = ChatModel.load(str(adapter))
+    assert torch.allclose(logits(model), by_peft(adapter), atol=1e-4)
+    assert not torch.allclose(logits(model), logits(ChatModel.load(base)), atol=1e-2)
+    assert model.adapter is not None
+    shapes = {name.split(".")[-2]: tuple(t.shape) for name, t in model.adapter.tensors.items() if "down" in name}
+    assert shapes == {"lora_A": (2, 48), "lora_B": (32, 2)}
+    if way != "given":
+        with pytest.raises(InputError, match="adapter"):
+            model_folder(str(adapter))
+
+
+def test_an_adapter_that_loads_partly_is_refused(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    whole = load_file(path)
+    first = sorted(whole)[0]
+    save_file({name: t for name, t in whole.items() if name != first}, path)
+    refused(adapter, match="not in it")
+    save_file(whole | {first.replace("layers.0", "layers.7"): whole[first].clone()}, path)
+    refused(adapter, match="fit nothing")
+    save_file(whole | {first: whole[first] * float("nan")}, path)
+    refused(adapter, match="NaN")
+    path.unlink()
+    refused(adapter, match="adapter_model.safetensors")
+
+
+ADAPTERS = ("[]", "{}", '{"peft_type": "LORA"}', '{"peft_type": "NO", "base_model_name_or_path": "x/y"}', POINTER)
+
+
+@pytest.mark.parametrize("settings", ADAPTERS)
+def test_a_damaged_adapter_is_one_line(adapter: Path, settings: str) -> None:
+    (adapter / "adapter_config.json").write_text(settings)
+    refused(adapter)
+
+
+# ------------------------------------------------------------------ the language model inside another
+
+
+def test_the_language_model_inside_a_multimodal_one_is_taken(tmp_path: Path) -> None:
+    text = {**tiny.GROUPED, "head_dim": 8, "pad_token_id": 258, "eos_token_id": 257, "bos_token_id": None}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8}
+    configs = {
+        "llava": hf.LlavaConfig(
+            text_config=hf.LlamaConfig(**text), vision_config=hf.CLIPVisionConfig(**vision), image_token_index=0
+        ),
+        "gemma3": hf.Gemma3Config(
+            text_config=hf.Gemma3TextConfig(**text).to_dict(), vision_config=hf.SiglipVisionConfig(**vision).to_dict()
+        ),
+    }
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        whole = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+        whole.save_pretrained(tmp_path / name)
+        tiny.byte_tokenizer().save_pretrained(tmp_path / name)
+        model = ChatModel.load(str(tmp_path / name))
+        rendered = model.chat.render(PROMPTS[:1])
+        with torch.no_grad():
+            told = whole(input_ids=rendered.ids).logits[:, -1]
+        assert torch.allclose(model.logits(rendered), told, atol=1e-4)
+        assert type(model.hf).__name__ in ("LlamaForCausalLM", "Gemma3ForCausalLM")
+
+
+# ------------------------------------------------------------------ fingerprints
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_fingerprint_covers_every_byte_and_not_the_place(folder: Path, tmp_path: Path) -> None:
+    told = fingerprint(str(folder))
+    copied = shutil.copytree(folder, tmp_path / "elsewhere" / "model")
+    assert fingerprint(str(copied)) == told
+    size = (folder / "model.safetensors").stat().st_size
+    seen = {told["sha256"]}
+    for file, at in (("model.safetensors", size // 2), ("tokenizer.json", 999), ("config.json", 5)):
+        flip(folder / file, at)
+        seen.add(fingerprint(str(folder))["sha256"])
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool.jinja").write_text("x")
+    seen.add(fingerprint(str(folder))["sha256"])
+    assert len(seen) == 5
+
+
+def test_a_fingerprint_of_an_adapter_knows_adapter_and_base(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny.folder("llama"), tmp_path / "base")
+    told = [fingerprint(str(tmp_path / "base"), adapter=adapter)]
+    flip(tmp_path / "base" / "model.safetensors", 90_000)
+    told.append(fingerprint(str(tmp_path / "base"), adapter=adapter))
+    flip(adapter / "adapter_model.safetensors", 2000)
+    told.append(fingerprint(str(tmp_path / "base"), adapter=adapter))
+    assert len({json.dumps(each) for each in told}) == 3
+
+
+def test_a_large_model_is_known_by_size_time_header_and_blocks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["refusal_lens.model.fingerprint"]
+    monkeypatch.setattr(module, "EVERY_BYTE", 1000)
+    monkeypatch.setattr(module, "BLOCK", 1000)
+    monkeypatch.setattr(module, "BLOCKS", 4)
+    told = fingerprint(str(folder))
+    assert "blocks" in told["covers"] and fingerprint(str(folder)) == told
+    path = folder / "model.safetensors"
+    times = path.stat()
+    flip(path, 1500)
+    changed = fingerprint(str(folder))
+    assert changed != told
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    flip(path, 100)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert fingerprint(str(folder))["sha256"] not in (told["sha256"], changed["sha256"])
 
 
 def test_a_model_in_memory_becomes_a_bridge(folder: Path) -> None:
