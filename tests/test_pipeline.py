@@ -294,7 +294,7 @@ def test_empty_replies_cost_the_loss_and_not_the_run(
     real = steps.complete
 
     def silent(*args: Any, **more: Any) -> list[Any]:
-        return [replace(one, response="") for one in real(*args, **more)]
+        return [replace(one, response="", reply_ids=()) for one in real(*args, **more)]
 
     monkeypatch.setattr(steps, "complete", silent)
     summary = run_pipeline(replace(SMALL, max_new_tokens=2), out)
