@@ -432,9 +432,10 @@ class ChatModel:
         """Wrap a model that is already loaded: a Hugging Face one, or one of TransformerLens.
 
         A plain Hugging Face causal model needs its tokenizer (or a chat format); it is set to evaluate, and
-        TransformerLens puts its hook points into the very object. A TransformerBridge or (TransformerLens 3.9) HookedTransformer
-        brings its own tokenizer, which TransformerLens loads so that it puts a BOS in front; where the
-        model's template wants none, pass ``tokenizer=plain_tokenizer``. No tokenizer is changed.
+        TransformerLens puts its hook points into the very object. A TransformerBridge or (TransformerLens
+        3.9) HookedTransformer brings its own tokenizer, which TransformerLens loads so that it puts a BOS in
+        front; where the model's template wants none, pass ``tokenizer=plain_tokenizer``. No tokenizer is
+        changed.
         A HookedTransformer made by ``from_pretrained`` has folded norms and centred weights, so its
         residual stream, and any direction in it, is in another basis than the plain model's;
         ``from_pretrained_no_processing`` keeps the plain one.
