@@ -371,6 +371,10 @@ def test_a_plain_hugging_face_model_can_be_wrapped() -> None:
     tokenizer = hf.AutoTokenizer.from_pretrained(path)
     with pytest.raises(InputError, match="without tokenizer"):
         ChatModel.wrap(mine)
+    with pytest.raises(InputError, match="got str, need a Hugging Face tokenizer"):
+        ChatModel.wrap(mine, tokenizer="gpt2")
+    with pytest.raises(InputError, match="need a causal language model"):
+        ChatModel.wrap(mine.model, tokenizer=tokenizer)
     model = ChatModel.wrap(mine, tokenizer=tokenizer, name="mine")
     loaded = ChatModel.load(str(path), device="cpu")
     for edit in ([], Ablate(R)):

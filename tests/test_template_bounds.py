@@ -9,7 +9,7 @@ import templates
 from templates import STYLES
 from transformers import PreTrainedTokenizerBase
 
-from refusal_lens.chat import ChatFormat, bounds
+from refusal_lens.chat import ChatFormat, bounds, template
 from refusal_lens.errors import InputError
 
 BIG = "range(99999)"
@@ -52,6 +52,8 @@ ENDLESS = {
     + "{% set n.x = n.x | replace('a', n.x) %}{% endfor %}",
     "joining": "{{ ('x' * 1000000).join('y' * 1000000) }}",
     "joining by a filter": "{{ range(99999) | join('x' * 1000000) }}",
+    "joining what is lazy": "{{ range(99999) | map('string') | join('x' * 1000000) }}",
+    "joining letters": "{{ ('y' * 1000000) | join('x' * 1000000) }}",
     "padding": "{{ 'a'.ljust(10000000000) }}",
     "padding by a filter": "{{ 'a' | center(10000000000) }}",
     "padding by a format": "{{ '%10000000000d' % 1 }}",
@@ -64,38 +66,47 @@ ENDLESS = {
     "deep blocks": "{% if a %}" * 3000 + "{% endif %}" * 3000,
     "deep loops": "{% for a in 'x' %}" * 40 + "{% endfor %}" * 40,
     "a source of megabytes": "{# " + "x" * 3_000_000 + " #}",
-    "a source of many nodes": "{{ a }}" * 30_000,
+    "a source of many nodes": "{{ a }}" * 5_000,
     "division by zero": "{{ 1 // 0 }}",
     "no such attribute": "{{ messages.nothing.more }}",
     "an include": "{% include 'x' %}",
 }
 
 
-def tokenizer(template: str) -> PreTrainedTokenizerBase:
+def tokenizer(source: str) -> PreTrainedTokenizerBase:
     made = templates.tokenizer("qwen")
-    made.chat_template = template
+    made.chat_template = source
     return made
 
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_what_never_ends_is_one_line_within_seconds(name: str) -> None:
-    template = ENDLESS[name] + templates.CHATML
+    source = ENDLESS[name] + templates.CHATML
     start = time.process_time()
     if name == "a source of many nodes":
         # It is long, but it ends.
-        ChatFormat.from_tokenizer(tokenizer(template))
+        ChatFormat.from_tokenizer(tokenizer(source))
     else:
         with pytest.raises(InputError, match="chat template of") as failed:
-            ChatFormat.from_tokenizer(tokenizer(template))
+            ChatFormat.from_tokenizer(tokenizer(source))
         assert "\n" not in str(failed.value)
         assert len(str(failed.value)) < 400
     assert time.process_time() - start < 10
 
 
-def test_the_time_limit_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "SECONDS", 0.2)
+def test_a_template_that_is_slow_every_time_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "SECONDS", 0.2)
+    monkeypatch.setattr(template, "SECONDS_EACH", 0.0)
+    slow = "{% for a in range(5000) %}{% endfor %}" + templates.CHATML
     with pytest.raises(InputError, match=r"more than 0.2 seconds"):
-        ChatFormat.from_tokenizer(tokenizer(ENDLESS["loops that need no call"] + templates.CHATML))
+        ChatFormat.from_tokenizer(tokenizer(slow)).render(["hello"] * 2000)
+
+
+def test_the_time_limit_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "SECONDS", 0.01)
+    slow = "{% for a in range(60000) %}{% endfor %}" + templates.CHATML
+    with pytest.raises(InputError, match=r"more than 0.01 seconds"):
+        ChatFormat.from_tokenizer(tokenizer(slow))
 
 
 @pytest.mark.parametrize("name", [n for n, style in STYLES.items() if style.template])

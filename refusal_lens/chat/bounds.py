@@ -22,7 +22,8 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 SOURCE = 2**18
 """Characters of a template; the longest known ones have 50,000."""
 SECONDS = 3.0
-STEPS = 2**18
+STEPS = 2**16
+"""Turns of loops and calls, beside eight for every character that is given."""
 LENGTH = 2**22
 """Characters of any one text that a template makes, beside what it is given."""
 MADE = 2**26
@@ -33,6 +34,7 @@ KEPT = 64
 """Compiled templates."""
 
 _WIDTH = re.compile(r"\d{7,}")
+_PASSES = "jinja_pass_arg"
 _SIZED = ("center", "indent", "batch", "slice", "wordwrap", "round", "tojson", "truncate")
 
 
@@ -61,12 +63,13 @@ class _Budget(threading.local):
 
     def start(self, given: int) -> None:
         self.until = time.thread_time() + SECONDS
-        self.steps, self.length, self.made = STEPS, LENGTH + 4 * given, MADE + 64 * given
+        self.steps, self.length = STEPS + 8 * given, LENGTH + 4 * given
+        self.made = MADE + 64 * given
 
     def step(self) -> None:
         self.steps -= 1
         if self.steps < 0:
-            raise LimitError(f"more than {STEPS:,} steps")
+            raise LimitError("more steps than a template needs")
         if self.steps % 4 == 0 and time.thread_time() > self.until:
             raise LimitError(f"more than {SECONDS:g} seconds")
 
@@ -193,44 +196,48 @@ class Bounded(ImmutableSandboxedEnvironment):
 
         def run(*args: Any, **kwargs: Any) -> Any:
             # Some filters get a context or environment before the value.
-            given = args[offset:]
+            before, given = args[:offset], list(args[offset:])
+            more = (*given[1:], *kwargs.values())
             self.budget.step()
             if name in _SIZED:
-                self._check_widths((*given[1:], *kwargs.values()))
+                self._check_widths(more)
             elif name == "format" and given:
-                self._check_format(given[0], (*given[1:], *kwargs.values()))
-            elif name in ("replace", "join") and given and isinstance(given[0], (str, list, tuple)):
-                self._check_method(given[0], name, (*given[1:], *kwargs.values()))
-            result = function(*args, **kwargs)
+                self._check_format(given[0], more)
+            elif name == "replace" and given:
+                self._check_replace(given[0], more)
+            elif name == "join" and given:
+                given[0] = list(given[0])
+                self._check_join(more, given[0])
+            result = function(*before, *given, **kwargs)
             self.budget.allow(_size(result) if _grows(result) else 0)
             return result
 
-        offset = 0
-        for flag in ("jinja_pass_arg",):
-            if hasattr(function, flag):
-                setattr(run, flag, getattr(function, flag))
-                offset = 1
+        offset = int(hasattr(function, _PASSES))
+        if offset:
+            setattr(run, _PASSES, getattr(function, _PASSES))
         return run
 
     def _check_method(self, owner: Any, name: str, args: tuple[Any, ...]) -> None:
         self._check_widths(args)
-        if name == "replace" and len(args) > 1 and isinstance(owner, (str, bytes)):
-            old, new = (len(a) if isinstance(a, (str, bytes)) else 1 for a in args[:2])
-            self.budget.allow(len(owner) + (len(owner) // max(1, old) + 1) * new)
-        elif name == "expandtabs":
-            widths = [a for a in args if isinstance(a, int)] or [8]
-            self.budget.allow(len(owner) + owner.count(type(owner)(*_tab(owner))) * max(widths))
-        elif name in ("format", "format_map") and isinstance(owner, str):
+        if not isinstance(owner, (str, bytes)):
+            return
+        if name == "replace":
+            self._check_replace(owner, args)
+        elif name == "join" and args:
+            self._check_join(owner, args[0])
+        elif name in ("format", "format_map"):
             self._check_format(owner, args)
-        elif name == "join":
-            # The method's owner is the separator, the filter's the list.
-            glue, items = (
-                (owner, args[:1]) if isinstance(owner, (str, bytes)) else (args[:1], [owner])
-            )
-            between = _size(glue)
-            for each in items:
-                n = len(each) if hasattr(each, "__len__") else 0
-                self.budget.allow(_size(each) + between * n)
+        elif name == "expandtabs":
+            # As if all were tabs.
+            self.budget.allow(len(owner) * max(8, *(a for a in args if isinstance(a, int)), 0))
+
+    def _check_replace(self, text: Any, args: tuple[Any, ...]) -> None:
+        old, new, *_ = (*(_size(each) for each in args[:2]), 1, 1)
+        self.budget.allow(_size(text) + (_size(text) // max(1, old) + 1) * new)
+
+    def _check_join(self, glue: Any, items: Any) -> None:
+        n = len(items) if hasattr(items, "__len__") else STEPS
+        self.budget.allow(_size(items) + _size(glue) * n)
 
     def _check_format(self, form: Any, args: tuple[Any, ...]) -> None:
         self._check_widths(args)
@@ -263,10 +270,6 @@ class _Stepped:
         for item in self._items:
             self._budget.step()
             yield item
-
-
-def _tab(owner: Any) -> tuple[Any, ...]:
-    return ("\t",) if isinstance(owner, str) else ("\t", "ascii")
 
 
 def _bits(number: Any) -> int:

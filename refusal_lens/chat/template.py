@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from .bounds import LimitError, render
+from .bounds import SECONDS, LimitError, render
 from .encoder import name_of
 
 # Plain words, so that no template treats them in a special way.
@@ -35,6 +36,9 @@ _FAILURES = (
 _THOUGHT = re.compile(
     r".*[<\[◁][^<>\[\]◁▷]*(?:think|thought|reason)[^<>\[\]◁▷]*[>\]▷]", re.I | re.S
 )
+
+SECONDS_EACH = 0.05
+"""Seconds that every rendering may take; usual ones take a ten-thousandth."""
 
 Message = dict[str, str]
 Turn = tuple[str, str]
@@ -87,6 +91,7 @@ class Template:
     ) -> None:
         self._tokenizer = tokenizer
         self._thinking = thinking
+        self._seconds = SECONDS
         self.turns = tuple(turns)
         self.name = name_of(tokenizer)
         self.source = _source(tokenizer)
@@ -183,7 +188,7 @@ class Template:
             "add_generation_prompt": generation_prompt,
         }
         try:
-            return [render(self.source, {**shared, "messages": each}) for each in conversations]
+            return [self._timed({**shared, "messages": each}) for each in conversations]
         except LimitError as error:
             raise InputError(
                 f"chat template of {self.name}: got {error}, need one that ends; try another chat template"
@@ -201,6 +206,15 @@ class Template:
                 f"chat template of {self.name}: got {problem!r} for the turns {said}, need a "
                 f"template that takes them; try {remedy}"
             ) from error
+
+    def _timed(self, variables: Mapping[str, Any]) -> str:
+        """One rendering. All of a template's together have the seconds of one, and a little for each."""
+        start = time.thread_time()
+        text = render(self.source, variables)
+        self._seconds += SECONDS_EACH - (time.thread_time() - start)
+        if self._seconds < 0:
+            raise LimitError(f"more than {SECONDS:g} seconds")
+        return text
 
     def _probe(self) -> PromptText:
         [text] = self._render([self.messages(_INSTRUCTION)])

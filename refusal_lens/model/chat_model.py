@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat import ChatFormat, Rendered
 from ..display import shown
@@ -481,10 +481,11 @@ class ChatModel:
     ) -> ChatModel:
         """Wrap a model that is already loaded: a Hugging Face one, or one of TransformerLens.
 
-        A plain Hugging Face causal model needs its tokenizer (or a chat format); TransformerLens puts its
-        hook points into the very object. A TransformerBridge or (TransformerLens 3.9) HookedTransformer
-        brings its own tokenizer, which TransformerLens loads so that it puts a BOS in front; where the
-        model's template wants none, pass ``tokenizer=plain_tokenizer``. No tokenizer is changed.
+        A plain Hugging Face causal model needs its tokenizer (or a chat format); it is set to evaluate, and
+        TransformerLens puts its hook points into the very object. A TransformerBridge or (TransformerLens
+        3.9) HookedTransformer brings its own tokenizer, which TransformerLens loads so that it puts a BOS in
+        front; where the model's template wants none, pass ``tokenizer=plain_tokenizer``. No tokenizer is
+        changed.
         A HookedTransformer made by ``from_pretrained`` has folded norms and centred weights, so its
         residual stream, and any direction in it, is in another basis than the plain model's;
         ``from_pretrained_no_processing`` keeps the plain one.
@@ -516,6 +517,16 @@ def _bridged(model: PreTrainedModel, tokenizer: Any, name: str | None) -> tuple[
         raise InputError(
             f"model to wrap: got a plain {type(model).__name__} without tokenizer; try "
             "ChatModel.wrap(model, tokenizer=AutoTokenizer.from_pretrained(...))"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(
+            f"tokenizer of the model to wrap: got {type(tokenizer).__name__}, need a Hugging Face tokenizer; "
+            "try AutoTokenizer.from_pretrained(...)"
+        )
+    if model.get_output_embeddings() is None or model.config.is_encoder_decoder:
+        raise InputError(
+            f"model to wrap: got {type(model).__name__}, need a causal language model with its unembedding; "
+            "try AutoModelForCausalLM"
         )
     if any("_original_component" in each._modules for each in model.modules()):
         raise InputError(
