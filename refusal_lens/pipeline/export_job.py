@@ -6,8 +6,8 @@ import gc
 import logging
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import Field, asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from functools import cached_property
@@ -47,7 +47,7 @@ from ..weights import (
 from ..weights.checkpoint import configuration
 from ..weights.hooks import hooked
 from ..weights.memory import huggingface
-from ..weights.moving import require_outside, require_room
+from ..weights.moving import leftovers, require_outside, require_room, shortened, there
 from ..weights.parity import Parity, Scores, parity, score
 from ..weights.shards import DTYPES
 from .config import chat_options
@@ -73,7 +73,9 @@ NOTE = (
     "Edited weights for research on a model that one may modify. They refuse less, or more, than the model "
     "that they were made from; its licence still holds. Nothing was uploaded."
 )
-HOOKS_MISS = "hooks leave a write to the residual stream unedited ({}), in the run's own figures too"
+HOOKS_MISS = (
+    "hooks leave a write to the residual stream unedited ({}), in the run's own figures too"
+)
 
 
 @shown()
@@ -130,12 +132,13 @@ def run_export(
     """Export a run's direction, check it against the hooks, and note it in the run folder and its page.
 
     Raises InputError for anything that cannot be used, an edit that cannot be made, or files that do not
-    equal the hooks; OSError when writing fails. Either way nothing is left at `config.out`.
+    equal the hooks; OSError when writing fails. Either way nothing is left at `config.out`, nor noted in the
+    run, unless only its page could not be written anew.
     """
     work = _Export(Path(folder), config, on_progress)
     work.require_outside_models()
-    done = getattr(work, f"_to_{config.to}")()
-    work.record(done)
+    done: Exported = getattr(work, f"_to_{config.to}")()
+    write_report(work.run.path)
     return done
 
 
@@ -145,9 +148,11 @@ class _Export:
     def __init__(self, folder: Path, config: ExportConfig, on_progress: Progress | None) -> None:
         self.config = config
         self.run = Run.read(folder)
-        self.whole = self.run.whole()
-        with Run.open(folder):
-            """Whether the export can be noted there is known before hours of work."""
+        self.run.whole()
+        # Whether the export can be noted there is known before hours of work.
+        with Run.open(folder) as run:
+            _take_back_what_never_appeared(run)
+            self.whole = run.whole()
         self.on_progress = on_progress
         self.direction = Direction.load(self.run.output("direction.safetensors"))
         self.dtype = config.dtype or self.whole["config"]["dtype"]
@@ -205,6 +210,7 @@ class _Export:
             provenance=self._of_weights(job),
             progress=self._bytes(job.total_bytes),
             check=check,
+            recorded=lambda: self._recorded(done),
         )
         return done
 
@@ -225,6 +231,7 @@ class _Export:
             trust_remote_code=self.config.trust_remote_code,
             progress=self._bytes(job.edited_bytes),
             check=check,
+            recorded=lambda: self._recorded(done),
         )
         return done
 
@@ -244,10 +251,15 @@ class _Export:
             .get_text_config()
             .model_type
         )
+        done = Exported(self.config.out)
         write_gguf(
-            self.config.out, self.edit, architecture=architecture, provenance=self.provenance
+            self.config.out,
+            self.edit,
+            architecture=architecture,
+            provenance=self.provenance,
+            recorded=lambda: self._recorded(done),
         )
-        return Exported(self.config.out)
+        return done
 
     def _to_steered(self) -> Exported:
         self._fresh_file(".pt", beside=".json")
@@ -256,13 +268,28 @@ class _Export:
             trust_remote_code=self.config.trust_remote_code,
         )
         base = getattr(model, "base_model_prefix", "")
-        write_steered(self.config.out, self.edit, writers, base=base, provenance=self.provenance)
-        return Exported(self.config.out, writers if self.config.edit == "ablate" else None)
+        done = Exported(self.config.out, writers if self.config.edit == "ablate" else None)
+        write_steered(
+            self.config.out,
+            self.edit,
+            writers,
+            base=base,
+            provenance=self.provenance,
+            recorded=lambda: self._recorded(done),
+        )
+        return done
 
     def _to_reference(self) -> Exported:
         candidates = Candidates.load(self.run.output("candidates.safetensors"))
-        write_reference(self.config.out, self.direction, candidates, provenance=self.provenance)
-        return Exported(self.config.out)
+        done = Exported(self.config.out)
+        write_reference(
+            self.config.out,
+            self.direction,
+            candidates,
+            provenance=self.provenance,
+            recorded=lambda: self._recorded(done),
+        )
+        return done
 
     def _fresh_file(self, suffix: str, *, beside: str | None = None) -> None:
         """Raise InputError unless the output has this suffix and is not there, nor what goes beside it."""
@@ -270,7 +297,7 @@ class _Export:
         if out.suffix != suffix:
             raise InputError(f"output file {out}: got suffix {out.suffix!r}, need {suffix!r}")
         for path in (out, *([out.with_suffix(beside)] if beside else [])):
-            if path.exists():
+            if there(path):
                 raise InputError(f"output file {path}: is there already; choose another name")
 
     def _of_weights(self, job: Job) -> dict[str, Any]:
@@ -433,8 +460,9 @@ class _Export:
 
     # ---------------------------------------------------------------- what stays in the run folder
 
-    def record(self, done: Exported) -> None:
-        """Add the export's record and its map of writers to the run as a step, and render its page."""
+    @contextmanager
+    def _recorded(self, done: Exported) -> Iterator[None]:
+        """The export's record and map of writers as a step of the run; taken back when it does not appear."""
         c = self.config
         entry = {
             **{k: v for k, v in self.provenance.items() if k not in ("direction", "note")},
@@ -449,14 +477,36 @@ class _Export:
             else None,
         }
         # Done anew each time, also twice within a second.
-        facts = {name: entry[name] for name in ("to", "out", "edit", "strength")} | {"at": time.time_ns()}
+        facts = {name: entry[name] for name in ("to", "out", "edit", "strength")} | {
+            "at": time.time_ns()
+        }
         with Run.open(self.run.path) as run:
             name = _free_name(run, c.out)
-            with run.addition(f"export-{name}", inputs=facts, after=[_found_by(run)]) as step:
-                step.write_json(f"exports/{name}.json", entry)
-                if done.writers is not None:
-                    step.write_csv(f"exports/{name}.writers.csv", done.writers.frame())
-        write_report(self.run.path)
+            step_name = f"export-{name}"
+            try:
+                with run.addition(step_name, inputs=facts, after=[_found_by(run)]) as step:
+                    step.write_json(f"exports/{name}.json", entry)
+                    if done.writers is not None:
+                        step.write_csv(f"exports/{name}.writers.csv", done.writers.frame())
+                yield
+            except BaseException:
+                run.take_back(step_name)
+                raise
+
+
+def _take_back_what_never_appeared(run: Run) -> None:
+    """Remove the records of exports that were killed just before their result got its name."""
+    for name in run.manifests():
+        if not name.startswith("export-"):
+            continue
+        label = name.removeprefix("export-")
+        path = run.path / "exports" / f"{label}.json"
+        entry = read_json(path) if path.is_file() else None
+        out = entry.get("out") if isinstance(entry, dict) else None
+        if not isinstance(out, str) or there(Path(out)) or not leftovers(Path(out)):
+            continue
+        log.info("%s: was killed before it appeared, its record goes", out)
+        run.take_back(name)
 
 
 def _found_by(run: Run) -> str:
@@ -467,7 +517,8 @@ def _found_by(run: Run) -> str:
 def _free_name(run: Run, out: Path) -> str:
     """What an export is called in its run: its own name, with a number if one elsewhere has that."""
     for number in count(1):
-        name = out.resolve().name + (f"-{number}" if number > 1 else "")
+        # Names of files in the run are made of it, which must not get too long.
+        name = shortened(out.resolve().name) + (f"-{number}" if number > 1 else "")
         path = run.path / "exports" / f"{name}.json"
         if not path.is_file() or read_json(path).get("out") == str(out.resolve()):
             return name

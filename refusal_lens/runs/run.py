@@ -258,6 +258,25 @@ class Run:
         done = _of_steps(self.manifests(), self._asked())
         files.write_json(self.path / MANIFEST, {**whole, **done})
 
+    def take_back(self, name: str) -> None:
+        """Remove an addition with its outputs, as if it had not been made; nothing happens without one.
+
+        Raises:
+            InputError: the run is not finished, or the addition's manifest names files outside of it.
+            OSError: a file cannot be written; strerror is one clear line.
+
+        """
+        self._require_lock()
+        whole, path = self.whole(), self.path / STEPS / f"{name}.json"
+        if not path.exists():
+            return
+        outputs = Manifest.read(path).outputs
+        path.unlink()
+        for output in outputs:
+            (self.path / output).unlink(missing_ok=True)
+        done = _of_steps(self.manifests(), self._asked())
+        files.write_json(self.path / MANIFEST, {**whole, **done})
+
     def _step(
         self, name: str, inputs: Mapping[str, Any], after: Sequence[str], *, staged: bool = False
     ) -> Step:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -19,7 +20,7 @@ from .checkpoint import Job, configuration
 from .contraction import contraction
 from .edits import Change, NewBias, Offset, Project, change_in_place
 from .export import PROVENANCE
-from .moving import Progress, appearing, require_outside
+from .moving import Progress, Recorded, appearing, require_outside
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -53,6 +54,7 @@ def write_adapter(
     trust_remote_code: bool = False,
     progress: Progress = lambda _: None,
     check: Callable[[Path], None] = lambda _: None,
+    recorded: Recorded = nullcontext,
 ) -> Path:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which peft loads.
 
@@ -90,9 +92,10 @@ def write_adapter(
         inference_mode=True,
     )
     wrapped = _wrapped(peft, model, settings, parts)
-    with appearing(Path(out), needed=_size(job), check=check) as hidden:
+    with appearing(Path(out), needed=_size(job), check=check, recorded=recorded) as hidden:
         tensors = dict(_tensors(job, wrapped, parts, progress))
-        save_file(tensors, str(hidden / "adapter_model.safetensors"), metadata={"format": "pt"})
+        # Written here, since safetensors' own error for a full disk is no OSError.
+        (hidden / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
         write_json(hidden / PROVENANCE, {**provenance, "not_covered": missed})
         _save_settings(settings, hidden)
     return Path(out)

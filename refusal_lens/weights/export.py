@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from .checkpoint import Added, Job
 from .edits import Columns, Offset, Project, changed_rows, layout, pieces
 from .moving import (
     Progress,
+    Recorded,
     appearing,
     at_once,
     bytes_of,
@@ -44,15 +46,16 @@ def write_checkpoint(
     provenance: Mapping[str, Any],
     progress: Progress = lambda _: None,
     check: Callable[[Path], None] = lambda _: None,
+    recorded: Recorded = nullcontext,
 ) -> Path:
     """Write the edited checkpoint to a new folder; the source is only read.
 
     progress is called with bytes done, of ``job.total_bytes``; check with the hidden folder when it is whole,
-    and when it raises nothing appears. Raises InputError when `out` is in the way or
+    and when it raises nothing appears; recorded surrounds its appearing. Raises InputError when `out` is in the way or
     the disk too small, OSError when writing fails; either way nothing is left at `out`.
     """
     require_outside(Path(out), job.checkpoint.folder)
-    with appearing(Path(out), needed=job.total_bytes, check=check) as hidden:
+    with appearing(Path(out), needed=job.total_bytes, check=check, recorded=recorded) as hidden:
         for shard in job.checkpoint.shards:
             _write_shard(job, shard, hidden, progress)
         if job.added and job.checkpoint.index is not None:

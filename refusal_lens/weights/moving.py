@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import secrets
 import shutil
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,11 @@ from torch import Tensor
 
 from ..errors import InputError
 
+if sys.platform != "win32":
+    import fcntl
+
+LONGEST = 180
+"""Bytes of an output's name that hidden names begin with; file systems take 255."""
 PIECE = 32 << 20
 FICLONE = 0x40049409
 """Linux' request to share all blocks of another file."""
@@ -39,33 +47,141 @@ Progress = Callable[[int], None]
 """Called with the number of bytes just dealt with."""
 
 
+Recorded = Callable[[], AbstractContextManager[Any]]
+"""Makes a context around the moment when a result appears: entered before, left when it is there."""
+
+
 @contextmanager
 def appearing(
-    out: Path, *, needed: int, check: Callable[[Path], None] = lambda _: None
+    out: Path,
+    *,
+    needed: int,
+    check: Callable[[Path], None] = lambda _: None,
+    recorded: Recorded = nullcontext,
 ) -> Iterator[Path]:
     """A hidden folder that takes the name `out` on a clean exit; otherwise it is removed.
 
     It lies beside `out`, or beside the folder that `out` links to. needed: bytes that will be written; check
-    is called with it when it is whole, and when that raises nothing appears. Killed at any moment, `out` does
-    not exist, and the next export to it removes what was left. Raises InputError when `out` is there and not
+    is called with it when it is whole, and when that raises nothing appears; recorded surrounds the renaming,
+    and when it raises, before or after, `out` does not stay. Killed at any moment before that, `out` does not
+    exist, and the next export to it removes what was left. Raises InputError when `out` is there and not
     empty, or too little space is free.
     """
     out = real(out)
     require_room(out, needed)
-    hidden = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with _hidden_beside(out) as hidden:
         with _saying(f"{out}: could not be written"):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            hidden.mkdir()
             yield hidden
         with _saying(f"{out}: could not be checked"):
             check(hidden)
-        with _saying(f"{out}: could not be written"):
-            with contextlib.suppress(FileNotFoundError):
-                out.rmdir()
-            os.rename(hidden, out)
+        moved = False
+        try:
+            with _saying(f"{out}: could not be recorded"), recorded():
+                _swap(hidden, out)
+                moved = True
+        except BaseException:
+            if moved:
+                os.rename(out, hidden)
+            raise
+
+
+@contextmanager
+def appearing_files(paths: Sequence[Path], *, recorded: Recorded = nullcontext) -> Iterator[Path]:
+    """A hidden folder whose files of these names take their places on a clean exit, in this order, all or none.
+
+    Of the last one it has its name. `recorded` and errors as for `appearing`. Raises InputError when one of
+    them is there already.
+    """
+    places = [real(path) for path in paths]
+    for place in places:
+        if there(place):
+            raise InputError(f"output file {place}: is there already; choose another name")
+    _sweep(places[-1])
+    with _hidden_beside(places[-1]) as hidden:
+        with _saying(f"{places[-1]}: could not be written"):
+            yield hidden
+            for place in places:
+                _sync(hidden / place.name)
+        moved: list[Path] = []
+        try:
+            with _saying(f"{places[-1]}: could not be recorded"), recorded():
+                for place in places:
+                    os.rename(hidden / place.name, place)
+                    moved.append(place)
+        except BaseException:
+            for place in moved:
+                place.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _hidden_beside(out: Path) -> Iterator[Path]:
+    """A folder of a name that nothing else has, beside `out`, held with a lock; gone afterwards."""
+    with _saying(f"{out}: could not be written"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        hidden, held = _made(out)
+    try:
+        yield hidden
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+        os.close(held)
+
+
+def _made(out: Path) -> tuple[Path, int]:
+    """A new hidden folder and the descriptor that holds its lock."""
+    while True:
+        hidden = out.with_name(f".{shortened(out.name)}.{secrets.token_hex(8)}.partial")
+        hidden.mkdir()
+        held = os.open(hidden, os.O_RDONLY)
+        # Between the two a sweep of another export may have found it unlocked and removed it.
+        if _lock(held) is not False and hidden.exists():
+            return hidden, held
+        os.close(held)
+
+
+def _swap(hidden: Path, out: Path) -> None:
+    """Give the folder its name; an empty folder of that name makes way."""
+    with contextlib.suppress(FileNotFoundError):
+        out.rmdir()
+    os.rename(hidden, out)
+
+
+def shortened(name: str) -> str:
+    """As much of a name as leaves room for what hidden names add to it."""
+    return name.encode()[:LONGEST].decode(errors="ignore")
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Take the lock of an open folder: whether it is ours now, None where there are no such locks."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def there(path: Path) -> bool:
+    """Whether something is at a path. Raises InputError for a name that no file can have."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"output {str(path)[:80]}: cannot be a file ({why}); choose another name"
+        ) from error
+    return True
 
 
 @contextmanager
@@ -74,13 +190,16 @@ def _saying(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or str(error)
+        why = (error.strerror or str(error)).partition("; what is done")[0]
         raise OSError(error.errno or 0, f"{what}: {why}; nothing was left there") from error
 
 
 def real(out: Path) -> Path:
-    """The absolute place of a folder to be, through links."""
-    return Path(os.path.realpath(out))
+    """The absolute place of a folder to be, through links. Raises InputError for what is no path."""
+    try:
+        return Path(os.path.realpath(out))
+    except ValueError as error:
+        raise InputError(f"output {str(out)[:80]!r}: is no path ({error})") from error
 
 
 def require_outside(out: Path, model: Path) -> None:
@@ -98,11 +217,12 @@ def require_room(out: Path, needed: int) -> None:
     What killed exports to the same place left is removed first.
     """
     out = real(out)
+    there(out)
     if os.path.ismount(out):
         raise InputError(
             f"output folder {out}: is a mount point, which cannot be replaced; name a new folder in it"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if there(out) and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"output folder {out}: is there and not empty; choose another name")
     parent = next(p for p in out.parents if p.exists())
     if not parent.is_dir():
@@ -131,28 +251,33 @@ def size_in_words(count: int) -> str:
 
 
 def _sweep(out: Path) -> None:
-    """Remove what exports to the same place left when they were killed."""
-    for left in out.parent.glob(f".{out.name}.*.partial"):
-        owner = left.name.removesuffix(".partial").rpartition(".")[2]
-        if owner.isdigit() and not _alive(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove what exports to the same place left when they were killed: nobody holds its lock any more."""
+    name = re.compile(rf"\.{re.escape(shortened(out.name))}\.[0-9a-f]{{16}}\.partial")
+    for left in [p for p in _listed(out.parent) if name.fullmatch(p.name)]:
+        try:
+            held = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            if _lock(held):
+                shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(held)
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def leftovers(out: Path) -> bool:
+    """Whether an export to this place left a hidden folder, or is writing one."""
+    name = re.compile(rf"\.{re.escape(shortened(out.name))}\.[0-9a-f]{{16}}\.partial")
+    return any(name.fullmatch(p.name) for p in _listed(real(out).parent))
+
+
+def _listed(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def reflink(source: Path, target: Path) -> bool:
     """Make the new file `target` share the blocks of `source`; False, and no file, where the disk cannot."""
-    try:
-        import fcntl
-    except ImportError:
+    if sys.platform == "win32":
         return False
     with source.open("rb") as read, target.open("xb") as write:
         try:

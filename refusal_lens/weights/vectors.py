@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,22 @@ from torch import Tensor
 from ..directions import Candidates, Direction
 from ..errors import InputError
 from ..model.stream.writers import Writers
-from ..runs import write_json, writing
+from ..runs import write_json
 from .edits import Orthogonalise, Shift, WeightEdit
-from .moving import appearing
+from .moving import Recorded, appearing, appearing_files
 
 
 def write_gguf(
-    path: str | Path, edit: WeightEdit, *, architecture: str, provenance: Mapping[str, Any]
+    path: str | Path,
+    edit: WeightEdit,
+    *,
+    architecture: str,
+    provenance: Mapping[str, Any],
+    recorded: Recorded = nullcontext,
 ) -> Path:
     """A llama.cpp control vector: ``direction.K``, added behind block K (0-based), for ``resid_pre[K + 1]``.
 
-    architecture is the model's, as llama.cpp names it (a hint only). llama.cpp has no place before block 2's
+    architecture is the model's, as llama.cpp names it (a hint only); recorded surrounds the file's appearing. llama.cpp has no place before block 2's
     entry: it ignores ``direction.0``. Raises InputError for an ablation and for layers 0 and 1.
     """
     try:
@@ -43,8 +50,9 @@ def write_gguf(
             f"GGUF export of a direction of layer {edit.layer}: llama.cpp adds control vectors behind block 1 "
             "at the earliest, so the layer must be 2 or more"
         )
-    with writing(Path(path)) as temporary:
-        writer = gguf.GGUFWriter(str(temporary), "controlvector")
+    path = Path(path)
+    with appearing_files([path], recorded=recorded) as hidden:
+        writer = gguf.GGUFWriter(str(hidden / path.name), "controlvector")
         writer.add_string("controlvector.model_hint", architecture)
         writer.add_uint32("controlvector.layer_count", 1)
         writer.add_string("refusal_lens.provenance", json.dumps(provenance, sort_keys=True))
@@ -54,7 +62,7 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    return Path(path)
+    return path
 
 
 def read_gguf(path: str | Path) -> tuple[int, Tensor]:
@@ -75,13 +83,14 @@ def write_steered(
     *,
     base: str,
     provenance: Mapping[str, Any],
+    recorded: Recorded = nullcontext,
 ) -> Path:
     """A ``.pt`` file for lm-evaluation-harness, ``--model steered --model_args steer_path=...``.
 
     Addition is one entry behind a block. Ablation, which that model type does not have, is a clamp to 0 on
     every module that writes to the stream, post-norms included, so it is exact on every architecture whose
     writers are known. base: the name of the inner model, from which lm-eval counts module names. Provenance
-    goes beside it, as ``<name>.json``, since lm-eval takes every key of the file for a module.
+    goes beside it, as ``<name>.json``, since lm-eval takes every key of the file for a module; it appears first.
     """
     if isinstance(edit, Orthogonalise):
         if edit.strength != 1 or edit.keep_norms:
@@ -92,10 +101,19 @@ def write_steered(
     else:
         site = _entry(writers, edit.layer)
         entries = {_inside(site, base): _added(edit.coefficient * edit.vector)}
-    with writing(Path(path)) as temporary:
-        torch.save(entries, temporary)
-    write_json(Path(path).with_suffix(".json"), provenance)
-    return Path(path)
+    path = Path(path)
+    beside = path.with_suffix(".json")
+    with appearing_files([beside, path], recorded=recorded) as hidden:
+        write_json(hidden / beside.name, provenance)
+        _save(entries, hidden / path.name)
+    return path
+
+
+def _save(value: Any, path: Path) -> None:
+    """``torch.save``, whose own writer knows no OSError when a disk is full."""
+    held = io.BytesIO()
+    torch.save(value, held)
+    path.write_bytes(held.getbuffer())
 
 
 def _require_clampable(writers: Writers) -> None:
@@ -142,17 +160,23 @@ def _inside(name: str, base: str) -> str:
 
 
 def write_reference(
-    out: str | Path, direction: Direction, candidates: Candidates, *, provenance: Mapping[str, Any]
+    out: str | Path,
+    direction: Direction,
+    candidates: Candidates,
+    *,
+    provenance: Mapping[str, Any],
+    recorded: Recorded = nullcontext,
 ) -> Path:
     """A folder as the reference implementation writes it, which its own scripts can load.
 
     ``direction.pt`` [d_model] and ``generate_directions/mean_diffs.pt`` [position layer d_model], float64, and
     ``direction_metadata.json`` with ``pos`` and ``layer``.
     """
-    with appearing(Path(out), needed=candidates.mean_diffs.numel() * 8) as hidden:
+    needed = candidates.mean_diffs.numel() * 8
+    with appearing(Path(out), needed=needed, recorded=recorded) as hidden:
         (hidden / "generate_directions").mkdir()
-        torch.save(direction.vector.clone(), hidden / "direction.pt")
-        torch.save(candidates.mean_diffs.clone(), hidden / "generate_directions" / "mean_diffs.pt")
+        _save(direction.vector.clone(), hidden / "direction.pt")
+        _save(candidates.mean_diffs.clone(), hidden / "generate_directions" / "mean_diffs.pt")
         place = {"pos": direction.position, "layer": direction.layer}
         (hidden / "direction_metadata.json").write_text(json.dumps(place, indent=4))
         write_json(hidden / "refusal_lens.json", provenance)
