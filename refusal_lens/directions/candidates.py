@@ -112,6 +112,11 @@ class Candidates:
             if mean is None or mean.dtype != torch.float64 or mean.ndim != 3 or not mean.numel():
                 shape = None if mean is None else tuple(mean.shape)
                 raise InputError(f"{where}: got means {shape}, need float64 [position layer d_model]")
+        if means[0].shape != means[1].shape:
+            raise InputError(
+                f"{where}: got means {tuple(means[0].shape)} and {tuple(means[1].shape)}, need the "
+                "same"
+            )
         if len(means[0]) != len(names):
             raise InputError(
                 f"{where}: got {len(names)} names of {len(means[0])} positions, need one each"
