@@ -8,12 +8,14 @@ import logging
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -530,6 +532,98 @@ def test_killed_anywhere_it_goes_on_and_ends_the_same(
     assert again.returncode == 0, again.stderr
     assert outputs(killed) == outputs(straight)
     assert not [path for path in killed.rglob("*") if path.suffix in {".tmp", ".journal"}]
+
+
+def whole_work(folder: Path, *, threshold: float = 0.1) -> None:
+    """A run with parts, tables, tensors and a text, finished, and a study added to it."""
+    with Run.open(folder) as run:
+        asked: dict[str, Any] = {"a": ({}, ()), "b": ({"threshold": threshold}, ("a",))}
+        run.ask(asked)
+        with run.step("a", inputs={}) as step:
+            if step.needed:
+                for part in range(len(step.records), 3):
+                    step.keep({"part": part, "x": 0.1 * part})
+                step.write_jsonl("parts.jsonl", step.records)
+        with run.step("b", inputs={"threshold": threshold}, after=["a"]) as step:
+            if step.needed:
+                rows = [r for r in read_jsonl(folder / "parts.jsonl") if r["x"] > threshold]
+                step.write_csv("tables/rows.csv", pd.DataFrame(rows))
+                step.write_safetensors("r.safetensors", {"r": torch.full((3,), threshold)})
+        run.finish(config={})
+        with run.addition("study", inputs={}, after=["b"]) as step:
+            if step.needed:
+                step.write_text("study/page.txt", f"{threshold}")
+                step.write_json("study/numbers.json", [threshold])
+
+
+OPERATIONS = ("replace", "fsync", "unlink", "mkdir", "rename", "rmdir", "chmod")
+
+
+def operations_until(work: Any, last: int, *, after: bool) -> int:
+    """Do the work in a child that dies at one operation on files, or after it; operations done.
+
+    The child is a fork, so that nothing is cleaned up: as with SIGKILL, no `finally` runs in it.
+    """
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        done = 0
+
+        def counted(operation: Any) -> Any:
+            def do(*args: Any, **more: Any) -> Any:
+                nonlocal done
+                done += 1
+                if done == last and not after:
+                    os._exit(9)
+                found = operation(*args, **more)
+                if done == last:
+                    os._exit(9)
+                return found
+
+            return do
+
+        try:
+            for name in OPERATIONS:
+                setattr(os, name, counted(getattr(os, name)))
+            work()
+            os.write(write, str(done).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(read) as file:
+        said = file.read()
+    assert (os.waitstatus_to_exitcode(status) == 9) == (said == "")
+    return int(said or last)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("redo", [False, True])
+def test_killed_at_any_operation_on_files_it_ends_the_same(tmp_path: Path, redo: bool) -> None:
+    straight, started = tmp_path / "straight", tmp_path / "started"
+    if redo:
+        whole_work(started)
+        whole_work(straight)
+    whole_work(straight, threshold=0.15)
+    wanted, kills = outputs(straight), 0
+    endless = 10**9
+    shutil.copytree(started, tmp_path / "count") if redo else None
+    work = partial(whole_work, tmp_path / "count", threshold=0.15)
+    n = operations_until(work, endless, after=False)
+    for last in range(1, n + 1):
+        for after in (False, True):
+            folder = tmp_path / f"{last}{after}"
+            shutil.copytree(started, folder) if redo else None
+            operations_until(partial(whole_work, folder, threshold=0.15), last, after=after)
+            whole_work(folder, threshold=0.15)
+            kills += 1
+            assert outputs(folder) == wanted, (last, after)
+            assert Run.read(folder).damage() == []
+            left = [p for p in folder.rglob("*") if p.suffix in {".tmp", ".journal"}]
+            assert left == [], (last, after)
+            shutil.rmtree(folder)
+    assert kills >= 60
 
 
 def test_a_killed_step_goes_on_after_its_last_finished_part(tmp_path: Path) -> None:

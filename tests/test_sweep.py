@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -24,6 +25,7 @@ from refusal_lens.chat import ChatFormat
 from refusal_lens.directions.candidates import Candidates
 from refusal_lens.directions.selection import NoCandidateError, Thresholds, select
 from refusal_lens.directions.sweep import Checkpoint, Sweep, roads, score_candidates, sweep
+from refusal_lens.directions.sweep import budget as passes
 from refusal_lens.directions.sweep.batches import Load, common_prefix, make_batches
 from refusal_lens.directions.sweep.engine import Count, Engine
 from refusal_lens.directions.sweep.plans import exhaustive, lazy
@@ -196,6 +198,26 @@ def test_the_budget_of_the_model_gives_the_same_scores() -> None:
     assert largest_gap(found.table, expected(QWEN)) < 1e-5
 
 
+@pytest.mark.parametrize("free", [3 << 30, 100 << 30])
+def test_the_passes_follow_from_the_model_and_not_from_the_moment(
+    monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    monkeypatch.setattr(passes, "free_memory", lambda device: free)
+    monkeypatch.setattr(time, "perf_counter", iter(range(10**9)).__next__)
+    found = swept()
+    again = passes.load_for(model(QWEN), passes.memory_of(model(QWEN), None))
+    assert found.stats.load == again == Load(16384, 6975.446)
+    assert passes.memory_of(model(QWEN), None).limit in (1 << 29, 4 << 30)
+
+
+def test_passes_of_large_models_are_small_and_fit() -> None:
+    large = SimpleNamespace(device=torch.device("cpu"), bridge=SimpleNamespace(cfg=SimpleNamespace(
+        d_mlp=14336, d_head=128, n_key_value_heads=8)), d_model=4096, n_heads=32)  # fmt: skip
+    room = passes.Memory(limit=1 << 30, per_token=1 << 20, per_stream=1, per_cached=1)
+    assert passes.load_for(large, room).tokens == 256
+    assert passes.load_for(large, replace(room, limit=1 << 28)).tokens == 128
+
+
 def test_little_memory_means_several_bands_of_layers_and_the_same_scores() -> None:
     found = swept(budget=300, memory=2**14)
     assert largest_gap(found.table, expected(QWEN)) < 1e-5
@@ -295,11 +317,13 @@ def test_the_bridge_is_whole_again_after_a_sweep(fails: bool) -> None:
 # ------------------------------------------------------------------ going on after a stop
 
 
+@pytest.mark.parametrize("budget", [100, 300])
 @pytest.mark.parametrize("mode", ["exhaustive", "lazy"])
-def test_a_sweep_stopped_after_any_block_ends_the_same(mode: str) -> None:
+def test_a_sweep_stopped_after_any_block_ends_the_same(mode: str, budget: int) -> None:
+    """Bit for bit, also where several candidates share a pass."""
     middle = float(expected(QWEN)["induce"].median())
     rule = Thresholds(kl_threshold=10.0, induce_threshold=middle, prune_layers=0.0)
-    options = {"mode": mode, "rule": rule, "budget": 100}
+    options = {"mode": mode, "rule": rule, "budget": budget}
     saved: list[str] = []
     whole = swept(on_block=lambda checkpoint: saved.append(checkpoint.to_json()), **options)
     assert len(saved) >= 4

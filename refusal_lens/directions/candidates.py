@@ -114,6 +114,10 @@ class Candidates:
             _mean(found.tensors.get(name), len(names), where)
             for name in ("mean_positive", "mean_negative")
         )
+        if positive.shape != negative.shape:
+            raise InputError(
+                f"{where}: got means {tuple(positive.shape)} and {tuple(negative.shape)}, need the same"
+            )
         return cls(positive, negative, tuple(names), facts)
 
 

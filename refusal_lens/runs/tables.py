@@ -26,7 +26,8 @@ class Table:
     """Columns by what they hold.
 
     whole: whole numbers with their bounds. numbers: NaN is allowed. words: text. Each must be there;
-    those in `more` are checked where they are. flags: true or false, may be absent.
+    those in `more` are checked where they are. flags: true or false, may be absent. filled: there
+    is no such table without rows.
     """
 
     whole: Mapping[str, tuple[int, int]]
@@ -35,6 +36,7 @@ class Table:
     more: tuple[str, ...] = ()
     more_words: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    filled: bool = False
 
 
 _CURVES = Table(
@@ -60,12 +62,15 @@ _TABLES: Mapping[str, Table] = {
         {}, ("ce", "perplexity", "n_tokens"), ("condition",), more_words=("dataset",)
     ),
     "suffix/values.csv": Table(
-        {"prompt": _COUNT}, ("layer", "head", "value"), ("condition", "quantity", "region")
+        {"prompt": _COUNT},
+        ("layer", "head", "value"),
+        ("condition", "quantity", "region"),
+        filled=True,
     ),
     "suffix/effects.csv": Table(
-        {"prompt": _COUNT}, ("projection", "metric"), ("condition", "edit", "heads")
+        {"prompt": _COUNT}, ("projection", "metric"), ("condition", "edit", "heads"), filled=True
     ),
-    "suffix/lost.csv": Table({}, ("attention lost", "DFA lost", "metric lost")),
+    "suffix/lost.csv": Table({}, ("attention lost", "DFA lost", "metric lost"), filled=True),
 }
 _WRITERS = Table(
     {}, ("layer",), ("parameter", "role", "shape", "treatment", "why"), more_words=("after_norm",)
@@ -99,6 +104,8 @@ def checked_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     needed = (*table.whole, *table.numbers, *table.words)
     if missing := [name for name in needed if name not in frame]:
         raise InputError(f"{path}: got no column {', '.join(missing)}; make it again")
+    if table.filled and frame.empty:
+        raise InputError(f"{path}: got no rows, need some; make it again")
     if frame.columns.duplicated().any():
         raise InputError(f"{path}: got a column twice; make it again")
     for name in (*table.whole, *table.numbers, *table.more):

@@ -56,9 +56,12 @@ def render(run: RunFolder) -> Section | None:
         return None
     try:
         return _section(run)
-    except (KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    # Tables of the right columns that hold no study: no rows of a condition, none of a quantity.
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InputError(
-            f"suffix study at {run.path / 'suffix'}: damaged ({type(error).__name__} {error}); try "
+            f"suffix study at {run.path / 'suffix'}: damaged ({type(error).__name__} {str(error)[:80]}); try "
             "refusal-lens suffix again"
         ) from error
 
