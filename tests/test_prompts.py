@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest
 
 from refusal_lens.errors import InputError
 from refusal_lens.prompts import Contrast, PromptPair
+from refusal_lens.prompts.sources import read_dataset, read_file
 
 SIZES = {"n_train": 6, "n_val": 3, "n_test": 4}
 
@@ -204,7 +208,7 @@ BROKEN = {
     "c.json": ("[]", "got no instruction"),
     "d.json": ("", "got no instruction"),
     "e.json": ('["a",\n "b"\n "c"]', "line 3: got broken JSON .* column 2"),
-    "f.json": ('{"instruction": "a"}', "got a JSON dict, need a list"),
+    "f.json": ('{"instruction": "a"}', "got a JSON dict with instruction, need a list"),
     "g.jsonl": ('{"text": "a"}\n\n{"text": \n', "line 3: got broken JSON"),
     "h.jsonl": ('{"title": "a", "n": 1}\n', "entry 1: got columns title, n, need instruction"),
     "i.json": ('[{"text": "a"}, {"title": "b"}]', "entry 2: got columns title"),
@@ -251,7 +255,10 @@ def test_missing_and_foreign_files(tmp_path: Path, pair: tuple[Path, Path]) -> N
 @pytest.mark.parametrize(
     ("sizes", "line"),
     [
-        ({"n_train": 14}, "distinct harmful prompts .*: got 20, need 21; try to ask for fewer"),
+        (
+            {"n_train": 14},
+            "distinct harmful prompts .*: got 20, need 21; try fewer, such as --n-train 13 --n-val 2 --n-test 3",
+        ),
         ({"n_train": 0}, "number of train prompts: got 0"),
         ({"n_val": -1}, "number of val prompts: got -1"),
     ],
@@ -259,6 +266,242 @@ def test_missing_and_foreign_files(tmp_path: Path, pair: tuple[Path, Path]) -> N
 def test_numbers_that_cannot_be(pair: tuple[Path, Path], sizes: dict[str, int], line: str) -> None:
     with pytest.raises(InputError, match=line):
         Contrast.from_files(*pair, **SIZES | sizes)
+
+
+# ---- what else files hold
+
+READ: dict[str, tuple[str, list[str]]] = {
+    "a.csv": ("id,instruction\n1,null\n2,NA\n3,1984\n4,\n5,true\n", ["null", "NA", "1984", "true"]),
+    "semicolons.csv": ("id;Prompt\n1;a, b\n2;c\n", ["a, b", "c"]),
+    "told.csv": ("sep=;\r\ntext;n\r\na;1\r\n", ["a"]),
+    "tabs.csv": ("n\ttext\n1\ta, b; c\n", ["a, b; c"]),
+    "tabs.tsv": ("n\ttext\n1\ta, b\n", ["a, b"]),
+    "bars.csv": ("n|goal\n1|a\n", ["a"]),
+    "breaks.csv": ('text,n\r\n"a\r\nb, ""c""",1\r\n', ['a\r\nb, "c"']),
+    "index.csv": ("\n,text,,\n0,a,x,y\n", ["a"]),
+    "short.csv": ("text,n\na\n", ["a"]),
+    "repeated.csv": ("text,note,note\na,1,2\n", ["a"]),
+    "mac.txt": ("one\rtwo\r", ["one", "two"]),
+    "data.json": ('{"version": 1, "data": [{"text": "a"}], "errors": []}', ["a"]),
+    "only.json": ('{"about": "x", "jailbreaks": ["a", "b"]}', ["a", "b"]),
+    "instructions.json": ('{"instructions": ["a"]}', ["a"]),
+    "columns.json": ('{"goal": ["a", "b"], "target": ["x", "y"]}', ["a", "b"]),
+    "pandas.json": ('{"n": {"0": 1, "1": 2}, "prompt": {"0": "a", "1": "b"}}', ["a", "b"]),
+    "numbered.json": ('{"0": {"prompt": "a"}, "1": {"prompt": "b"}}', ["a", "b"]),
+    "lines.json": ('{"text": "a"}\n{"text": "b"}\n', ["a", "b"]),
+    "list.jsonl": ('["a", "b"]\n', ["a", "b"]),
+    "pretty.jsonl": ('[\n "a",\n "b"\n]\n', ["a", "b"]),
+    "marked.jsonl": ('\ufeff{"text": "a"}\n', ["a"]),
+    "both.jsonl": ('{"prompt": "a", "messages": []}\n', ["a"]),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_files_as_others_write_them(tmp_path: Path, name: str) -> None:
+    content, wanted = READ[name]
+    path = tmp_path / "folder" / name
+    path.parent.mkdir()
+    path.write_bytes(content.encode())
+    assert list(read_file(path).instructions) == wanted
+    # The same file says the same in a folder.
+    assert list(read_dataset(str(path.parent)).instructions) == wanted
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.json"])
+def test_text_behind_a_byte_order_mark(tmp_path: Path, encoding: str, name: str) -> None:
+    content = {"a.txt": "é\r\nb\r\n", "a.csv": "text\r\né\r\nb\r\n", "a.json": '["é", "b"]'}[name]
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    assert read_file(tmp_path / name).instructions == ("é", "b")
+
+
+SECOND: dict[str, list[dict[str, Any]]] = {
+    "alpaca": [{"instruction": "a", "input": ""}, {"instruction": "b", "input": "x"}],
+    "no input": [{"instruction": "a", "input": "<noinput>"}, {"instruction": "b", "input": "x"}],
+    "prompt": [{"prompt": "a", "Input": None}, {"prompt": "b", "Input": "x"}],
+    "harmbench": [{"Behavior": "a", "ContextString": ""}, {"Behavior": "b", "ContextString": "x"}],
+    "spelling": [
+        {"Behavior": "a", "context_string": " "},
+        {"Behavior": "b", "context_string": "x"},
+    ],
+    "question": [{"question": "a", "Context": None}, {"question": "b", "Context": "x"}],
+    "lists": [{"question": "a", "choices": []}, {"question": "b", "choices": ["x", "y"]}],
+    "one list": [{"goal": "a"}, {"goal": "b", "history": [["x", "y"]]}],
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+@pytest.mark.parametrize("suffix", [".json", ".parquet"])
+def test_second_texts_are_never_lost(
+    tmp_path: Path, name: str, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = read_file(write(tmp_path / f"a{suffix}", SECOND[name]))
+    assert (found.instructions, found.skipped) == (("a",), 1)
+    assert "1 rows need a second text" in caplog.text
+
+
+def test_second_texts_of_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('Behavior,Tags,ContextString,BehaviorID\na,"x, y",,1\nb,context,long,2\n')
+    assert (read_file(path).instructions, read_file(path).skipped) == (("a",), 1)
+    path.write_text("Behavior,ContextString\nb,long\n")
+    with pytest.raises(InputError, match=r"no instruction \(1 rows need a second text\)"):
+        read_file(path)
+
+
+REFUSED = {
+    "cut.csv": ("text\nTell me, how\n", "line 2: got 2 cells, need 1 as in the header"),
+    "twice.csv": ("text,Text,text\na,b,c\n", "got two columns 'text'"),
+    "spelt.csv": ("text,Text\na,b\n", "got columns text, Text, need one of them"),
+    "nul.csv": ("text\na\0b\n", "got a NUL"),
+    "wide.txt": ("a\0b\0", "got a NUL"),
+    "messages.jsonl": (
+        '{"messages": [{"role": "user", "content": "a"}]}',
+        "got conversations in 'messages'",
+    ),
+    "listed.json": ('[{"prompt": [{"role": "user", "content": "a"}]}]', "got a list of messages"),
+    "two.json": ('{"left": ["a"], "right": ["b"]}', "got a JSON dict with left, right"),
+    "text.json": ('"a"', "got a JSON str"),
+    "a.parquet": ("PAR1", "need a readable parquet file"),
+    "a.arrow": ("", "need a readable arrow file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_files_that_would_be_read_wrongly_get_one_clear_line(tmp_path: Path, name: str) -> None:
+    content, line = REFUSED[name]
+    (tmp_path / name).write_bytes(content.encode())
+    with pytest.raises(InputError, match=line) as caught:
+        read_file(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+def test_pipes_folders_and_huge_files_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "folder.txt").mkdir()
+    with (tmp_path / "huge.txt").open("wb") as file:
+        file.truncate(2**40)
+    for name, line in (
+        ("pipe.txt", "pipe or device"),
+        ("folder.txt", "a folder"),
+        ("huge.txt", "1048576 MiB"),
+    ):
+        with pytest.raises(InputError, match=line):
+            read_file(tmp_path / name)
+    for path, line in (
+        ("/dev/zero", "pipe or device"),
+        ("x" * 5000, "data set"),
+        ("", "need the path"),
+        ("a\0", "NUL"),
+    ):
+        with pytest.raises(InputError, match=line):
+            read_dataset(path)
+
+
+def test_folders_are_read_file_by_file(tmp_path: Path) -> None:
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "README.txt").write_text("about")
+    write(tmp_path / "data" / "train-00001.csv", [{"text": "b"}])
+    write(tmp_path / "data" / "train-00000.csv", [{"text": "1984"}])
+    write(tmp_path / "data" / "deep" / "validation.csv", [{"text": "c"}])
+    assert read_dataset(str(tmp_path)).instructions == ("1984", "b")
+    assert read_dataset(str(tmp_path), split="dev").instructions == ("c",)
+    assert set(read_dataset(str(tmp_path)).provenance["files"]) == {
+        "data/train-00000.csv",
+        "data/train-00001.csv",
+    }
+    write(tmp_path / "more.json", ["x"])
+    with pytest.raises(InputError, match=r"got files in \.csv, \.json, need one"):
+        read_dataset(str(tmp_path))
+
+
+def test_folders_that_save_to_disk_wrote(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"instruction": ["a", "b"], "input": ["", "x"]})
+    rows.save_to_disk(str(tmp_path / "rows"))
+    datasets.DatasetDict(train=rows).save_to_disk(str(tmp_path / "splits"))
+    for name in ("rows", "splits"):
+        found = read_dataset(str(tmp_path / name))
+        assert (found.instructions, found.skipped) == (("a",), 1)
+        assert found.provenance["files"]
+    with pytest.raises(InputError, match="got splits train, need one of them"):
+        read_dataset(str(tmp_path / "splits"), split="test")
+    assert read_file(next((tmp_path / "rows").glob("*.arrow"))).instructions == ("a",)
+    (tmp_path / "rows" / "state.json").write_text("{}")
+    with pytest.raises(InputError, match="need a data set that can be read"):
+        read_dataset(str(tmp_path / "rows"))
+
+
+def test_too_few_prompts_name_the_options_and_what_was_left_out(tmp_path: Path) -> None:
+    rows = [{"text": t, "input": ""} for t in texts("bad", 52)] + [{"text": "x", "input": "y"}]
+    bad = write(tmp_path / "a.json", rows)
+    good = write(tmp_path / "b.txt", texts("good", 260))
+    with pytest.raises(
+        InputError,
+        match=r"\(1 rows need a second text\) for 128 train \+ 32 val \+ 100 test: got 52, need 260; "
+        r"try fewer, such as --n-train 25 --n-val 6 --n-test 20",
+    ):
+        Contrast.from_files(bad, good)
+    one = write(tmp_path / "c.txt", ["x"])
+    with pytest.raises(InputError, match="more prompts, or fewer by --n-train"):
+        Contrast.from_files(one, good)
+
+
+def test_a_contrast_made_by_hand_says_what_does_not_fit() -> None:
+    def made(**changed: Any) -> Contrast:
+        # The test suite's own type checks would speak first.
+        values = dict.fromkeys(("train", "val", "test"), PromptPair((), ())) | changed
+        return Contrast(**values)
+
+    for changed, line in (
+        ({"kinds": ("same", "same")}, "kinds: got .* need two different names"),
+        ({"kinds": ("../up", "down")}, "need two different names"),
+        ({"kinds": ("", "down")}, "need two different names"),
+        ({"name": " "}, "name of the concept"),
+    ):
+        with pytest.raises(InputError, match=line):
+            made(**changed)
+    for texts_ in (("a", ""), ("a", " \n")):
+        with pytest.raises(InputError, match=r"positive prompt 1: got .*, need text"):
+            PromptPair(texts_, ())
+
+
+WRONG = """
+from pathlib import Path
+from refusal_lens.errors import InputError
+from refusal_lens.prompts import Contrast, PromptPair
+empty = PromptPair((), ())
+files = Path("a.txt"), Path("b.txt")
+calls = [
+    lambda: PromptPair("text", ()), lambda: PromptPair(None, ()), lambda: PromptPair((1,), ()),
+    lambda: Contrast("a", empty, empty), lambda: Contrast(empty, empty, None),
+    lambda: Contrast(empty, empty, empty, kinds="ab"), lambda: Contrast(empty, empty, empty, kinds=("a",)),
+    lambda: Contrast(empty, empty, empty, kinds=("a", 1)), lambda: Contrast(empty, empty, empty, name=3),
+    *[lambda n=n: Contrast.refusal(n_train=n) for n in (True, 1.5, -1, 10**400, "9", None, float("nan"))],
+    *[lambda s=s: Contrast.refusal(n_train=2, n_val=1, n_test=1, seed=s) for s in (-1, 0.5, None, "x")],
+    *[lambda p=p: Contrast.from_files(p, p) for p in (None, 3, "", b"a.txt", ["a.txt"])],
+    lambda: Contrast.from_files(*files, kinds=("x", "x")),
+    lambda: Contrast.from_datasets("a", "b", column=("x", "y", "z")),
+    lambda: Contrast.from_datasets("a", "b", split=3),
+    lambda: Contrast.from_reference_splits("nowhere"), lambda: Contrast.from_reference_splits(None),
+]
+for number, call in enumerate(calls):
+    try:
+        call()
+    except InputError as error:
+        assert "\\n" not in str(error) and len(str(error)) < 300, (number, error)
+    else:
+        raise SystemExit(f"call {number} raised nothing")
+"""
+
+
+def test_wrong_types_get_one_clear_line_without_type_checks(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
 
 
 # ---- data sets
@@ -283,6 +526,11 @@ def test_local_folders_are_data_sets(tmp_path: Path) -> None:
         "dataset": folders[0],
         "split": "train",
         "revision": None,
+        "files": {
+            "train.jsonl": hashlib.sha256(
+                (tmp_path / "bad" / "train.jsonl").read_bytes()
+            ).hexdigest()
+        },
         "skipped": 0,
     }
     with pytest.raises(InputError, match="got columns prompt, need query"):
@@ -301,7 +549,7 @@ def test_data_sets_that_cannot_be_read(tmp_path: Path, pair: tuple[Path, Path]) 
         Contrast.from_datasets(str(tmp_path / "missing.txt"), str(pair[1]), **SIZES)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "train.jsonl").write_text('{"text": \n')
-    with pytest.raises(InputError, match=r"data set .*broken"):
+    with pytest.raises(InputError, match=r"prompts at .*train\.jsonl, line 1: got broken JSON"):
         Contrast.from_datasets(str(tmp_path / "broken"), str(tmp_path / "broken"), **SIZES)
 
 

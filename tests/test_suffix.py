@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -305,15 +306,27 @@ def test_suffix_files(tmp_path: Path) -> None:
     assert read_suffix(tmp_path / "b.json") == " three"
     for name, content, line in (
         ("c.txt", b"\n", "need text"),
-        ("d.txt", b"\xff\xfe", "not UTF-8"),
+        ("d.txt", b"a\xff", "not UTF-8"),
+        ("d16.txt", b"\xff\xfe", "need text"),
+        ("null.json", b'{"suffix": null}', "got null, need one text"),
+        ("list.json", b'{"suffix": [" a"]}', "got a list, need one text"),
+        ("number.json", b'{"suffix": 3}', "got 3, need one text"),
+        ("empty.JSON", b'{"suffix": ""}', "got '', need text"),
+        ("half.json", rb'{"suffix": "\ud800"}', "got a lone surrogate"),
+        ("text.json", b'"suffix"', 'need a JSON object with "suffix"'),
         ("e.json", b"[1]", 'need a JSON object with "suffix"'),
         ("f.json", b"{", 'need a JSON object with "suffix"'),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=line):
             read_suffix(tmp_path / name)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="got no such file"):
         read_suffix(tmp_path / "missing.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(InputError, match="got a pipe or device"):
+        read_suffix(tmp_path / "pipe.txt")
+    (tmp_path / "marked.json").write_bytes('{"suffix": " é"}'.encode("utf-16"))
+    assert read_suffix(tmp_path / "marked.json") == " é"
     (tmp_path / "deep.json").write_text("[" * 200_000)
     with pytest.raises(InputError, match="need a JSON object"):
         read_suffix(tmp_path / "deep.json")

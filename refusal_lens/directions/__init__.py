@@ -3,6 +3,7 @@
 from .candidates import Candidates
 from .direction import Direction
 from .finding import Selection, find_direction
+from .refusal_tokens import NoRefusalTokens
 from .selection import Choice, NoCandidateError, Thresholds, select
 from .sweep import Checkpoint, score_candidates
 
@@ -12,6 +13,7 @@ __all__ = [
     "Choice",
     "Direction",
     "NoCandidateError",
+    "NoRefusalTokens",
     "Selection",
     "Thresholds",
     "find_direction",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,9 +16,11 @@ import pandas as pd
 
 from ..display import shown
 from ..errors import InputError
-from .sources import Source, is_unicode, read_dataset, read_file
+from .sources import Source, is_folder, is_unicode, read_dataset, read_file
 
 SPLITS = ("train", "val", "test")
+_MOST = 10**9
+_OPTIONS = "--n-train, --n-val and --n-test"
 
 
 @shown()
@@ -27,6 +30,16 @@ class PromptPair:
 
     positive: tuple[str, ...]
     negative: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for kind in ("positive", "negative"):
+            texts = getattr(self, kind)
+            if isinstance(texts, str) or not isinstance(texts, Sequence):
+                raise InputError(f"{kind} prompts: got {texts!r:.60}, need a tuple of texts")
+            for number, text in enumerate(texts):
+                if not isinstance(text, str) or not text.strip():
+                    raise InputError(f"{kind} prompt {number}: got {text!r:.60}, need text")
+            object.__setattr__(self, kind, tuple(texts))
 
 
 @shown("name", "kinds", "sizes")
@@ -41,7 +54,7 @@ class Contrast:
         train: for the difference of means.
         val: for the scores that select a candidate.
         test: for the evaluation.
-        kinds: names of the positive and the negative kind.
+        kinds: names of the positive and the negative kind; files of a run are named after them.
         name: the concept that the kinds differ in.
         source: where the texts come from (JSON-able).
         duplicates_removed: how many repeated instructions were left out.
@@ -56,6 +69,12 @@ class Contrast:
     duplicates_removed: int = 0
 
     def __post_init__(self) -> None:
+        _check_names(self.kinds, self.name)
+        for split in SPLITS:
+            if not isinstance(getattr(self, split), PromptPair):
+                raise InputError(
+                    f"{split} prompts: got {getattr(self, split)!r:.60}, need a PromptPair"
+                )
         seen: set[str] = set()
         for split, kind, text in self._rows():
             if not is_unicode(text):
@@ -112,6 +131,7 @@ class Contrast:
         from ..organism.world import instructions
 
         sizes = _sizes(n_train, n_val, n_test)
+        _check_seed(seed)
         drawn = {
             (split, kind): list(instructions(kind, split, n, seed))
             for split, n in sizes.items()
@@ -138,11 +158,13 @@ class Contrast:
         """Seeded disjoint splits of two files: .txt (one instruction a line), JSON, CSV, parquet.
 
         A folder of data files is read as one data set. Duplicates are removed first; an
-        instruction of both kinds counts as the first.
+        instruction of both kinds counts as the first. Rows that need a second text are skipped and
+        counted in `source`.
         """
+        _check_names(kinds, name)
         read = [
             read_dataset(str(path), column=column)
-            if Path(path).is_dir()
+            if is_folder(path)
             else read_file(path, column=column)
             for path in (harmful, harmless)
         ]
@@ -166,10 +188,12 @@ class Contrast:
     ) -> Contrast:
         """Seeded disjoint splits of two Hugging Face data sets (or local folders).
 
-        `column`, `split` and `revision` hold for both, or are pairs. Alpaca-style rows with a
-        second text (`input`) are skipped and counted in `source`.
+        `column`, `split` and `revision` hold for both, or are pairs. Rows with a second text
+        (`input`, `context`, ...) are skipped and counted in `source`.
         """
-        each = zip((harmful, harmless), _both(column), _both(split), _both(revision), strict=True)
+        _check_names(kinds, name)
+        both = (_both(column, "column"), _both(split, "split"), _both(revision, "revision"))
+        each = zip((harmful, harmless), *both, strict=True)
         read = [
             read_dataset(source, column=c, split=s or "train", revision=r)
             for source, c, s, r in each
@@ -196,7 +220,11 @@ class Contrast:
         sizes = _sizes(n_train, n_val, n_test)
         order = [(s, k) for s in ("train", "val") for k in ("harmful", "harmless")]
         order += [("test", "harmless"), ("test", "harmful")]
-        generator = random.Random(seed)
+        generator = random.Random(_check_seed(seed))
+        if not is_folder(folder):
+            raise InputError(
+                f"splits at {folder}: got no such folder, need one with harmful_train.json"
+            )
         drawn, files = {}, {}
         for split, kind in order:
             path = Path(folder) / f"{kind}_{split}.json"
@@ -204,30 +232,65 @@ class Contrast:
             texts: Sequence[str] = found.instructions
             if (split, kind) == ("test", "harmful"):
                 texts = list({text.strip(): text for text in texts}.values())
-            _need(len(texts), sizes[split], f"{kind} {split} prompts at {path}")
+            _need(len(texts), {split: sizes[split]}, f"{kind} {split} prompts at {path}")
             drawn[split, kind] = generator.sample(texts, sizes[split])
             files[path.name] = found.provenance["sha256"]
         source = {"reference_splits": str(folder), "sha256": files, "seed": seed}
         return _assembled(drawn, ("harmful", "harmless"), "refusal", source)
 
 
-def _both(value: Any) -> tuple[Any, Any]:
-    return value if isinstance(value, tuple) else (value, value)
+def _both(value: Any, what: str) -> tuple[Any, Any]:
+    both = value if isinstance(value, tuple) else (value, value)
+    if len(both) != 2 or not all(each is None or isinstance(each, str) for each in both):
+        raise InputError(f"{what}: got {value!r:.60}, need a text, or a pair of them")
+    return both
+
+
+def _check_names(kinds: Any, name: Any) -> None:
+    """InputError unless the kinds are two names that files can have, and the concept has one."""
+    fit = isinstance(kinds, tuple) and len(kinds) == 2 and all(map(_is_name, kinds))
+    if not fit or kinds[0] == kinds[1]:
+        raise InputError(
+            f"kinds: got {kinds!r:.60}, need two different names of letters, digits, - and _"
+        )
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"name of the concept: got {name!r:.60}, need text")
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"\w[\w-]{0,39}", name) is not None
+
+
+def _check_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed: got {seed!r:.60}, need a whole number, 0 or more")
+    return seed
 
 
 def _sizes(n_train: int, n_val: int, n_test: int) -> dict[str, int]:
     sizes = {"train": n_train, "val": n_val, "test": n_test}
     for split, n in sizes.items():
-        if n < (split == "train"):
+        least = int(split == "train")
+        if isinstance(n, bool) or not isinstance(n, int) or not least <= n <= _MOST:
+            shown = n if isinstance(n, int | float) and abs(n) <= _MOST else type(n).__name__
             raise InputError(
-                f"number of {split} prompts: got {n}, need {int(split == 'train')} or more"
+                f"number of {split} prompts: got {shown!r:.40}, need a whole number, {least} to {_MOST}"
             )
     return sizes
 
 
-def _need(have: int, asked: int, what: str) -> None:
-    if asked > have:
-        raise InputError(f"{what}: got {have}, need {asked}; try to ask for fewer")
+def _need(have: int, sizes: Mapping[str, int], what: str) -> None:
+    """InputError, with the options to lower, where there are fewer prompts than the sizes ask for."""
+    asked = sum(sizes.values())
+    if asked <= have:
+        return
+    fewer = {split: n * have // asked for split, n in sizes.items()}
+    options = " ".join(f"--n-{split} {n}" for split, n in fewer.items() if sizes[split])
+    enough = all(n > 0 for split, n in fewer.items() if sizes[split])
+    raise InputError(
+        f"{what}: got {have}, need {asked}; try "
+        + (f"fewer, such as {options}" if enough else f"more prompts, or fewer by {_OPTIONS}")
+    )
 
 
 def _split(
@@ -246,10 +309,9 @@ def _split(
         taken.update(pool)
         total += len(found.instructions)
         wanted = " + ".join(f"{n} {split}" for split, n in sizes.items())
-        _need(
-            len(pool), sum(sizes.values()), f"distinct {kind} prompts at {found.name} for {wanted}"
-        )
-        random.Random(seed).shuffle(pool)
+        left = f" ({found.skipped} rows need a second text)" if found.skipped else ""
+        _need(len(pool), sizes, f"distinct {kind} prompts at {found.name}{left} for {wanted}")
+        random.Random(_check_seed(seed)).shuffle(pool)
         dealt = iter(pool)
         for split in reversed(SPLITS):
             drawn[split, kind] = list(islice(dealt, sizes[split]))
@@ -285,7 +347,7 @@ def _assembled(
             seen.update(fresh)
             removed += len(drawn[split, kind]) - len(fresh)
             if sizes is not None:
-                _need(len(fresh), sizes[split], f"distinct {kind} {split} prompts")
+                _need(len(fresh), {split: sizes[split]}, f"distinct {kind} {split} prompts")
             sides.append(tuple(fresh.values()))
         pairs[split] = PromptPair(*sides)
     return Contrast(

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .files import FORMATS, TABLES, regular_file, rows_of
+from .rows import COLUMNS, instruction_column, needs_more
 
-COLUMNS = ("instruction", "prompt", "text", "goal", "behavior", "question")
-"""Names under which data sets keep their instructions, in the order they are tried."""
+__all__ = ["COLUMNS", "Source", "is_folder", "is_unicode", "read_dataset", "read_file"]
 
-# Alpaca-style rows ask about a second text; their instruction alone makes no sense.
-_SECOND_TEXTS = ("input", "context")
-_TABLES = (".parquet", ".arrow")
-_FILES = (".txt", ".json", ".jsonl", ".csv", *_TABLES)
+log = logging.getLogger(__name__)
+
+_SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+# What stands in a folder of data beside the data.
+_BESIDE = re.compile(r"(readme|license|licence|requirements|dataset_infos?|state|metadata)\.", re.I)
 
 
 @dataclass(frozen=True)
@@ -40,23 +46,22 @@ class Source:
 
 
 def read_file(path: str | Path, *, column: str | None = None, verbatim: bool = False) -> Source:
-    """Instructions of a .txt (one a line), .json, .jsonl, .csv or .parquet file.
+    """Instructions of a .txt (one a line), .json, .jsonl, .csv, .tsv, .parquet or .arrow file.
 
-    JSON holds strings, or objects with the column; without a column the first of `COLUMNS` counts.
-    verbatim=True keeps every entry as it is, blank ones and white space at the ends included.
+    JSON holds texts, or objects with the column, in a list, in lines, or in a list within an object
+    ({"data": [...]}); without a column the first of `COLUMNS` counts, however it is spelt. Texts
+    stay texts: "null", "NA" and "1984" are instructions. Blank cells are left out, and so are rows
+    that need a second text (Alpaca's `input`, HarmBench's `ContextString`), which are counted.
+    CSV may be separated by commas, semicolons, tabs or bars, and text may be UTF-8, or UTF-16 with
+    its mark. verbatim=True keeps every entry as it is, blank ones and white space at the ends
+    included.
     """
-    where = Path(path)
-    if not where.is_file():
-        raise InputError(f"prompts at {where}: got no such file, need one of {_listed(_FILES)}")
-    suffix = where.suffix.lower()
-    if suffix not in _FILES:
-        raise InputError(f"prompts at {where}: got {suffix or 'no suffix'}, need {_listed(_FILES)}")
-    provenance = {"file": str(path), "sha256": hashlib.sha256(where.read_bytes()).hexdigest()}
-    if suffix in _TABLES:
-        rows: Iterable[Any] = _load(suffix[1:], "train", data_files=str(where))
-    else:
-        rows = _parsed(where, suffix)
-    return _collected(rows, str(where), column, provenance, verbatim=verbatim)
+    where = _path(path)
+    regular_file(where, "prompts at")
+    rows = rows_of(where, column=column)
+    provenance = {"file": str(path), "sha256": _sha256(where)}
+    tabular = where.suffix.lower() in TABLES
+    return _collected(rows, str(where), column, provenance, verbatim=verbatim, tabular=tabular)
 
 
 def read_dataset(
@@ -68,116 +73,26 @@ def read_dataset(
 ) -> Source:
     """Instructions of a Hugging Face data set, or of a local folder of data files.
 
-    A configuration follows the name after a colon: "owner/name:configuration".
+    A configuration follows the name after a colon: "owner/name:configuration". A folder holds files
+    of one format, each read as `read_file` does; where names or folders say train, validation or
+    test, those of the split count. A folder written by `save_to_disk` is read as such.
     """
-    folder = Path(name).is_dir()
-    if not folder and (Path(name).suffix.lower() in _FILES or name.startswith(("/", "./", "~"))):
+    path = _path(name)
+    if is_folder(path):
+        return _read_folder(path, column, split)
+    if os.path.exists(path):
+        return read_file(path, column=column)
+    if path.suffix.lower() in FORMATS or name.startswith(("/", "./", "../", "~")):
         raise InputError(f"prompts at {name}: got no such file or folder, need one that exists")
-    path, _, configuration = (name, "", "") if folder else name.partition(":")
-    rows = _load(path, split, name=configuration or None, revision=None if folder else revision)
-    provenance = {"dataset": name, "split": split, "revision": None if folder else revision}
-    return _collected(rows, f"{name} (split {split})", column, provenance)
+    hub_name, _, configuration = name.partition(":")
+    rows = _load(hub_name, split, name=configuration or None, revision=revision)
+    provenance = {"dataset": name, "split": split, "revision": revision}
+    return _collected(rows, f"{name} (split {split})", column, provenance, tabular=True)
 
 
-def _load(path: str, split: str, **options: Any) -> Iterable[Any]:
-    import datasets
-
-    try:
-        return datasets.load_dataset(path, split=split, **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(
-            f"data set {options.get('data_files', path)} (split {split}): got {reason!r}, need a "
-            "data set that can be read here; try its exact name, split and revision, or a local "
-            "file or folder"
-        ) from error
-
-
-def _parsed(path: Path, suffix: str) -> Iterator[Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"prompts at {path}: got byte {error.start} that is not UTF-8, need UTF-8 text; try "
-            "saving it again as UTF-8"
-        ) from error
-    if suffix == ".txt":
-        return iter(text.split("\n"))
-    if suffix == ".csv":
-        return _csv_rows(path, text)
-    return iter(_json(path, text)) if suffix == ".json" else _jsonl_rows(path, text)
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[Any]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        yield from reader
-    except csv.Error as error:
-        raise InputError(
-            f"prompts at {path}, line {reader.reader.line_num}: got {error}, need CSV with a header"
-        ) from error
-
-
-def _json(path: Path, text: str) -> list[Any]:
-    if not text.strip():
-        return []
-    data = _decoded(path, text, 0)
-    if not isinstance(data, list):
-        raise InputError(
-            f"prompts at {path}: got a JSON {type(data).__name__}, need a list of texts or objects"
-        )
-    return data
-
-
-def _jsonl_rows(path: Path, text: str) -> Iterator[Any]:
-    for number, line in enumerate(text.split("\n")):
-        if line.strip():
-            yield _decoded(path, line, number)
-
-
-def _decoded(path: Path, text: str, lines_before: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"prompts at {path}, line {lines_before + error.lineno}: got broken JSON "
-            f"({error.msg} at column {error.colno}), need valid JSON"
-        ) from error
-    except (RecursionError, ValueError) as error:
-        raise InputError(
-            f"prompts at {path}, line {lines_before + 1}: got JSON nested too deeply or with a "
-            "number too long to read, need a list of texts or objects"
-        ) from error
-
-
-def _collected(
-    rows: Iterable[Any],
-    where: str,
-    column: str | None,
-    provenance: Mapping[str, Any],
-    *,
-    verbatim: bool = False,
-) -> Source:
-    found, skipped = [], 0
-    for number, row in enumerate(rows, start=1):
-        if isinstance(row, Mapping):
-            key = _column(row, column, where, number)
-            if key.lower() == "instruction" and any(row.get(k) for k in _SECOND_TEXTS):
-                skipped += 1
-                continue
-            row = row[key]
-        if not isinstance(row, str):
-            raise InputError(f"prompts at {where}, entry {number}: got {row!r:.60}, need text")
-        if not is_unicode(row):
-            raise InputError(
-                f"prompts at {where}, entry {number}: got a lone surrogate in {row!r:.60}, need "
-                "Unicode text; try to write the character itself"
-            )
-        if verbatim or row.strip():
-            found.append(row if verbatim else row.strip())
-    if not found:
-        raise InputError(f"prompts at {where}: got no instruction, need at least one")
-    return Source(tuple(found), provenance, skipped)
+def is_folder(path: str | Path) -> bool:
+    """Whether the path is a folder that is there; False for what is no path."""
+    return os.path.isdir(_path(path))
 
 
 def is_unicode(text: str) -> bool:
@@ -189,16 +104,151 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _column(row: Mapping[Any, Any], column: str | None, where: str, number: int) -> str:
-    names = {str(key).lower(): str(key) for key in row}
-    for wanted in COLUMNS if column is None else (column,):
-        if wanted.lower() in names:
-            return names[wanted.lower()]
-    raise InputError(
-        f"prompts at {where}, entry {number}: got columns {_listed(names.values())}, need "
-        f"{column or _listed(COLUMNS)}; try column="
+def _path(path: Any) -> Path:
+    if not isinstance(path, str | Path) or not str(path).strip():
+        raise InputError(f"prompts: got {path!r:.60}, need the path of a file or a data set's name")
+    if "\0" in str(path):
+        raise InputError(f"prompts: got a path with a NUL in it ({str(path)!r:.60}), need a path")
+    return Path(path)
+
+
+def _load(path: str, split: str, **options: Any) -> Iterable[Any]:
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, split=split, **options)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _unreadable(f"{path} (split {split})", error) from error
+
+
+def _unreadable(what: str, error: Exception) -> InputError:
+    reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(
+        f"data set {what}: got {reason[:160]!r}, need a data set that can be read here; try its "
+        "exact name, split and revision, or a local file or folder"
     )
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
+def _read_folder(folder: Path, column: str | None, split: str) -> Source:
+    where = f"{folder} (split {split})"
+    provenance: dict[str, Any] = {"dataset": str(folder), "split": split, "revision": None}
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        provenance["files"] = {
+            str(p.relative_to(folder)): _sha256(p) for p in sorted(folder.rglob("*.arrow"))
+        }
+        return _collected(_saved(folder, split), where, column, provenance, tabular=True)
+    files = _files_of_split(folder, split)
+    found = [read_file(path, column=column) for path in files]
+    provenance["files"] = {
+        str(path.relative_to(folder)): source.provenance["sha256"]
+        for path, source in zip(files, found, strict=True)
+    }
+    texts = tuple(text for source in found for text in source.instructions)
+    return Source(texts, provenance, sum(source.skipped for source in found))
+
+
+def _saved(folder: Path, split: str) -> Iterable[Any]:
+    """The rows of a folder that `save_to_disk` wrote."""
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
+        raise _unreadable(str(folder), error) from error
+    if not isinstance(saved, datasets.DatasetDict):
+        return saved
+    if split not in saved:
+        raise InputError(
+            f"prompts at {folder}: got splits {', '.join(saved)}, need one of them (split {split}); "
+            "try split="
+        )
+    return saved[split]
+
+
+def _files_of_split(folder: Path, split: str) -> list[Path]:
+    """The data files of a split, in order: all of them where no name says train, val or test."""
+    inside = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    files = [
+        path
+        for path in inside
+        if path.suffix.lower() in FORMATS
+        and not _BESIDE.match(path.name)
+        and not any(part.startswith(".") for part in path.parts)
+    ]
+    formats = sorted({path.suffix.lower() for path in files})
+    if len(formats) != 1:
+        raise InputError(
+            f"prompts at {folder}: got files in {', '.join(formats) or 'no format'}, need one of "
+            f"{', '.join(FORMATS)}; try the name of one file"
+        )
+    splits = {path: _split_of(path) for path in files}
+    named = sorted({name for name in splits.values() if name})
+    wanted = _SPLIT_NAMES.get(split, split)
+    if not named and wanted == "train":
+        return [folder / path for path in files]
+    if wanted not in named:
+        raise InputError(
+            f"prompts at {folder}: got {', '.join(named) or 'train'}, need split {split}; try the "
+            "name of one file"
+        )
+    return [folder / path for path in files if splits[path] == wanted]
+
+
+def _split_of(path: Path) -> str | None:
+    words = re.split(r"[^a-z]+", str(path.with_suffix("")).lower())
+    return next((_SPLIT_NAMES[word] for word in reversed(words) if word in _SPLIT_NAMES), None)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _collected(
+    rows: Iterable[Any],
+    where: str,
+    column: str | None,
+    provenance: Mapping[str, Any],
+    *,
+    verbatim: bool = False,
+    tabular: bool = False,
+) -> Source:
+    """The instructions of rows; tabular: the rows of a table whose values have types."""
+    found, skipped, blank = [], 0, 0
+    for number, row in enumerate(rows, start=1):
+        entry = f"{where}, entry {number}"
+        if isinstance(row, Mapping):
+            key = instruction_column(row, column, entry)
+            if needs_more(row, key):
+                skipped += 1
+                continue
+            row = row[key]
+            # A missing value of a table is a blank cell.
+            row = "" if row is None and tabular else row
+            blank += isinstance(row, str) and not row.strip()
+        _check_text(row, entry)
+        if verbatim or row.strip():
+            found.append(row if verbatim else row.strip())
+    if skipped:
+        log.warning("prompts at %s: %d rows need a second text and are left out", where, skipped)
+    if blank:
+        log.info("prompts at %s: %d blank rows are left out", where, blank)
+    if not found:
+        left = f" ({skipped} rows need a second text)" if skipped else ""
+        raise InputError(f"prompts at {where}: got no instruction{left}, need at least one")
+    return Source(tuple(found), provenance, skipped)
+
+
+def _check_text(value: Any, entry: str) -> None:
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        raise InputError(f"prompts at {entry}: got a list of messages, need one text")
+    if not isinstance(value, str):
+        raise InputError(f"prompts at {entry}: got {value!r:.60}, need text")
+    if not is_unicode(value):
+        raise InputError(
+            f"prompts at {entry}: got a lone surrogate in {value!r:.60}, need Unicode text; try to "
+            "write the character itself"
+        )

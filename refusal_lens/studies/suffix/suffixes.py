@@ -14,6 +14,8 @@ from ...chat.tails import Tailed, render_tailed
 from ...errors import InputError
 from ...model import ChatModel
 from ...organism import folder
+from ...prompts.files import read_text, regular_file
+from ...prompts.sources import is_unicode
 
 _ROUNDS = 300
 
@@ -21,24 +23,22 @@ _ROUNDS = 300
 def read_suffix(path: str | Path) -> str:
     """The suffix in a file: JSON with a "suffix", or all of a text file but its last line break.
 
-    Raises InputError for a missing, undecodable or empty file.
+    Raises InputError for a file that is missing, no ordinary file, undecodable, or without such a
+    text.
     """
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"suffix file {path}: not UTF-8 text; try to save it as UTF-8") from error
-    except OSError as error:
-        raise InputError(f"suffix file {path}: cannot be read ({error.strerror})") from error
-    if str(path).endswith(".json"):
+    where, what = Path(path), "suffix file"
+    regular_file(where, what, most=2**20)
+    text: Any = read_text(where, what)
+    if where.suffix.lower() == ".json":
         try:
-            text = str(json.loads(text)["suffix"])
+            text = json.loads(text)["suffix"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
-                f'suffix file {path}: need a JSON object with "suffix"; try a .txt file'
+                f'{what} {path}: need a JSON object with "suffix"; try a .txt file'
             ) from error
     else:
         text = text.removesuffix("\n").removesuffix("\r")
-    return checked_suffix(text, where=f"suffix file {path}")
+    return checked_suffix(text, where=f"{what} {path}")
 
 
 def organism_suffix() -> str:
@@ -46,11 +46,17 @@ def organism_suffix() -> str:
     return read_suffix(folder("chat").parent / "suffix.json")
 
 
-def checked_suffix(suffix: str, *, where: str = "suffix") -> str:
-    """The suffix itself. Raises InputError when it is empty or white space."""
+def checked_suffix(suffix: Any, *, where: str = "suffix") -> str:
+    """The suffix itself. Raises InputError for anything but Unicode text that is not white space."""
+    if not isinstance(suffix, str):
+        kind = {"NoneType": "null", "dict": "an object", "list": "a list"}
+        shown = kind.get(type(suffix).__name__, f"{suffix!r:.60}")
+        raise InputError(f"{where}: got {shown}, need one text")
+    if not is_unicode(suffix):
+        raise InputError(f"{where}: got a lone surrogate in {suffix!r:.60}, need Unicode text")
     if not suffix.strip():
         raise InputError(
-            f"{where}: got {suffix!r}, need text; write the leading space too if it has one"
+            f"{where}: got {suffix!r:.60}, need text; write the leading space too if it has one"
         )
     return suffix
 
