@@ -45,7 +45,7 @@ def behaviour(job: Job, step: Step) -> None:
         baseline = dict(zip(contrast.kinds, _means(behaved), strict=True))
         rows += _filtered(pair, behaved, split, contrast.kinds)
     if reason:
-        log.warning("no direction is sought: %s", reason)
+        log.info("no direction is sought: %s", reason)
     for side, kind in enumerate(contrast.kinds):
         test = side_of(contrast.test, side)
         rows += [{"split": "test", "kind": kind, "instruction": p, "kept": True} for p in test]

@@ -84,7 +84,9 @@ def _paper_count(summary: Mapping[str, Any]) -> str:
     ]
     if not parts:
         return ""
-    return f"The paper's exact phrase list counts other refusals than the judge ({'; '.join(parts)})."
+    return (
+        f"The paper's exact phrase list counts other refusals than the judge ({'; '.join(parts)})."
+    )
 
 
 def _still_there(curves: pd.DataFrame | None) -> str:
@@ -137,7 +139,9 @@ def _weak_refusal_tokens(
             f"they hold {_mean_probability(refused):.0%} of the first token where the reply refuses"
         )
     if on_asked < RATIO * on_answered:
-        doubts.append(f"{on_asked:.0%} on all {kinds[0]} prompts, {on_answered:.0%} on {kinds[1]} ones")
+        doubts.append(
+            f"{on_asked:.0%} on all {kinds[0]} prompts, {on_answered:.0%} on {kinds[1]} ones"
+        )
     if not doubts:
         return ""
     texts = ", ".join(map(repr, summary["refusal_token_texts"]))

@@ -133,7 +133,7 @@ def _finding(job: Job, model: Mapping[str, Any]) -> list[Task]:
 
 
 def _testing(job: Job) -> list[Task]:
-    """Completions under every condition, components, losses, geometry, the base model, nulls.
+    """Completions under every condition, losses, geometry, components, the base model, nulls.
 
     Those after the selection need its direction, and are left out where it took none.
     """
@@ -147,8 +147,8 @@ def _testing(job: Job) -> list[Task]:
             tasks.append(Task(name, work, (after,), said))
     baseline = f"completions_{job.contrast.kinds[1]}_baseline"
     tasks.append(Task("losses", steps.losses, ("selection", baseline), {}))
-    tasks.append(Task("components", steps.components, ("behaviour",), {}))
     tasks.append(Task("geometry", steps.geometry, ("selection",), {}))
+    tasks.append(Task("components", steps.components, ("behaviour",), {}))
     if c.base_model is not None:
         known = fingerprint(c.base_model, trust_remote_code=c.trust_remote_code)
         base = {"base": known, **c.pick("max_new_tokens")}

@@ -186,7 +186,7 @@ def looks_like_a_file(source: str) -> bool:
 
 def candidates(job: Job, step: Step) -> None:
     """Difference-of-means candidates; none where the plain model gives no ground for a direction."""
-    if job.behaviour["no_direction"]:
+    if job.behaviour.get("no_direction"):
         return
     found = extract_candidates(
         job.model,
@@ -229,7 +229,7 @@ def selection(job: Job, step: Step) -> None:
     try:
         choice = _choice(job, found.n_layers)
     except NoCandidateError as error:
-        log.warning("%s", error)
+        log.info("%s", error)
         step.write_csv("candidates.csv", error.table)
         return
     step.write_csv("candidates.csv", choice.table)
@@ -240,7 +240,7 @@ def selection(job: Job, step: Step) -> None:
 def why_none_is_selected(job: Job) -> str:
     """The reason why there is no direction, with the nearest miss; "" when there is one."""
     if not job.made("scores", "scores.csv"):
-        return str(job.behaviour["no_direction"])
+        return str(job.behaviour.get("no_direction"))
     try:
         _choice(job, Candidates.load(job.path("candidates.safetensors")).n_layers)
     except NoCandidateError as error:

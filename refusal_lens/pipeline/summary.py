@@ -49,7 +49,8 @@ def summarise(
         "refusal_token_texts": list(tokens["texts"]),
         "refusal_token_source": tokens["source"],
         "refusal_token_evidence": [
-            dict(zip(("token_id", "token", *kinds), row, strict=True)) for row in tokens["evidence"]
+            dict(zip(("token_id", "token", *kinds), row, strict=True))
+            for row in tokens.get("evidence", ())
         ],
         "positions": list(described["positions"]),
         **_selected(judged, chosen),

@@ -138,9 +138,7 @@ def condition_dash(condition: str, conditions: Sequence[str] = ()) -> str:
     return DASHES.get(condition) or _spare(condition, conditions, DASHES, _SPARE_DASHES)
 
 
-def _spare(
-    name: str, names: Sequence[str], known: Container[str], spare: Sequence[str]
-) -> str:
+def _spare(name: str, names: Sequence[str], known: Container[str], spare: Sequence[str]) -> str:
     """What is left for a name without one of its own, by its place among such names."""
     others = [other for other in names if other not in known]
     return spare[others.index(name) % len(spare) if name in others else 0]

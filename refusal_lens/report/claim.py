@@ -66,7 +66,11 @@ def _kept(run: RunFolder) -> str:
         ]
         if kept:
             parts.append(f"{split}: {', '.join(kept)}")
-    return f"Prompts on which the model behaves as their kind should ({'; '.join(parts)})." if parts else ""
+    return (
+        f"Prompts on which the model behaves as their kind should ({'; '.join(parts)})."
+        if parts
+        else ""
+    )
 
 
 def _harmful(rates: dict[str, Rate]) -> str:
@@ -123,7 +127,11 @@ def _metric(run: RunFolder) -> str:
                 means.append(signed(found.mean) + (f" with {edit}" if edit else ""))
         if means:
             parts.append(f"{kind} {', '.join(means)}")
-    return f"Mean refusal metric (log-odds of a refusal token first, nats): {'; '.join(parts)}." if parts else ""
+    return (
+        f"Mean refusal metric (log-odds of a refusal token first, nats): {'; '.join(parts)}."
+        if parts
+        else ""
+    )
 
 
 def _chance(run: RunFolder, kind: str) -> str:

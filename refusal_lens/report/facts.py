@@ -70,7 +70,11 @@ def not_selected(run: RunFolder) -> str:
 def flags(run: RunFolder) -> list[str]:
     """What a reviewer would object to, in sentences."""
     found = run.value("flags")
-    texts = [flag.get("text") for flag in found if isinstance(flag, Mapping)] if isinstance(found, list) else []
+    texts = (
+        [flag.get("text") for flag in found if isinstance(flag, Mapping)]
+        if isinstance(found, list)
+        else []
+    )
     return [text for text in texts if isinstance(text, str) and text]
 
 

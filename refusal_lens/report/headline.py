@@ -157,7 +157,11 @@ def _metric_explained_by_chance(run: RunFolder, before: float, after: float) -> 
 def _not_sought(run: RunFolder, plain: Rate | None) -> str:
     """The headline of a run whose model gives no ground for a direction."""
     model = _model(run)
-    refuses = "" if plain is None else f"{model} refuses {percent(plain['rate'])} of the harmful instructions"
+    refuses = (
+        ""
+        if plain is None
+        else f"{model} refuses {percent(plain['rate'])} of the harmful instructions"
+    )
     if run.value("refusal_tokens"):
         why = "too few prompts behave as their kind should for a direction to be sought"
         if plain is not None and plain["rate"] >= LITTLE_REFUSAL:
