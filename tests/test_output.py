@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
 import logging
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import typer
 
 from refusal_lens import cli
 from refusal_lens.cli import codes, output, shell
@@ -76,7 +80,8 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
             sys.stdout.flush()
             sys.stderr.flush()
         return Done(
-            left.value.code or 0, *(path.read_bytes().decode(encoding, "replace") for path in files.values())
+            left.value.code or 0,
+            *(path.read_bytes().decode(encoding, "replace") for path in files.values()),
         )  # type: ignore[arg-type]
 
     return command
@@ -364,3 +369,31 @@ class TestLines:
         with pytest.raises(SystemExit):
             shell.app(args=[*flags, "run", "--out", "x"])
         assert ("loading ..." in sys.stderr.getvalue()) == shown  # type: ignore[attr-defined]
+
+
+def commands_told() -> list[str]:
+    """The command lines in the README's code blocks and tables, and those that `make demo` prints."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", readme, re.M | re.S)
+    found = [line for block in blocks for line in block.splitlines()]
+    found += re.findall(r"`(refusal-lens [^`]*)`", readme)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    found += re.findall(r'echo "  \$\(VENV\)/bin/(.*)"', makefile.replace("$(RUN)", "runs/demo"))
+    return sorted({line.split("bin/")[-1].strip() for line in found if "refusal-lens " in line})
+
+
+@pytest.mark.parametrize("line", [line for line in commands_told() if "COMMAND" not in line])
+def test_a_command_that_is_told_can_be_given(line: str) -> None:
+    words = shlex.split(
+        re.sub(r"\[([^]]*)\]", r"\1", line.split("refusal-lens ", 1)[1]), comments=True
+    )
+    group = typer.main.get_command(shell.app)
+    if words[0].startswith("-"):
+        words = ["run", "--help"]
+    with contextlib.suppress(typer.Exit):
+        group.commands[words[0]].make_context(words[0], words[1:])  # type: ignore[attr-defined]
+
+
+def test_make_demo_tells_what_to_run_next() -> None:
+    told = [line.split()[1] for line in commands_told() if "runs/demo" in line]
+    assert {"chat", "suffix", "export"} <= set(told)

@@ -251,7 +251,7 @@ def test_missing_and_foreign_files(tmp_path: Path, pair: tuple[Path, Path]) -> N
 @pytest.mark.parametrize(
     ("sizes", "line"),
     [
-        ({"n_train": 14}, "distinct harmful prompts .*: got 20, need 21; try to ask for fewer"),
+        ({"n_train": 14}, "distinct harmful prompts .*: got 20, need 21; try fewer with --n-train"),
         ({"n_train": 0}, "number of train prompts: got 0"),
         ({"n_val": -1}, "number of val prompts: got -1"),
     ],

@@ -227,7 +227,7 @@ def _sizes(n_train: int, n_val: int, n_test: int) -> dict[str, int]:
 
 def _need(have: int, asked: int, what: str) -> None:
     if asked > have:
-        raise InputError(f"{what}: got {have}, need {asked}; try to ask for fewer")
+        raise InputError(f"{what}: got {have}, need {asked}; try fewer with --n-train, --n-val and --n-test")
 
 
 def _split(
