@@ -26,7 +26,7 @@ from refusal_lens.cli import codes, output, shell
 from refusal_lens.errors import InputError, UnmetError
 
 ROOT = Path(__file__).resolve().parents[1]
-HEADLINE = "r at position ‘−1’ → refusal 中 ✓"
+HEADLINE = "r at position ‘−1’ → refuses 0\u202f% 中 ✓"
 
 
 @pytest.fixture
@@ -357,18 +357,20 @@ class TestLines:
                 return True
 
         def job(*args: Any, **more: Any) -> None:
-            if slow:
-                time.sleep(0.2)
+            end = time.monotonic() + (10 if shown else 0.2)
+            while slow and time.monotonic() < end and "loading" not in terminal.getvalue():
+                time.sleep(0.01)
             raise InputError("far enough")
 
         importlib.import_module("refusal_lens.pipeline")
         importlib.import_module("refusal_lens.report.claim")
         monkeypatch.setattr("refusal_lens.pipeline.run_pipeline", job)
         monkeypatch.setattr(output, "PATIENCE", 0.1 if slow else 5.0)
-        monkeypatch.setattr(sys, "stderr", Terminal())
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
         with pytest.raises(SystemExit):
             shell.app(args=[*flags, "run", "--out", "x"])
-        assert ("loading ..." in sys.stderr.getvalue()) == shown  # type: ignore[attr-defined]
+        assert ("loading ..." in terminal.getvalue()) == shown
 
 
 def commands_told() -> list[str]:
