@@ -1,4 +1,4 @@
-# make demo      the main job on the bundled organism; prints where the report is
+# make demo      the main job on the bundled organism; prints where the report is, and what to run next
 # make test      the offline test suite
 # make test-tl4  the suite again in a second environment with TransformerLens 4
 # make lint      ruff, mypy and the import contract
@@ -25,6 +25,12 @@ READY4 := $(VENV4)/.ready
 
 demo: $(READY)
 	@$(VENV)/bin/refusal-lens run organism --out $(RUN)
+	@echo
+	@echo "next:"
+	@echo "  $(VENV)/bin/refusal-lens chat $(RUN)"
+	@echo "  $(VENV)/bin/refusal-lens suffix $(RUN)"
+	@echo "  $(VENV)/bin/refusal-lens export $(RUN) --to lora --out adapter"
+	@echo "  $(VENV)/bin/refusal-lens run MODEL --harmful FILE --harmless FILE --out runs/NAME"
 
 test: $(READY)
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "errors": ("InputError",),
+    "errors": ("InputError", "UnmetError"),
+    "progress": ("bars",),
     "runs": ("Run",),
     "prompts": ("Contrast", "PromptPair"),
     "chat": ("ChatFormat", "Rendered"),
@@ -57,12 +58,13 @@ if TYPE_CHECKING:
         score_candidates,
         select,
     )
-    from refusal_lens.errors import InputError
+    from refusal_lens.errors import InputError, UnmetError
     from refusal_lens.evaluation import complete, phrase_judge, refusal_rate
     from refusal_lens.interventions import Edit, ablate, add, affine, applied, clamp, subtract
     from refusal_lens.metrics import kl_divergence, refusal_metric
     from refusal_lens.model import ChatModel, Site
     from refusal_lens.pipeline import RunConfig, run_pipeline
+    from refusal_lens.progress import bars
     from refusal_lens.prompts import Contrast, PromptPair
     from refusal_lens.report import write_report
     from refusal_lens.runs import Run
@@ -83,12 +85,14 @@ __all__ = [
     "Selection",
     "Site",
     "Thresholds",
+    "UnmetError",
     "ablate",
     "add",
     "affine",
     "applied",
     "attribute",
     "attribute_sources",
+    "bars",
     "cache_residuals",
     "clamp",
     "complete",

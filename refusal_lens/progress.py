@@ -119,7 +119,7 @@ class _Watch:
             del self._begun[what]
             told = self._said.pop(what, began) != began
             if told or now - began >= self.least:
-                self.say(f"{what}: done in {clock(now - began)}")
+                self.say(f"{what}: 100% after {clock(now - began)}")
         elif now - self._said.setdefault(what, began) >= self.every:
             self._said[what] = now
             left = remaining(now - began, done, total)

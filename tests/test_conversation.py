@@ -32,7 +32,8 @@ class Recorder(Model):
 
     def reply(self, prompt: str, turns: list[tuple[str, str]], edit: Edit | None) -> Completion:
         self.asked.append((prompt, list(turns), edit))  # type: ignore[attr-defined]
-        return Completion(prompt, f"{len(self.asked)}\x1b[2J", False, "", 0.5)  # type: ignore[attr-defined]
+        reply = f"{len(self.asked)}\x1b[2J"  # type: ignore[attr-defined]
+        return Completion(prompt, reply, False, "", 0.5, (1, 2), False)
 
 
 class Keyboard(io.StringIO):
@@ -150,7 +151,7 @@ class TestTerminal:
 
         def reply(self: Any, prompt: str, turns: Any, edit: Any) -> Completion:
             seen.append((prompt, list(turns)))
-            return Completion("", "x", True, "x", 1.0)
+            return Completion("", "x", True, "x", 1.0, (1,), True)
 
         monkeypatch.setattr(Recorder, "reply", reply)
         lines = ("one", "/exit", " ", "two")

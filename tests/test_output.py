@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
 import logging
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -16,13 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import typer
 
 from refusal_lens import cli
 from refusal_lens.cli import codes, output, shell
 from refusal_lens.errors import InputError, UnmetError
 
 ROOT = Path(__file__).resolve().parents[1]
-HEADLINE = "r at position ‘−1’ → refusal 中 ✓"
+HEADLINE = "r at position ‘−1’ → refuses 0\u202f% 中 ✓"
 
 
 @pytest.fixture
@@ -76,7 +80,8 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
             sys.stdout.flush()
             sys.stderr.flush()
         return Done(
-            left.value.code or 0, *(path.read_bytes().decode(encoding, "replace") for path in files.values())
+            left.value.code or 0,
+            *(path.read_bytes().decode(encoding, "replace") for path in files.values()),
         )  # type: ignore[arg-type]
 
     return command
@@ -352,15 +357,45 @@ class TestLines:
                 return True
 
         def job(*args: Any, **more: Any) -> None:
-            if slow:
-                time.sleep(0.2)
+            end = time.monotonic() + (10 if shown else 0.2)
+            while slow and time.monotonic() < end and "loading" not in terminal.getvalue():
+                time.sleep(0.01)
             raise InputError("far enough")
 
         importlib.import_module("refusal_lens.pipeline")
         importlib.import_module("refusal_lens.report.claim")
         monkeypatch.setattr("refusal_lens.pipeline.run_pipeline", job)
         monkeypatch.setattr(output, "PATIENCE", 0.1 if slow else 5.0)
-        monkeypatch.setattr(sys, "stderr", Terminal())
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
         with pytest.raises(SystemExit):
             shell.app(args=[*flags, "run", "--out", "x"])
-        assert ("loading ..." in sys.stderr.getvalue()) == shown  # type: ignore[attr-defined]
+        assert ("loading ..." in terminal.getvalue()) == shown
+
+
+def commands_told() -> list[str]:
+    """The command lines in the README's code blocks and tables, and those that `make demo` prints."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", readme, re.M | re.S)
+    found = [line for block in blocks for line in block.splitlines()]
+    found += re.findall(r"`(refusal-lens [^`]*)`", readme)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    found += re.findall(r'echo "  \$\(VENV\)/bin/(.*)"', makefile.replace("$(RUN)", "runs/demo"))
+    return sorted({line.split("bin/")[-1].strip() for line in found if "refusal-lens " in line})
+
+
+@pytest.mark.parametrize("line", [line for line in commands_told() if "COMMAND" not in line])
+def test_a_command_that_is_told_can_be_given(line: str) -> None:
+    words = shlex.split(
+        re.sub(r"\[([^]]*)\]", r"\1", line.split("refusal-lens ", 1)[1]), comments=True
+    )
+    group = typer.main.get_command(shell.app)
+    if words[0].startswith("-"):
+        words = ["run", "--help"]
+    with contextlib.suppress(typer.Exit):
+        group.commands[words[0]].make_context(words[0], words[1:])  # type: ignore[attr-defined]
+
+
+def test_make_demo_tells_what_to_run_next() -> None:
+    told = [line.split()[1] for line in commands_told() if "runs/demo" in line]
+    assert {"chat", "suffix", "export"} <= set(told)

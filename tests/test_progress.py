@@ -43,7 +43,7 @@ class TestPipe:
             "scores: 25%, 30 s left",
             "scores: 50%, 20 s left",
             "scores: 75%, 10 s left",
-            "scores: done in 40 s",
+            "scores: 100% after 40 s",
         ]
 
     def test_a_step_of_some_seconds_gets_one_line_and_a_short_one_none(
@@ -52,7 +52,7 @@ class TestPipe:
         with bars() as callback:
             work(now, callback, seconds=4)
             work(now, callback, seconds=0.2, what="losses")
-        assert capsys.readouterr().err == "scores: done in 4 s\n"
+        assert capsys.readouterr().err == "scores: 100% after 4 s\n"
 
     def test_nothing_of_no_work_fails(self, now: Any, capsys: pytest.CaptureFixture[str]) -> None:
         with bars() as callback:
@@ -84,7 +84,7 @@ class TestNotebook:
             "scores: 25%, 2 s left",
             "scores: 50%, 1 s left",
             "scores: 75%, 0 s left",
-            "scores: done in 2 s",
+            "scores: 100% after 2 s",
         ]
         assert capsys.readouterr() == ("", "")
 

@@ -15,6 +15,7 @@ from refusal_lens.cli.output import (
     deliver,
     deliver_json,
     one_line,
+    only_shows,
     require_delivered,
     say,
 )
@@ -190,4 +191,4 @@ def harmless_text(text: str) -> str:
     >>> harmless_text("a\x1b[2Jb\nc")
     'a�[2Jb\nc'
     """
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
+    return "".join(letter if only_shows(letter) or letter in "\n\t" else "�" for letter in text)

@@ -15,6 +15,7 @@ import os
 import select
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -200,11 +201,18 @@ def visible(text: str, *, but: str = "") -> str:
     'a\\x00b\\udcff'
     """
     return "".join(
-        letter
-        if letter.isprintable() or letter in but
-        else letter.encode("unicode_escape").decode()
+        letter if only_shows(letter) or letter in but else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def only_shows(letter: str) -> bool:
+    r"""Whether a character is nothing but seen: no control, no direction of writing, no half of one.
+
+    >>> [only_shows(letter) for letter in ("a", "\u202f", "\x1b", "\u202e")]
+    [True, True, False, False]
+    """
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"
 
 
 @contextmanager

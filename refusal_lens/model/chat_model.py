@@ -44,7 +44,7 @@ for a small model.
 """
 
 
-@shown("name", "n_layers", "d_model", "n_heads", "dtype", "device")
+@shown("name", "n_layers", "d_model", "n_heads", "dtype", "device", "uses_cache")
 class ChatModel:
     """A chat model with its template: renders, reads, edits and generates.
 
@@ -81,14 +81,6 @@ class ChatModel:
         self.uses_cache = True
         self.max_positions = max_positions(bridge.cfg if self.hf is None else self.hf.config)
         self._points = dict(bridge.hook_dict)
-
-    def __repr__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        cache = "" if self.uses_cache else ", no key-value cache"
-        return (
-            f"ChatModel({self.name!r}, {self.n_layers} layers, d_model {self.d_model}, {dtype} on "
-            f"{self.device}{cache})"
-        )
 
     # ---------------------------------------------------------------- what it is
 
