@@ -14,6 +14,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .chat import Rendered
+from .door import checked
 from .model import ChatModel, Site
 from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, wide
 
@@ -30,6 +31,7 @@ class Means:
     positions: tuple[str, ...]
 
 
+@checked
 def mean_residuals(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,
@@ -50,6 +52,7 @@ def mean_residuals(
     return Means(total / len(rendered), len(rendered), rendered.positions)
 
 
+@checked
 def cache_residuals(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,
@@ -72,6 +75,7 @@ def cache_residuals(
     return rows
 
 
+@checked
 def map_last_logits(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,
@@ -93,6 +97,7 @@ def map_last_logits(
     return torch.stack([values[i] for i in range(len(rendered))])
 
 
+@checked
 def mean_next_token_probabilities(
     model: ChatModel, prompts: Sequence[str] | Rendered, *, batch_size: int = 32
 ) -> Probabilities:

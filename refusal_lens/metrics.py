@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from .door import checked
 from .shapes import LastLogits, Logits, PerPrompt, TokenIds, TokenMask, Vector, Vectors, wide
 
 METRIC_EPSILON = 1e-8
 KL_EPSILON = 1e-6
 
 
+@checked
 def refusal_metric(logits: LastLogits, refusal_tokens: Sequence[int]) -> PerPrompt:
     """``ln(P + eps) - ln(1 - P + eps)``, P the probability that the next token is in R.
 
@@ -29,6 +31,7 @@ def refusal_metric(logits: LastLogits, refusal_tokens: Sequence[int]) -> PerProm
     return (chance + METRIC_EPSILON).log() - (1 - chance + METRIC_EPSILON).log()
 
 
+@checked
 def kl_divergence(baseline: LastLogits, edited: LastLogits) -> PerPrompt:
     """``sum_v p (ln(p + eps) - ln(q + eps))`` with p the baseline and q the edited model.
 
@@ -40,6 +43,7 @@ def kl_divergence(baseline: LastLogits, edited: LastLogits) -> PerPrompt:
     return (p * ((p + KL_EPSILON).log() - (q + KL_EPSILON).log())).sum(-1)
 
 
+@checked
 def cross_entropy(logits: Logits, ids: TokenIds, scored: TokenMask) -> tuple[float, int]:
     """Sum of ``-ln p(token)`` over the scored tokens, in nats, and how many they are.
 
@@ -56,12 +60,14 @@ def cross_entropy(logits: Logits, ids: TokenIds, scored: TokenMask) -> tuple[flo
     return total, n
 
 
+@checked
 def cosine_similarity(x: Vectors, r: Vector) -> Float64[Tensor, "*axes"]:
     """``x . r / (||x|| ||r||)`` along the last axis, float64; 0 where x or r is zero."""
     x, r = wide(x), wide(r)
     return (x @ r) / (x.norm(dim=-1) * r.norm()).clamp_min(1e-30)
 
 
+@checked
 def binomial_standard_error(rate: float, n: int) -> float:
     """``sqrt(p (1 - p) / n)``, the error bar of the paper's refusal rates (appendix D.4)."""
     return float(torch.tensor(rate * (1 - rate) / n, dtype=torch.float64).sqrt())

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..activations import as_rendered
 from ..chat import Rendered
 from ..directions import Direction
+from ..door import checked
 from ..errors import InputError
 from ..metrics import refusal_metric
 from ..model import ChatModel, Site
@@ -33,6 +34,7 @@ HeadOutputs = Mapping[int, Float[Tensor, "_ head d_head"]]
 """Head outputs z at the last token by layer; with one row, the same for every prompt."""
 
 
+@checked
 def last_head_outputs(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,
@@ -58,6 +60,7 @@ def last_head_outputs(
     return store
 
 
+@checked
 @contextmanager
 def replaced_heads(
     model: ChatModel, heads: Sequence[Head], values: HeadOutputs | None = None
@@ -84,6 +87,7 @@ def replaced_heads(
         yield model
 
 
+@checked
 def random_head_sets(
     heads: Sequence[Head], n_heads: int, *, layers: Sequence[int], n_sets: int, seed: int
 ) -> tuple[tuple[Head, ...], ...]:
@@ -115,6 +119,7 @@ def _drawn(rng: np.random.Generator, pool: Sequence[int], k: int) -> list[int]:
     return [int(i) for i in rng.choice(pool, k, replace=False)] if k else []
 
 
+@checked
 def head_effects(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,
@@ -167,6 +172,7 @@ def head_effects(
     return pd.concat(frames, ignore_index=True)
 
 
+@checked
 def mean_head_outputs(
     *outputs: Mapping[int, Float[Tensor, "_ head d_head"]],
 ) -> dict[int, Float[Tensor, "one head d_head"]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..activations import OnProgress, as_rendered
 from ..chat import Rendered
 from ..directions import Direction
+from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel
 from .heads import Head, HeadWriter, check_target, columns_of
@@ -61,6 +62,7 @@ class Attribution:
         """The error as a share of the largest projection."""
         return self.error / max(float(self.projection.abs().max()), 1e-300)
 
+    @checked
     def top_heads(self, k: int, *, position: int = -1) -> tuple[Head, ...]:
         """The k heads with the highest mean contribution at a position, highest first."""
         n_layers, n_heads = self.heads.shape[2:]
@@ -73,6 +75,7 @@ class Attribution:
         best = mean.argsort(descending=True, stable=True)[:k].tolist()
         return tuple(Head(i // n_heads, i % n_heads) for i in best)
 
+    @checked
     def of(self, heads: Sequence[Head], *, position: int = -1) -> Float64[Tensor, "prompt chosen"]:
         """The contributions of some heads at a position."""
         at = self.heads[:, self.positions.index(position)]
@@ -113,6 +116,7 @@ class Attribution:
         yield "projection", None, None, self.projection[:, i]
 
 
+@checked
 def attribute(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,

@@ -9,6 +9,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from ..chat import Rendered
+from ..door import checked
 from ..errors import InputError
 from ..shapes import Spans
 
@@ -24,6 +25,7 @@ class Regions:
     names: tuple[str, ...] = NAMES
 
     @classmethod
+    @checked
     def of(cls, rendered: Rendered, *, suffix: Spans | None = None) -> Regions:
         """Regions of rendered prompts; suffix: half-open spans inside the instruction's.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..activations import OnProgress, as_rendered
 from ..chat import Rendered
 from ..directions import Direction
+from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel, Hook, Site
 from ..shapes import wide
@@ -78,6 +79,7 @@ class SourceAttribution:
         )
 
 
+@checked
 def attribute_sources(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..door import checked
 from ..errors import InputError
 from .encoder import Encoded, Encoder, admissible, name_of
 from .rendered import Rendered, Row
@@ -100,6 +101,7 @@ class ChatFormat:
             _check_faithful(tokenizer, template, prompts)
 
     @classmethod
+    @checked
     def from_tokenizer(
         cls,
         tokenizer: PreTrainedTokenizerBase,
@@ -135,6 +137,7 @@ class ChatFormat:
         return cls(tokenizer, template, prefill=prefill, bos=bos, extra_stop_ids=extra_stop_ids)
 
     @classmethod
+    @checked
     def plain(
         cls,
         tokenizer: PreTrainedTokenizerBase,
@@ -155,6 +158,7 @@ class ChatFormat:
         """Number of post-instruction tokens."""
         return len(self.positions)
 
+    @checked
     def render(
         self, instructions: Sequence[str], *, replies: Sequence[str] | None = None
     ) -> Rendered:
@@ -184,6 +188,7 @@ class ChatFormat:
             rows, pad_id=self.pad_id, positions=self.positions, instructions=texts
         )
 
+    @checked
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """The text of token ids, special tokens left out."""
         listed = ids.tolist() if isinstance(ids, Tensor) else list(ids)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..door import checked
 from ..errors import InputError
 from ..shapes import Spans, TokenIds, TokenMask
 
@@ -122,6 +123,7 @@ class Rendered:
             rows = (lengths == length).nonzero().squeeze(1)
             yield rows, self[rows]
 
+    @checked
     def batches(
         self, batch_size: int, *, sort_by_length: bool = True
     ) -> Iterator[tuple[Int[Tensor, " rows"], Rendered]]:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..door import checked
 from ..errors import InputError
 from ..interventions import unit
 from ..model import ChatModel
@@ -21,6 +22,7 @@ from ..shapes import Vector
 FORMAT = "refusal_lens direction 1"
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Direction:
     """The raw difference of means r [d_model] and its provenance.
@@ -63,6 +65,7 @@ class Direction:
         """Width of the residual stream."""
         return int(self.vector.shape[0])
 
+    @checked
     def cosine(self, other: Direction | Tensor) -> float:
         """Cosine similarity with another direction or vector [d_model]."""
         vector = other.vector if isinstance(other, Direction) else other.double().cpu()
@@ -71,17 +74,21 @@ class Direction:
     def __neg__(self) -> Direction:
         return -1 * self
 
+    @checked
     def __mul__(self, scale: float) -> Direction:
         return replace(self, vector=self.vector * scale)
 
     __rmul__ = __mul__
 
+    @checked
     def __truediv__(self, scale: float) -> Direction:
         return replace(self, vector=self.vector / scale)
 
+    @checked
     def __add__(self, other: Direction) -> Direction:
         return replace(self, vector=self.vector + other.vector)
 
+    @checked
     def __sub__(self, other: Direction) -> Direction:
         return replace(self, vector=self.vector - other.vector)
 
@@ -109,6 +116,7 @@ class Direction:
             "more": dict(self.more),
         }
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: tensor ``direction``, provenance as JSON in the header."""
         header = {"format": FORMAT, "provenance": json.dumps(self.provenance, sort_keys=True)}
@@ -116,6 +124,7 @@ class Direction:
         return Path(path)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path, model: ChatModel | None = None) -> Direction:
         """Read a direction file; with a model, check that the direction is one of that model's.
 
@@ -139,6 +148,7 @@ class Direction:
             direction.check_belongs_to(model)
         return direction
 
+    @checked
     def check_belongs_to(self, model: ChatModel) -> None:
         """Raise InputError unless width, layer, template and model name fit."""
         if self.d_model != model.d_model or self.layer >= model.n_layers:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from ..activations import map_last_logits, mean_next_token_probabilities, mean_residuals
+from ..door import checked
 from ..errors import InputError
 from ..metrics import refusal_metric
 from ..model import ChatModel
@@ -67,6 +68,7 @@ class Selection:
         return self.choice.table
 
 
+@checked
 def pick_refusal_tokens(
     model: ChatModel,
     pair: PromptPair,
@@ -84,6 +86,7 @@ def pick_refusal_tokens(
     )
 
 
+@checked
 def filter_by_behaviour(
     model: ChatModel,
     pair: PromptPair,
@@ -114,6 +117,7 @@ def filter_by_behaviour(
     return Behaved(kept, refused, answered)
 
 
+@checked
 def extract_candidates(
     model: ChatModel,
     pair: PromptPair,
@@ -138,6 +142,7 @@ def extract_candidates(
     return Candidates.from_means(*means, **facts)
 
 
+@checked
 def find_direction(
     model: ChatModel,
     contrast: Contrast,

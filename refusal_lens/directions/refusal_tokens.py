@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
+from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel
 from ..shapes import Probabilities
@@ -41,6 +42,7 @@ class RefusalTokens:
     source: str
 
 
+@checked
 def parse_refusal_tokens(model: ChatModel, given: Sequence[str | int]) -> RefusalTokens:
     """R from an explicit list of ids or texts; raises InputError for a text that is not one token."""
     ids = [_one_token(model, item) for item in given]
@@ -65,6 +67,7 @@ def family_refusal_tokens(model: ChatModel) -> RefusalTokens | None:
     return None
 
 
+@checked
 def discover_refusal_tokens(
     model: ChatModel, positive: Probabilities, negative: Probabilities
 ) -> RefusalTokens:
@@ -86,6 +89,7 @@ def discover_refusal_tokens(
     return _named(model, ordered.tolist(), "discovered from next-token probabilities")
 
 
+@checked
 def choose_refusal_tokens(
     model: ChatModel, positive: Probabilities, negative: Probabilities
 ) -> RefusalTokens:
@@ -107,6 +111,7 @@ def choose_refusal_tokens(
     return found
 
 
+@checked
 def top_tokens(model: ChatModel, probabilities: Probabilities, *, k: int = 10) -> pd.DataFrame:
     """The k likeliest next tokens by mean probability: token_id, token, probability (paper, Fig. 9)."""
     best = probabilities.topk(k)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ..door import checked
 from ..errors import InputError
 
 SCORES = ("bypass", "induce", "kl")
@@ -14,6 +15,7 @@ NOT_NEEDED = "not needed"
 """The reason of a candidate that a lazy sweep did not have to score in full."""
 
 
+@checked
 @dataclass(frozen=True)
 class Thresholds:
     """The rule's settings: kl <= kl_threshold, induce >= induce_threshold, layer < int((1 - prune) L).
@@ -61,6 +63,7 @@ class NoCandidateError(InputError):
         self.table = table
 
 
+@checked
 def select(
     table: pd.DataFrame,
     n_layers: int,

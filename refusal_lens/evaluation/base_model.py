@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from ..activations import cache_residuals
+from ..door import checked
 from ..interventions import HasVector
 from ..metrics import cosine_similarity
 from ..model import ChatModel
 
 
+@checked
 def agreement(mine: Sequence[str], theirs: Sequence[str]) -> float:
     """Share of replies that are equal, letter for letter."""
     return sum(a == b for a, b in zip(mine, theirs, strict=True)) / len(mine)
 
 
+@checked
 def cosine_in_both(
     chat: ChatModel,
     base: ChatModel,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..activations import map_last_logits
+from ..door import checked
 from ..interventions import Edit, applied
 from ..metrics import binomial_standard_error, refusal_metric
 from ..model import ChatModel
@@ -34,6 +35,7 @@ class Rate:
     n: int
 
 
+@checked
 def complete(
     model: ChatModel,
     instructions: Sequence[str],
@@ -61,6 +63,7 @@ def complete(
     ]
 
 
+@checked
 def refusal_rate(completions: Sequence[Completion]) -> Rate:
     """Share of refusals with its binomial standard error (paper, appendix D.4)."""
     n = len(completions)

@@ -8,12 +8,14 @@ import pandas as pd
 import torch
 
 from ..activations import cache_residuals
+from ..door import checked
 from ..interventions import Edit, HasVector, applied
 from ..metrics import cosine_similarity
 from ..model import ChatModel
 from ..shapes import PromptActivations, wide
 
 
+@checked
 def cosine_by_layer(
     model: ChatModel,
     direction: HasVector,
@@ -56,6 +58,7 @@ def cosine_by_layer(
     return pd.DataFrame(rows)
 
 
+@checked
 def principal_components(streams: Mapping[str, PromptActivations]) -> pd.DataFrame:
     """First two principal components per layer over the prompts of all kinds, last kept position.
 

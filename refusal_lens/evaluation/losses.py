@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+from ..door import checked
 from ..interventions import Edit, applied
 from ..metrics import cross_entropy
 from ..model import ChatModel
@@ -31,6 +32,7 @@ class Loss:
             return math.inf
 
 
+@checked
 def reply_loss(
     model: ChatModel,
     instructions: Sequence[str],

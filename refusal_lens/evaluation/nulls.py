@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..door import checked
 from ..interventions import Ablate, Add, Deflect, Edit, HasVector, applied
 from ..metrics import refusal_metric
 from ..model import ChatModel
@@ -19,12 +20,14 @@ MakeEdit = Callable[[Tensor], Edit]
 """From random unit vectors [rows 1 d_model] to the edit that is the null, one vector per row."""
 
 
+@checked
 def random_units(n: int, d_model: int, *, seed: int) -> Tensor:
     """N directions drawn evenly from the sphere, [n d_model] float64."""
     noise = torch.randn(n, d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return noise / noise.norm(dim=-1, keepdim=True)
 
 
+@checked
 def nulls(
     model: ChatModel,
     direction: HasVector,

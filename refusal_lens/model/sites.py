@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..door import checked
+
 HOOK_NAMES = {
     "embed": "hook_embed",
     "pos_embed": "hook_pos_embed",
@@ -31,6 +33,7 @@ Hook = Callable[[Tensor], "Tensor | None"]
 """What sits at a site: it gets the activation and returns a new one, or None to leave it."""
 
 
+@checked
 @dataclass(frozen=True, order=True)
 class Site:
     """A kind of activation at a layer, such as ``Site("resid_pre", 5)``.

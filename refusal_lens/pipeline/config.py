@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import organism
+from ..door import checked
 from ..errors import InputError
 
 
+@checked
 @dataclass(frozen=True)
 class RunConfig:
     """Every setting of `refusal-lens run`; the names are those of its options.

@@ -13,12 +13,14 @@ from typing import Any
 
 import pandas as pd
 
+from ..door import checked
 from ..errors import InputError
 from .sources import Source, is_unicode, read_dataset, read_file
 
 SPLITS = ("train", "val", "test")
 
 
+@checked
 @dataclass(frozen=True)
 class PromptPair:
     """Instructions of the two kinds: positive (harmful) and negative (harmless)."""
@@ -27,6 +29,7 @@ class PromptPair:
     negative: tuple[str, ...]
 
 
+@checked
 @dataclass(frozen=True)
 class Contrast:
     """D_harmful and D_harmless of the paper (section 2.3), or any other pair of kinds.
@@ -73,6 +76,7 @@ class Contrast:
         texts = {s: [self.pair(s).positive, self.pair(s).negative] for s in SPLITS}
         return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()
 
+    @checked
     def pair(self, split: str) -> PromptPair:
         """The instructions of "train", "val" or "test"."""
         if split not in SPLITS:
@@ -95,6 +99,7 @@ class Contrast:
         ]
 
     @classmethod
+    @checked
     def refusal(
         cls, *, n_train: int = 128, n_val: int = 32, n_test: int = 100, seed: int = 0
     ) -> Contrast:
@@ -113,6 +118,7 @@ class Contrast:
         )
 
     @classmethod
+    @checked
     def from_files(
         cls,
         harmful: str | Path,
@@ -140,6 +146,7 @@ class Contrast:
         return _split(read, _sizes(n_train, n_val, n_test), seed, kinds, name)
 
     @classmethod
+    @checked
     def from_datasets(
         cls,
         harmful: str,
@@ -168,6 +175,7 @@ class Contrast:
         return _split(read, _sizes(n_train, n_val, n_test), seed, kinds, name)
 
     @classmethod
+    @checked
     def from_reference_splits(
         cls,
         folder: str | Path,

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from refusal_lens import __version__
+from refusal_lens.door import checked
 from refusal_lens.report.claim import Claim, make_claim
 from refusal_lens.report.folder import RunFolder
 from refusal_lens.report.markup import MINUS, Html, Plot, Section, number, text
@@ -21,6 +22,7 @@ from refusal_lens.runs import write_text
 _PLOTLY_FILE = "plotly.min.js"
 
 
+@checked
 def write_report(run_folder: str | Path) -> Path:
     """Write report.html and figures/ of a run into its folder; returns the page's path.
 

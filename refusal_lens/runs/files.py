@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from refusal_lens.door import checked
 from refusal_lens.errors import InputError
 
 TEMPORARY = ".tmp"
@@ -124,6 +125,7 @@ def plain(value: Any, *, spelt: bool = False) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form: got {value!r:.80}")
 
 
+@checked
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with writing(path) as temporary:
@@ -131,11 +133,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
+@checked
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all; NaN becomes null."""
     write_text(path, _json(value, indent=2) + "\n")
 
 
+@checked
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line, whole or not at all."""
     write_text(path, "".join(_json(row) + "\n" for row in rows))
@@ -149,11 +153,13 @@ def _json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(plain(value), indent=indent, ensure_ascii=True, allow_nan=False)
 
 
+@checked
 def write_csv(path: Path, frame: Any) -> None:
     """Write a pandas DataFrame without its index, whole or not at all; NaN is an empty cell."""
     write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
+@checked
 def write_safetensors(
     path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -165,6 +171,7 @@ def write_safetensors(
         temporary.write_bytes(save(contents, metadata=dict(metadata or {})))
 
 
+@checked
 def read_json(path: Path) -> Any:
     """Read JSON; a bare NaN (which JSON does not have but Python and others write) is a float.
 
@@ -186,6 +193,7 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+@checked
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read one JSON object per line.
 
@@ -208,6 +216,7 @@ def _object(line: str, path: Path, number: int) -> dict[str, Any]:
     return row
 
 
+@checked
 def read_csv(path: Path, *, text: Sequence[str] = ()) -> Any:
     """Read what `write_csv` wrote into a pandas DataFrame, every float bit for bit.
 
@@ -248,6 +257,7 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: got bytes that are not UTF-8 text; make it again") from error
 
 
+@checked
 def sha256_of(path: Path) -> str:
     """Hash a file's bytes, a piece at a time."""
     digest = hashlib.sha256()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..door import checked
 from ..errors import InputError
 from ..runs import write_json
 from .blueprint import blueprint
@@ -44,6 +45,7 @@ class _Part(NamedTuple):
         return f"{self.module}.{self.leaf}"
 
 
+@checked
 def write_adapter(
     job: Job,
     out: str | Path,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..door import checked
 from ..errors import InputError
 from .addition import config_with_bias
 from .blueprint import blueprint
@@ -101,6 +102,7 @@ def held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
     return rows * width * (dtype.itemsize + 3 * finer) + sums * finer
 
 
+@checked
 def prepare(
     folder: str | Path,
     edit: WeightEdit,

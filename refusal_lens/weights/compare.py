@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..door import checked
 from ..interventions import HasVector
 from .checkpoint import Added, Job, configuration, prepare
 from .edits import Columns, Project, changed_rows, layout, orthogonalise, pieces, precise
@@ -66,6 +67,7 @@ class FilesProof:
         return pd.DataFrame([asdict(each) for each in self.tensors])
 
 
+@checked
 def verify_files(
     original: str | Path,
     edited: str | Path,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..door import checked
 from ..errors import InputError
 from ..interventions import HasVector, unit
 from ..shapes import Vector
@@ -31,6 +32,7 @@ GainOf = Callable[[str], Gain]
 """Measures the norm module of that name."""
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Orthogonalise:
     """``W - s r^ r^T W`` for everything that writes to the stream (paper, equation 5; s = 1 there).
@@ -53,6 +55,7 @@ class Orthogonalise:
     name = "ablate"
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Shift:
     """``x + c r`` at the entry of block ``layer``, as a bias of what is added just before it.
@@ -83,6 +86,7 @@ def _require_finite(vector: Vector, strength: float) -> None:
         raise InputError("direction: got NaN or infinity in it, need a finite vector")
 
 
+@checked
 def orthogonalise(
     direction: HasVector | Vector, *, strength: float = 1.0, keep_norms: bool = False
 ) -> Orthogonalise:
@@ -96,6 +100,7 @@ def orthogonalise(
     return Orthogonalise(vector.detach().cpu().double(), strength, keep_norms)
 
 
+@checked
 def shift(direction: HasVector, *, coefficient: float = 1.0) -> Shift:
     """Activation addition in the weights (paper, equation 3): `interventions.add` without hooks.
 

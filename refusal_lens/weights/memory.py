@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel
 from .edits import Change, NewBias, Orthogonalise, WeightEdit, change_in_place, map_after, plan
@@ -39,6 +40,7 @@ def huggingface(model: ChatModel | nn.Module) -> nn.Module:
     return module
 
 
+@checked
 @contextmanager
 def edited(
     model: ChatModel | nn.Module,
@@ -74,6 +76,7 @@ def edited(
         yield Edited(writers, tuple(changes), hooked)
 
 
+@checked
 def apply(model: ChatModel | nn.Module, edit: WeightEdit, *, allow_partial: bool = False) -> Edited:
     """Edit the weights for good, without keeping the old ones. Errors as for `edited`.
 

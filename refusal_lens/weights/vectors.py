@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..directions import Candidates, Direction
+from ..door import checked
 from ..errors import InputError
 from ..runs import write_json, writing
 from .edits import Orthogonalise, Shift, WeightEdit
@@ -19,6 +20,7 @@ from .moving import appearing
 from .writers import Writers
 
 
+@checked
 def write_gguf(
     path: str | Path, edit: WeightEdit, *, architecture: str, provenance: Mapping[str, Any]
 ) -> Path:
@@ -57,6 +59,7 @@ def write_gguf(
     return Path(path)
 
 
+@checked
 def read_gguf(path: str | Path) -> tuple[int, Tensor]:
     """Layer (of resid_pre) and vector [d_model] of a control vector with one direction."""
     import gguf
@@ -68,6 +71,7 @@ def read_gguf(path: str | Path) -> tuple[int, Tensor]:
     return int(name.removeprefix("direction.")) + 1, torch.tensor(data.copy())
 
 
+@checked
 def write_steered(
     path: str | Path,
     edit: WeightEdit,
@@ -141,6 +145,7 @@ def _inside(name: str, base: str) -> str:
     return name.removeprefix(f"{base}.") if base else name
 
 
+@checked
 def write_reference(
     out: str | Path, direction: Direction, candidates: Candidates, *, provenance: Mapping[str, Any]
 ) -> Path:
@@ -159,6 +164,7 @@ def write_reference(
     return Path(out)
 
 
+@checked
 def read_reference(folder: str | Path) -> tuple[Tensor, Tensor, int, int]:
     """Direction, candidates, position and layer of a folder in the reference implementation's format.
 

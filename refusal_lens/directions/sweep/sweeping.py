@@ -11,6 +11,7 @@ import pandas as pd
 
 from ...activations import as_rendered
 from ...chat import Rendered
+from ...door import checked
 from ...errors import InputError
 from ...model import ChatModel
 from ..candidates import Candidates
@@ -36,6 +37,7 @@ class Sweep:
     checkpoint: Checkpoint
 
 
+@checked
 def score_candidates(
     model: ChatModel,
     candidates: Candidates,
@@ -74,6 +76,7 @@ def score_candidates(
     ).table
 
 
+@checked
 def sweep(
     model: ChatModel,
     candidates: Candidates,

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...chat import ChatFormat
 from ...chat.tails import Tailed, render_tailed
+from ...door import checked
 from ...errors import InputError
 from ...model import ChatModel
 from ...organism import folder
@@ -19,6 +20,7 @@ from ...organism import folder
 _ROUNDS = 300
 
 
+@checked
 def read_suffix(path: str | Path) -> str:
     """The suffix in a file: JSON with a "suffix", or all of a text file but its last line break.
 
@@ -85,6 +87,7 @@ def context_length(model: ChatModel) -> int | None:
     return None
 
 
+@checked
 def random_suffixes(
     chat: ChatFormat,
     instructions: Sequence[str],
