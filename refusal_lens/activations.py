@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .chat import Rendered
 from .door import checked
+from .errors import InputError
 from .model import ChatModel, Site
 from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, wide
 
@@ -67,6 +68,10 @@ def cache_residuals(
     """
     rendered = as_rendered(model, prompts)
     wanted = list(range(-len(rendered.positions), 0)) if positions is None else list(positions)
+    if not wanted or not all(-len(rendered.positions) <= p < 0 for p in wanted):
+        raise InputError(
+            f"positions: got {wanted}, need post-instruction positions from {-len(rendered.positions)} to -1"
+        )
     rows = torch.empty(
         (len(rendered), len(wanted), model.n_layers, model.d_model), dtype=model.dtype
     )

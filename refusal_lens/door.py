@@ -65,16 +65,18 @@ def _guarded(fn: Callable[..., Any], name: str, hinted: Any) -> Callable[..., An
     @functools.wraps(fn)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
-            given = signature.bind(*args, **kwargs).arguments
+            bound = signature.bind(*args, **kwargs)
         except TypeError:
             return fn(*args, **kwargs)
         with _one_meaning_per_axis():
-            for parameter, value in given.items():
-                if parameter in hints():
-                    kind = signature.parameters[parameter].kind
-                    for one in _each(value, kind):
-                        _check(one, hints()[parameter], f"{parameter} of {name}")
-        return fn(*args, **kwargs)
+            for parameter, value in bound.arguments.items():
+                if parameter not in hints():
+                    continue
+                hint, kind = hints()[parameter], signature.parameters[parameter].kind
+                for one in _each(value, kind):
+                    _check(one, hint, f"{parameter} of {name}")
+                bound.arguments[parameter] = pythonic(value, hint)
+        return fn(*bound.args, **bound.kwargs)
 
     guarded.hints = hints  # type: ignore[attr-defined]
     return guarded
@@ -100,20 +102,34 @@ def _check(value: Any, hint: Any, what: str) -> None:
     if fits(value, hint):
         return
     at, item = _culprit(value, hint)
-    raise InputError(f"{what}: got {shown(item)}{at}, need {in_words(hint)}{_advice(item, hint)}")
+    raise InputError(f"{what}: got {shown(item)}{at}, need {in_words(hint)}{_advice(item, hint, at)}")
 
 
-def _advice(value: Any, hint: Any) -> str:
+def _advice(value: Any, hint: Any, at: str) -> str:
     """What to try, where it is plain from what was given."""
     if isinstance(value, numbers.Integral) and abs(int(value)) >= LARGEST:
         return " below 2^63"
-    if not any((get_origin(one) or one) in LISTS for one in _alternatives(hint)):
+    if isinstance(value, (str, Path)) and "\0" in str(value):
+        return " without NUL"
+    if at or not any((get_origin(one) or one) in LISTS for one in _alternatives(hint)):
         return ""
     if isinstance(value, str):
-        return "; try [text]"
+        return "; try [...]"
     if isinstance(value, Iterable) and not isinstance(value, (*LISTS, Mapping, bytes)):
         return "; try list(...)"
     return ""
+
+
+def at_least(least: int, **counts: int | None) -> None:
+    """Raise InputError for a count below the least one; None, where nothing was asked for, is none.
+
+    >>> at_least(1, batch_size=0)
+    Traceback (most recent call last):
+    refusal_lens.errors.InputError: batch_size: got 0, need at least 1
+    """
+    for name, count in counts.items():
+        if count is not None and count < least:
+            raise InputError(f"{name}: got {count}, need at least {least}")
 
 
 # ------------------------------------------------------------------------------- does it fit
@@ -133,7 +149,11 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if origin in (Union, types.UnionType):
+        if Path in get_args(hint) and "\0" in str(value):
+            return False
         return any(fits(value, one) for one in get_args(hint))
+    if hint is Path:
+        return isinstance(value, Path) and "\0" not in str(value)
     if origin is Literal:
         return any(isinstance(value, type(one)) and value == one for one in get_args(hint))
     if hint is int:
@@ -169,6 +189,27 @@ def _fits_list(value: Any, kind: type, items: tuple[Any, ...]) -> bool:
     if items[0] is int and all(type(one) is int and abs(one) < LARGEST for one in value):
         return True
     return all(fits(one, items[0]) for one in value)
+
+
+def pythonic(value: Any, hint: Any) -> Any:
+    """A value that fits, with Python's numbers for NumPy's: torch, JSON and random take no others.
+
+    >>> import numpy as np
+    >>> pythonic(np.int64(3), int), pythonic([np.int64(3), 4], Sequence[int]), pythonic("a", str)
+    (3, [3, 4], 'a')
+    """
+    if type(value) in (str, int, float, bool) or value is None:
+        return value
+    if isinstance(value, numbers.Real):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    if type(value) in (list, tuple) and any(_of_numbers(one) for one in _alternatives(hint)):
+        return type(value)(pythonic(one, Any) for one in value)
+    return value
+
+
+def _of_numbers(hint: Any) -> bool:
+    items = get_args(hint) if get_origin(hint) in LISTS else ()
+    return any(one in (int, float) for item in items for one in _alternatives(item))
 
 
 def _culprit(value: Any, hint: Any) -> tuple[str, Any]:
@@ -274,6 +315,9 @@ def in_words(hint: Any, *, several: bool = False) -> str:
         )
     if (origin or hint) is collections.abc.Callable:
         return "functions" if several else "a function"
+    if getattr(hint, "_is_protocol", False) and not several:
+        first = str(inspect.getdoc(hint)).partition("\n")[0].rstrip(".")
+        return first[:1].lower() + first[1:]
     name = getattr(hint, "__name__", str(hint))
     return f"{name} objects" if several else _a(name)
 

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from .door import checked
+from .door import at_least, checked
+from .errors import InputError
 from .shapes import LastLogits, Logits, PerPrompt, TokenIds, TokenMask, Vector, Vectors, wide
 
 METRIC_EPSILON = 1e-8
@@ -26,9 +27,19 @@ def refusal_metric(logits: LastLogits, refusal_tokens: Sequence[int]) -> PerProm
     Log-odds of a refusal at the first reply token (paper, section 2.4 and appendix B), in nats,
     float64, with eps = 1e-8, so that it saturates at +-18.42.
     """
+    check_token_ids(refusal_tokens, logits.shape[-1])
     probabilities = wide(logits).softmax(-1)
     chance = probabilities[:, list(refusal_tokens)].sum(-1)
     return (chance + METRIC_EPSILON).log() - (1 - chance + METRIC_EPSILON).log()
+
+
+def check_token_ids(ids: Sequence[int], d_vocab: int) -> None:
+    """Raise InputError unless there are token ids and a vocabulary of d_vocab has them."""
+    if not ids:
+        raise InputError("token ids: got none, need at least one")
+    strange = [i for i in ids if not 0 <= i < d_vocab]
+    if strange:
+        raise InputError(f"token id {strange[0]}: no such id, need 0 to {d_vocab - 1}")
 
 
 @checked
@@ -51,7 +62,10 @@ def cross_entropy(logits: Logits, ids: TokenIds, scored: TokenMask) -> tuple[flo
     the first position of a row can therefore not be scored.
     """
     if bool(scored[:, 0].any()):
-        raise ValueError("cross_entropy: the first token of a row has no prediction to score")
+        raise InputError("cross_entropy: the first token of a row has no prediction to score")
+    asked_for = ids[scored.to(ids.device)]
+    if len(asked_for):
+        check_token_ids([int(asked_for.min()), int(asked_for.max())], logits.shape[-1])
     total, n = 0.0, 0
     for row, tokens, asked in zip(logits[:, :-1], ids[:, 1:], scored[:, 1:], strict=True):
         log_probabilities = wide(row[asked]).log_softmax(-1)
@@ -70,4 +84,7 @@ def cosine_similarity(x: Vectors, r: Vector) -> Float64[Tensor, "*axes"]:
 @checked
 def binomial_standard_error(rate: float, n: int) -> float:
     """``sqrt(p (1 - p) / n)``, the error bar of the paper's refusal rates (appendix D.4)."""
+    at_least(1, n=n)
+    if not 0 <= rate <= 1:
+        raise InputError(f"rate: got {rate:g}, need a share from 0 to 1")
     return float(torch.tensor(rate * (1 - rate) / n, dtype=torch.float64).sqrt())

@@ -56,6 +56,8 @@ class Regions:
 
     def __getitem__(self, name: str) -> Tensor:
         """Where the region is, [batch pos]."""
+        if name not in self.names:
+            raise InputError(f"region {name!r}: need one of {', '.join(self.names)}")
         return self.index == self.names.index(name)
 
 

@@ -192,6 +192,8 @@ class ChatFormat:
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """The text of token ids, special tokens left out."""
         listed = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        if any(token < 0 for token in listed):
+            raise InputError(f"token id {min(listed)}: no such id, need 0 or more")
         text = self.tokenizer.decode(
             listed, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

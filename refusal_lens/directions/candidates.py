@@ -16,6 +16,7 @@ from ..activations import Means
 from ..chat import ChatFormat
 from ..door import checked
 from ..errors import InputError
+from ..runs import writing
 from ..shapes import PositionLayerVectors
 from .direction import Direction
 
@@ -99,7 +100,8 @@ class Candidates:
             "mean_positive": self.mean_positive.contiguous(),
             "mean_negative": self.mean_negative.contiguous(),
         }
-        save_file(tensors, str(path), metadata=header)
+        with writing(Path(path)) as whole:
+            save_file(tensors, str(whole), metadata=header)
         return Path(path)
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..door import checked
+from ..door import at_least, checked
 from ..errors import InputError
 from ..interventions import unit
 from ..model import ChatModel
+from ..runs import writing
 from ..shapes import Vector
 
 FORMAT = "refusal_lens direction 1"
@@ -46,6 +48,9 @@ class Direction:
     def __post_init__(self) -> None:
         if self.vector.ndim != 1:
             raise InputError(f"direction vector: got shape {tuple(self.vector.shape)}, need [d_model]")
+        if not len(self.vector) or not bool(self.vector.isfinite().all()):
+            raise InputError("direction vector: got NaN, infinity or no number, need finite numbers")
+        at_least(0, layer=self.layer)
         object.__setattr__(self, "vector", self.vector.detach().cpu().double().clone())
 
     # ---------------------------------------------------------------- algebra
@@ -69,6 +74,7 @@ class Direction:
     def cosine(self, other: Direction | Tensor) -> float:
         """Cosine similarity with another direction or vector [d_model]."""
         vector = other.vector if isinstance(other, Direction) else other.double().cpu()
+        self._check_width(vector)
         return float(self.unit @ unit(vector))
 
     def __neg__(self) -> Direction:
@@ -82,15 +88,25 @@ class Direction:
 
     @checked
     def __truediv__(self, scale: float) -> Direction:
+        if scale == 0 or math.isinf(scale):
+            raise InputError(f"scale: got {scale:g}, need a finite number that is not 0")
         return replace(self, vector=self.vector / scale)
 
     @checked
     def __add__(self, other: Direction) -> Direction:
+        self._check_width(other.vector)
         return replace(self, vector=self.vector + other.vector)
 
     @checked
     def __sub__(self, other: Direction) -> Direction:
+        self._check_width(other.vector)
         return replace(self, vector=self.vector - other.vector)
+
+    def _check_width(self, vector: Tensor) -> None:
+        if vector.shape != self.vector.shape:
+            raise InputError(
+                f"other vector: got {list(vector.shape)}, need [{self.d_model}] as the direction has"
+            )
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -120,7 +136,8 @@ class Direction:
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: tensor ``direction``, provenance as JSON in the header."""
         header = {"format": FORMAT, "provenance": json.dumps(self.provenance, sort_keys=True)}
-        save_file({"direction": self.vector.contiguous()}, str(path), metadata=header)
+        with writing(Path(path)) as whole:
+            save_file({"direction": self.vector.contiguous()}, str(whole), metadata=header)
         return Path(path)
 
     @classmethod

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from ..activations import map_last_logits, mean_next_token_probabilities, mean_residuals
-from ..door import checked
+from ..door import at_least, checked
 from ..errors import InputError
 from ..metrics import refusal_metric
 from ..model import ChatModel
@@ -78,6 +78,7 @@ def pick_refusal_tokens(
     at_most: int = 128,
 ) -> RefusalTokens:
     """R as given, else the family's, else discovered on the first prompts of the pair."""
+    at_least(1, batch_size=batch_size, at_most=at_most)
     if given is not None:
         return parse_refusal_tokens(model, given)
     probabilities = partial(mean_next_token_probabilities, model, batch_size=batch_size)

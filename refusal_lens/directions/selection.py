@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from ..door import checked
 from ..errors import InputError
@@ -97,6 +98,9 @@ def judge(table: pd.DataFrame, n_layers: int, rule: Thresholds) -> pd.DataFrame:
     missing = {"position", "layer", *SCORES} - set(table.columns)
     if missing:
         raise InputError(f"candidate table: no column {', '.join(sorted(missing))}")
+    texts = [c for c in ("position", "layer", *SCORES) if not is_numeric_dtype(table[c])]
+    if texts:
+        raise InputError(f"candidate table: got texts in column {', '.join(texts)}, need numbers")
     judged = table.copy()
     reasons = [_reason(row, n_layers, rule) for row in table.to_dict("records")]
     judged["passes"] = [reason == "" for reason in reasons]

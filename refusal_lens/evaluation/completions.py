@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..activations import map_last_logits
-from ..door import checked
+from ..door import at_least, checked
 from ..interventions import Edit, applied
 from ..metrics import binomial_standard_error, refusal_metric
 from ..model import ChatModel
@@ -48,6 +48,7 @@ def complete(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Greedy replies under an edit (or none), judged, with the refusal metric of each prompt."""
+    at_least(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
     rendered = model.chat.render(list(instructions))
     metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
     with nullcontext() if edit is None else applied(model, edit):
@@ -67,5 +68,6 @@ def complete(
 def refusal_rate(completions: Sequence[Completion]) -> Rate:
     """Share of refusals with its binomial standard error (paper, appendix D.4)."""
     n = len(completions)
+    at_least(1, completions=n)
     rate = sum(c.refusal for c in completions) / n
     return Rate(rate, binomial_standard_error(rate, n), n)

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..door import checked
+from ..door import at_least, checked
+from ..errors import InputError
 
 HOOK_NAMES = {
     "embed": "hook_embed",
@@ -48,7 +49,8 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.kind not in HOOK_NAMES:
-            raise ValueError(f"Site kind: got {self.kind!r}, need one of {', '.join(HOOK_NAMES)}")
+            raise InputError(f"Site kind: got {self.kind!r}, need one of {', '.join(HOOK_NAMES)}")
+        at_least(0, layer=self.layer)
 
     @property
     def hook_name(self) -> str:
