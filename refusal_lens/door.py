@@ -32,6 +32,8 @@ LISTS = (collections.abc.Sequence, list, tuple)
 """Annotations of things in an order."""
 LARGEST = 2**63
 """Whole numbers of this size and more fit no tensor, seed or count."""
+LONGEST_NAME = 255
+"""Bytes that file systems take for one name of a path."""
 
 
 def checked(public: T) -> T:
@@ -101,16 +103,23 @@ def _each(value: Any, kind: Any) -> Iterable[Any]:
 def _check(value: Any, hint: Any, what: str) -> None:
     if fits(value, hint):
         return
+    with _one_meaning_per_axis():
+        if fits(value, hint):
+            raise InputError(
+                f"{what}: got {shown(value)}, need {in_words(hint)} with axes as long as elsewhere in the call"
+            )
     at, item = _culprit(value, hint)
-    raise InputError(f"{what}: got {shown(item)}{at}, need {in_words(hint)}{_advice(item, hint, at)}")
+    raise InputError(
+        f"{what}: got {shown(item)}{at}, need {in_words(hint)}{_advice(item, hint, at)}"
+    )
 
 
 def _advice(value: Any, hint: Any, at: str) -> str:
     """What to try, where it is plain from what was given."""
     if isinstance(value, numbers.Integral) and abs(int(value)) >= LARGEST:
         return " below 2^63"
-    if isinstance(value, (str, Path)) and "\0" in str(value):
-        return " without NUL"
+    if any(map(_is_of_paths, _alternatives(hint))) and isinstance(value, (str, Path)):
+        return f" without NUL and with names of at most {LONGEST_NAME} bytes"
     if at or not any((get_origin(one) or one) in LISTS for one in _alternatives(hint)):
         return ""
     if isinstance(value, str):
@@ -149,11 +158,11 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if origin in (Union, types.UnionType):
-        if Path in get_args(hint) and "\0" in str(value):
-            return False
+        if any(map(_is_of_paths, get_args(hint))) and isinstance(value, (str, Path)):
+            return _can_be_a_path(value)
         return any(fits(value, one) for one in get_args(hint))
     if hint is Path:
-        return isinstance(value, Path) and "\0" not in str(value)
+        return isinstance(value, Path) and _can_be_a_path(value)
     if origin is Literal:
         return any(isinstance(value, type(one)) and value == one for one in get_args(hint))
     if hint is int:
@@ -171,6 +180,15 @@ def fits(value: Any, hint: Any) -> bool:
     if isinstance(value, type) and getattr(hint, "_is_protocol", False):
         return False  # a class has its objects' methods, but is none of them
     return isinstance(value, origin or hint)
+
+
+def _is_of_paths(hint: Any) -> bool:
+    return hint is Path or get_origin(hint) is os.PathLike
+
+
+def _can_be_a_path(value: str | Path) -> bool:
+    names = Path(value).parts
+    return "\0" not in str(value) and all(len(os.fsencode(n)) <= LONGEST_NAME for n in names)
 
 
 def _is_float(value: numbers.Real) -> bool:

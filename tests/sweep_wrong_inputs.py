@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def outcome_of(call: Callable[[], Any]) -> tuple[str, str]:
         return problem_of(str(error)) or "line", str(error)
     except OSError as error:
         # What the system says of a file; the command line makes one line of it.
-        return "line" if error.filename or error.strerror else repr(error), str(error)
+        return problem_of(str(error)) or "line", f"OSError: {error}"
     except Exception as error:
         return f"{type(error).__name__}", " ".join(str(error).split())[:200]
     return "fine", ""
@@ -74,6 +75,8 @@ def problem_of(line: str) -> str:
 
 def main(parts: list[str]) -> None:
     """Run the cases of the parts and print what became of each."""
+    quiet = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "TQDM_DISABLE")
+    os.environ.update(dict.fromkeys((*quiet, "HF_HUB_DISABLE_PROGRESS_BARS"), "1"))
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as name:
@@ -91,7 +94,7 @@ def main(parts: list[str]) -> None:
 
             for case in wrong_commands.cases(wrong_commands.make_world(place / "commands")):
                 started = time.perf_counter()
-                outcome, said = wrong_commands.outcome_of(case)
+                outcome, said = wrong_commands.outcome_of(case, partial(limited, LIMIT), problem_of)
                 tell("commands", case.name, outcome, said, started, case.fine)
 
 

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from refusal_lens import __version__
 from refusal_lens.cli import chat, export, report, run, suffix
-from refusal_lens.errors import InputError
+from refusal_lens.errors import InputError, one_line
 
 INTERRUPTED = 130
 
@@ -57,7 +57,7 @@ def line_of(error: OSError) -> str:
     'prompts.txt: No such file or directory'
     """
     what = " ".join((error.strerror or str(error) or type(error).__name__).split())
-    return f"{os.fspath(error.filename)}: {what}" if error.filename else what
+    return one_line(f"{os.fspath(error.filename)}: {what}" if error.filename else what)
 
 
 class ToStandardError(logging.Handler):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..door import at_least, checked
+from ..door import checked
 from ..errors import InputError
 from ..interventions import unit
 from ..model import ChatModel
@@ -50,7 +50,8 @@ class Direction:
             raise InputError(f"direction vector: got shape {tuple(self.vector.shape)}, need [d_model]")
         if not len(self.vector) or not bool(self.vector.isfinite().all()):
             raise InputError("direction vector: got NaN, infinity or no number, need finite numbers")
-        at_least(0, layer=self.layer)
+        if self.layer < 0:
+            raise InputError(f"direction layer: got {self.layer}, need 0 or more")
         object.__setattr__(self, "vector", self.vector.detach().cpu().double().clone())
 
     # ---------------------------------------------------------------- algebra

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..door import at_least, checked
+from ..door import checked
 from ..errors import InputError
 
 HOOK_NAMES = {
@@ -50,7 +50,8 @@ class Site:
     def __post_init__(self) -> None:
         if self.kind not in HOOK_NAMES:
             raise InputError(f"Site kind: got {self.kind!r}, need one of {', '.join(HOOK_NAMES)}")
-        at_least(0, layer=self.layer)
+        if self.layer < 0:
+            raise InputError(f"Site layer: got {self.layer}, need 0 or more")
 
     @property
     def hook_name(self) -> str:
