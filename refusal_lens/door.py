@@ -119,7 +119,7 @@ def _advice(value: Any, hint: Any, at: str) -> str:
     if isinstance(value, numbers.Integral) and abs(int(value)) >= LARGEST:
         return " below 2^63"
     if any(map(_is_of_paths, _alternatives(hint))) and isinstance(value, (str, Path)):
-        return f" without NUL and with names of at most {LONGEST_NAME} bytes"
+        return f" that the system can write: no NUL, names of at most {LONGEST_NAME} bytes"
     if at or not any((get_origin(one) or one) in LISTS for one in _alternatives(hint)):
         return ""
     if isinstance(value, str):
@@ -187,15 +187,19 @@ def _is_of_paths(hint: Any) -> bool:
 
 
 def _can_be_a_path(value: str | Path) -> bool:
-    names = Path(value).parts
-    return "\0" not in str(value) and all(len(os.fsencode(n)) <= LONGEST_NAME for n in names)
+    """Whether the system can write it; whether it is there is for the function to say."""
+    try:
+        names = [os.fsencode(name) for name in Path(value).parts]
+    except UnicodeEncodeError:
+        return False
+    return not any(b"\0" in name or len(name) > LONGEST_NAME for name in names)
 
 
 def _is_float(value: numbers.Real) -> bool:
     return not isinstance(value, numbers.Integral) and not math.isnan(value)
 
 
-def _fits_list(value: Any, kind: type, items: tuple[Any, ...]) -> bool:
+def _fits_list(value: Any, kind: Any, items: tuple[Any, ...]) -> bool:
     if isinstance(value, (str, bytes, bytearray)) or not isinstance(value, kind):
         return False
     if not items:
@@ -274,7 +278,7 @@ def shown(value: Any) -> str:
         return f"{len(value)} bytes"
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of about {int(value.bit_length() * 0.30103)} digits"
-    if value is None or isinstance(value, (str, bool, int, float, complex)):
+    if value is None or isinstance(value, (str, numbers.Number)):
         return _SHORT.repr(value).replace("\n", " ")
     kind = type(value).__name__
     if hasattr(value, "shape") and hasattr(value, "dtype"):

@@ -132,7 +132,8 @@ def f(
         ({"by_kind": {1: [1]}}, "by_kind of f: got 1 as a key"),
         ({"when": "never"}, "when of f: got 'never', need 'all' or 'reply'"),
         ({"when": ["all"]}, "when of f: got a list of 1, need 'all' or 'reply'"),
-        ({"path": "a\0b"}, "path of f: got 'a\\x00b', need a text or a path without NUL and"),
+        ({"path": "a\0b"}, "path of f: got 'a\\x00b', need a text or a path that the system"),
+        ({"path": "a\ud800"}, "path of f: got 'a\\ud800', need a text or a path that the system"),
     ],
 )
 def test_what_does_not_fit_is_named(given: dict[str, Any], line: str) -> None:

@@ -225,7 +225,9 @@ def _measure(
 
 
 def _check_values(values: HeadOutputs | None, heads: Sequence[Head], n_heads: int) -> None:
-    for layer in () if values is None else sorted({head.layer for head in heads}):
+    if values is None:
+        return
+    for layer in sorted({head.layer for head in heads}):
         if layer not in values or values[layer].shape[1] != n_heads:
             raise InputError(f"values: got none of {n_heads} heads for layer {layer}, need them")
 
