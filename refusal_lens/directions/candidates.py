@@ -16,7 +16,6 @@ from ..activations import Means
 from ..chat import ChatFormat
 from ..door import checked
 from ..errors import InputError
-from ..runs import writing
 from ..shapes import PositionLayerVectors
 from .direction import Direction
 
@@ -100,8 +99,7 @@ class Candidates:
             "mean_positive": self.mean_positive.contiguous(),
             "mean_negative": self.mean_negative.contiguous(),
         }
-        with writing(Path(path)) as whole:
-            save_file(tensors, str(whole), metadata=header)
+        save_file(tensors, str(path), metadata=header)
         return Path(path)
 
     @classmethod

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor
 
 from ..door import checked
-from ..errors import InputError
 
 HOOK_NAMES = {
     "embed": "hook_embed",
@@ -49,9 +48,7 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.kind not in HOOK_NAMES:
-            raise InputError(f"Site kind: got {self.kind!r}, need one of {', '.join(HOOK_NAMES)}")
-        if self.layer < 0:
-            raise InputError(f"Site layer: got {self.layer}, need 0 or more")
+            raise ValueError(f"Site kind: got {self.kind!r}, need one of {', '.join(HOOK_NAMES)}")
 
     @property
     def hook_name(self) -> str:
