@@ -141,6 +141,18 @@ def at_least(least: int, **counts: int | None) -> None:
             raise InputError(f"{name}: got {count}, need at least {least}")
 
 
+def at_most(most: int, **counts: int) -> None:
+    """Raise InputError for a count beyond what can be held or done.
+
+    >>> at_most(1000, n_sets=10**12)
+    Traceback (most recent call last):
+    refusal_lens.errors.InputError: n_sets: got 1000000000000, need at most 1000
+    """
+    for name, count in counts.items():
+        if count > most:
+            raise InputError(f"{name}: got {count}, need at most {most}")
+
+
 # ------------------------------------------------------------------------------- does it fit
 
 

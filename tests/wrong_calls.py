@@ -87,7 +87,7 @@ def takes(value: Any, *kinds: str) -> Taken:
 
 
 PASSED_ON = "NaN in, NaN out: the table of candidates says which of them scored NaN"
-LATER = "said in one line when the model is loaded, which knows the devices and dtypes"
+LATER = "said in one line when the model is loaded, which knows dtypes and the context length"
 FINE: dict[tuple[str, str], str] = {
     ("refusal_metric.logits", "nan"): PASSED_ON,
     ("kl_divergence.baseline", "nan"): PASSED_ON,
@@ -98,6 +98,8 @@ FINE: dict[tuple[str, str], str] = {
     ("cosine_similarity.r", "inf"): "NaN in, NaN out",
     ("RunConfig.dtype", "unknown"): LATER,
     ("RunConfig.dtype", "empty"): LATER,
+    ("RunConfig.max_new_tokens", "a million million"): LATER,
+    ("RunConfig.max_new_tokens", "2^62"): LATER,
     (
         "replaced_heads.heads",
         "empty",
@@ -240,6 +242,7 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "whole or None": not_whole,
         "at least 1": {"0": 0, "-1": -1, "-huge": -HUGE},
         "at least 0": {"-1": -1, "-huge": -HUGE},
+        "at most a million": {"a million million": 10**12, "2^62": 2**62},
         "layer": layers,
         "position": {"0": 0, "1": 1, "far": -10_000, "-huge": -HUGE},
         "positions": {
@@ -500,7 +503,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
     count = takes(2, "whole", "at least 1")
     tokens = takes([4, 5], "ids")
     told = takes(None, "function")
-    short = takes(2, "whole", "at least 1")
+    short = takes(2, "whole", "at least 1", "at most a million")
     small = {"n_train": takes(3, "whole", "at least 1"), "n_val": takes(2, "whole", "at least 0")}
     small |= {"n_test": takes(2, "whole", "at least 0"), "seed": takes(0, "whole")}
     new = Fresh(lambda: place / "out.file")
@@ -970,9 +973,9 @@ def targets(w: SimpleNamespace) -> list[Target]:
             random_head_sets,
             {
                 "heads": takes(two, "heads of any model"),
-                "n_heads": count,
+                "n_heads": takes(2, "whole", "at least 1", "at most a million"),
                 "layers": takes([0, 1], "layers of any model"),
-                "n_sets": takes(2, "whole", "at least 0"),
+                "n_sets": takes(2, "whole", "at least 0", "at most a million"),
                 "seed": takes(0, "whole", "seed"),
             },
         ),
@@ -987,7 +990,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "values": takes(None, "outputs"),
                 "refusal_tokens": tokens,
                 "edit": takes("zero", "text"),
-                "n_random": takes(1, "whole", "at least 0"),
+                "n_random": takes(1, "whole", "at least 0", "at most a million"),
                 "seed": takes(0, "whole", "seed"),
                 "batch_size": count,
             },
@@ -1029,7 +1032,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "negative": prompts,
                 "kinds": takes(("a", "b"), "names"),
                 "refusal_tokens": tokens,
-                "n": takes(1, "whole", "at least 1"),
+                "n": takes(1, "whole", "at least 1", "at most a million"),
                 "n_moves": takes(1, "whole", "at least 0"),
                 "seed": takes(0, "whole"),
                 "max_new_tokens": short,
@@ -1040,7 +1043,11 @@ def targets(w: SimpleNamespace) -> list[Target]:
         (
             "random_units",
             evaluation.random_units,
-            {"n": takes(2, "whole", "at least 0"), "d_model": count, "seed": takes(0, "whole")},
+            {
+                "n": takes(2, "whole", "at least 0", "at most a million"),
+                "d_model": takes(2, "whole", "at least 1", "at most a million"),
+                "seed": takes(0, "whole"),
+            },
         ),
         (
             "cosine_by_layer",

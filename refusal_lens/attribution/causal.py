@@ -20,7 +20,7 @@ from torch import Tensor
 from ..activations import as_rendered
 from ..chat import Rendered
 from ..directions import Direction
-from ..door import at_least, checked
+from ..door import at_least, at_most, checked
 from ..errors import InputError
 from ..metrics import refusal_metric
 from ..model import ChatModel, Site
@@ -29,6 +29,9 @@ from .heads import Head, by_head, check_heads, check_target
 
 DRAWS = 20
 """Random sets drawn for each one wanted, before those found are all there are."""
+
+MOST = 1000
+"""Heads of a layer, and random sets of heads, that can be drawn from."""
 
 HeadOutputs = Mapping[int, Float[Tensor, "_ head d_head"]]
 """Head outputs z at the last token by layer; with one row, the same for every prompt."""
@@ -101,6 +104,7 @@ def random_head_sets(
     """
     at_least(1, n_heads=n_heads)
     at_least(0, n_sets=n_sets, seed=seed)
+    at_most(MOST, n_heads=n_heads, n_sets=n_sets)
     outside = sorted({head.layer for head in heads} - set(layers))
     if outside:
         raise InputError(f"layers: got {list(layers)}, need those of the heads too, such as {outside[0]}")

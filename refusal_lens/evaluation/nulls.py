@@ -9,13 +9,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..door import at_least, checked
+from ..door import at_least, at_most, checked
 from ..interventions import Ablate, Add, Deflect, Edit, HasVector, applied
 from ..metrics import refusal_metric
 from ..model import ChatModel
 from ..shapes import wide
 from .judges import Judge, phrase_judge
 
+MOST = 1_000_000
+"""Directions that can be drawn together, and their dimensions."""
 MakeEdit = Callable[[Tensor], Edit]
 """From random unit vectors [rows 1 d_model] to the edit that is the null, one vector per row."""
 
@@ -25,6 +27,7 @@ def random_units(n: int, d_model: int, *, seed: int) -> Tensor:
     """N directions drawn evenly from the sphere, [n d_model] float64."""
     at_least(0, n=n)
     at_least(1, d_model=d_model)
+    at_most(MOST, n=n, d_model=d_model)
     noise = torch.randn(n, d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return noise / noise.norm(dim=-1, keepdim=True)
 
