@@ -106,11 +106,11 @@ def _check(value: Any, hint: Any, what: str) -> None:
     with _one_meaning_per_axis():
         if fits(value, hint):
             raise InputError(
-                f"{what}: got {shown(value)}, need {in_words(hint)} with axes as long as elsewhere in the call"
+                f"{what}: got {as_given(value)}, need {in_words(hint)} with axes as long as elsewhere in the call"
             )
     at, item = _culprit(value, hint)
     raise InputError(
-        f"{what}: got {shown(item)}{at}, need {in_words(hint)}{_advice(item, hint, at)}"
+        f"{what}: got {as_given(item)}{at}, need {in_words(hint)}{_advice(item, hint, at)}"
     )
 
 
@@ -259,7 +259,7 @@ def _culprit(value: Any, hint: Any) -> tuple[str, Any]:
                 if not fits(key, items[0]):
                     return " as a key", key
                 if not fits(item, items[1]):
-                    return _deeper(f" at {shown(key)}", item, items[1])
+                    return _deeper(f" at {as_given(key)}", item, items[1])
     return "", value
 
 
@@ -278,10 +278,10 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 
 
-def shown(value: Any) -> str:
+def as_given(value: Any) -> str:
     """A value in a few words: short ones as they are, of tensors and lists what they are.
 
-    >>> shown(["a"] * 3), shown(None), shown(range), shown(b"x" * 99)
+    >>> as_given(["a"] * 3), as_given(None), as_given(range), as_given(b"x" * 99)
     ('a list of 3', 'None', 'the class range', '99 bytes')
     """
     if isinstance(value, type):

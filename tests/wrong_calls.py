@@ -30,7 +30,6 @@ from refusal_lens.attribution import (
 )
 from refusal_lens.directions.finding import pick_refusal_tokens
 from refusal_lens.directions.sweep import sweep
-from refusal_lens.evaluation import Completion
 from refusal_lens.interventions import Ablate, Add, Clamp, Deflect
 from refusal_lens.metrics import binomial_standard_error, cosine_similarity, cross_entropy
 from refusal_lens.model import ChatModel, Site
@@ -87,6 +86,7 @@ def takes(value: Any, *kinds: str) -> Taken:
 
 
 PASSED_ON = "NaN in, NaN out: the table of candidates says which of them scored NaN"
+UNASKED = "as many as fit"
 LATER = "said in one line when the model is loaded, which knows dtypes and the context length"
 FINE: dict[tuple[str, str], str] = {
     ("refusal_metric.logits", "nan"): PASSED_ON,
@@ -104,6 +104,9 @@ FINE: dict[tuple[str, str], str] = {
         "replaced_heads.heads",
         "empty",
     ): "no head is replaced, as `head_effects` measures for comparison",
+    ("ChatModel.generate.max_new_tokens", "None"): UNASKED,
+    ("complete.max_new_tokens", "None"): UNASKED,
+    ("complete.refusal_tokens", "empty"): "a model without refusal tokens has no metric; it is NaN",
     ("mean_head_outputs.one", "no such layer"): "a mean needs no model",
 }
 """(function.parameter, value) that can be used after all, with the reason."""
@@ -153,7 +156,7 @@ def make_world(place: Path) -> SimpleNamespace:
     finished = place / "run"
     with runs.Run.open(finished) as opened, opened.step("one", inputs={}) as step:
         step.write_json("one.json", [1])
-    opened_writers = weights.writers_of(model.hf)
+    [completion] = rl.complete(model, prompts[:1], refusal_tokens=[4], max_new_tokens=2)
     return SimpleNamespace(**locals())
 
 
@@ -379,7 +382,7 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
             "None": None,
             "empty": [],
             "texts": ["I cannot"],
-            "one": Completion("a", "b", True, "", 0.0),
+            "one": w.completion,
             "int": 3,
         },
         "texts by kind": {
@@ -657,7 +660,11 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "trust_remote_code": takes(False, "flag"),
             },
         ),
-        ("ChatModel.wrap", ChatModel.wrap, {"bridge": takes(w.model.bridge, "anything wrapped")}),
+        (
+            "ChatModel.wrap",
+            lambda model: ChatModel.wrap(model),
+            {"model": takes(w.model.bridge, "anything wrapped")},
+        ),
         (
             "ChatModel.generate",
             w.model.generate,
@@ -1020,7 +1027,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         (
             "refusal_rate",
             rl.refusal_rate,
-            {"completions": takes([Completion("a", "b", True, "", 0.0)], "completions")},
+            {"completions": takes([w.completion], "completions")},
         ),
         (
             "nulls",

@@ -48,7 +48,6 @@ def complete(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Greedy replies under an edit (or none), judged, with the refusal metric of each prompt."""
-    at_least(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
     rendered = model.chat.render(list(instructions))
     metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
     with nullcontext() if edit is None else applied(model, edit):

@@ -91,6 +91,9 @@ class ChatModel:
         reference implementation does. Reading the stream itself at every block covers writers that have no
         site of their own, such as a mixer beside the attention.
         """
+        for layer in layers or ():
+            if not 0 <= layer < self.n_layers:
+                raise InputError(f"layers: got {layer}, need 0 to {self.n_layers - 1}")
         every = range(self.n_layers) if layers is None else layers
         kinds = ("resid_pre", "attn_out", "mlp_out")
         sites = [Site(kind, layer) for layer in every for kind in kinds]

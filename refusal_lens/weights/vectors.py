@@ -64,7 +64,10 @@ def read_gguf(path: str | Path) -> tuple[int, Tensor]:
     """Layer (of resid_pre) and vector [d_model] of a control vector with one direction."""
     import gguf
 
-    tensors = {t.name: t.data for t in gguf.GGUFReader(str(path)).tensors}
+    try:
+        tensors = {t.name: t.data for t in gguf.GGUFReader(str(path)).tensors}
+    except (OSError, ValueError) as error:
+        raise InputError(f"control vector {path}: cannot be read ({error})") from error
     if len(tensors) != 1:
         raise InputError(f"control vector {path}: got {len(tensors)} directions, need one")
     ((name, data),) = tensors.items()
