@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .chat import Rendered
 from .display import shown
+from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
 from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, wide
@@ -35,6 +36,7 @@ class Means:
     positions: tuple[str, ...]
 
 
+@checked
 def mean_residuals(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,
@@ -55,6 +57,7 @@ def mean_residuals(
     return Means(total / len(rendered), len(rendered), rendered.positions)
 
 
+@checked
 def cache_residuals(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,
@@ -71,6 +74,8 @@ def cache_residuals(
     rendered = as_rendered(model, prompts)
     every = range(-len(rendered.positions), 0)
     wanted = list(every) if positions is None else [_checked(p, every) for p in positions]
+    if not wanted:
+        raise InputError("positions: got none, need at least one")
     rows = torch.empty(
         (len(rendered), len(wanted), model.n_layers, model.d_model), dtype=model.dtype
     )
@@ -79,6 +84,7 @@ def cache_residuals(
     return rows
 
 
+@checked
 def map_last_logits(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,
@@ -100,6 +106,7 @@ def map_last_logits(
     return torch.stack([values[i] for i in range(len(rendered))])
 
 
+@checked
 def mean_next_token_probabilities(
     model: ChatModel, prompts: Sequence[str] | Rendered, *, batch_size: int = 32
 ) -> Probabilities:

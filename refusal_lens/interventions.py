@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .display import shown
+from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
 from .model.sites import whole
@@ -69,6 +70,7 @@ def projection(x: Tensor, r_hat: Tensor) -> Tensor:
 
 
 @shown()
+@checked
 @dataclass(frozen=True, eq=False)
 class Ablate:
     """``x - s (x . r^) r^`` on every write to the residual stream (paper, equation 4; s = 1 there).
@@ -99,6 +101,7 @@ class Ablate:
 
 
 @shown()
+@checked
 @dataclass(frozen=True, eq=False)
 class Add:
     """``x + c r`` with the raw r, at the one layer it was read from (paper, equations 3 and 17)."""
@@ -122,6 +125,7 @@ class Add:
 
 
 @shown()
+@checked
 @dataclass(frozen=True, eq=False)
 class Clamp:
     """``x + s (v - x . r^) r^``: set the component along r to a value v, at one layer.
@@ -157,6 +161,7 @@ class Clamp:
 
 
 @shown()
+@checked
 @dataclass(frozen=True, eq=False)
 class Deflect:
     """``x - (x . r^) u^``: as far as ablating r goes, but in another direction u.
@@ -192,26 +197,31 @@ class Deflect:
         return model.writes_once()
 
 
+@checked
 def ablate(direction: HasVector | Vectors, *, strength: float = 1.0) -> Ablate:
     """Directional ablation, ``x - s (x . r^) r^`` (paper, equation 4). strength is s, 1 for all of it."""
     return Ablate(_vector(direction), strength)
 
 
+@checked
 def add(direction: HasVector, *, coefficient: float = 1.0) -> Add:
     """Activation addition, ``x + c r`` at r's layer, all positions (paper, equation 3)."""
     return Add(_vector(direction), _layer(direction), coefficient)
 
 
+@checked
 def subtract(direction: HasVector, *, coefficient: float = 1.0) -> Add:
     """``x - c r`` at r's layer: the bypass by activation addition (paper, equation 17)."""
     return add(direction, coefficient=-coefficient)
 
 
+@checked
 def clamp(direction: HasVector, value: float, *, strength: float = 1.0) -> Clamp:
     """Set ``x . r^`` to value (in activation units) at r's layer."""
     return Clamp(_vector(direction), _layer(direction), value, strength)
 
 
+@checked
 def affine(direction: HasVector, reference: Vectors, *, strength: float = 1.0) -> Clamp:
     """Set ``x . r^`` to that of a reference activation [d_model], such as the harmless mean.
 
@@ -227,6 +237,7 @@ def affine(direction: HasVector, reference: Vectors, *, strength: float = 1.0) -
     return clamp(direction, value, strength=strength)
 
 
+@checked
 @contextmanager
 def applied(
     model: ChatModel,

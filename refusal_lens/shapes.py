@@ -1,7 +1,8 @@
 """The shapes that tensors have here, said once.
 
 Axes carry TransformerLens' names: ``batch pos layer head d_model d_head d_vocab``; ``position`` is an
-index over the post-instruction tokens. The jaxtyping and beartype checks run only in the tests.
+index over the post-instruction tokens. Public functions compare what they are given with these at their
+`door`; what happens inside is checked in the tests only.
 """
 
 from __future__ import annotations

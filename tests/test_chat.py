@@ -509,7 +509,7 @@ def test_an_empty_instruction_names_the_row(name: str, blank: str) -> None:
 def test_nothing_to_render_and_a_single_string_are_refused() -> None:
     with pytest.raises(InputError, match="got none"):
         chat_of("qwen").render([])
-    with pytest.raises(InputError, match="one string"):
+    with pytest.raises(InputError, match="need a list of texts"):
         chat_of("qwen").render("hello")
 
 

@@ -388,7 +388,7 @@ def test_no_candidate_passing_keeps_what_was_computed(finished: Path, tmp_path: 
         ({"harmful": "a.txt"}, "need both or neither"),
         ({"model": "some/model"}, "prompts for some/model: none given"),
         ({"n_null": -1}, "n_null"),
-        ({"seed": 2**64}, "seed: got 18446744073709551616"),
+        ({"seed": 2**64}, "seed of RunConfig: got 18446744073709551616"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_at_once(change: dict, message: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..activations import as_rendered
 from ..chat import Rendered
 from ..directions import Direction
+from ..door import at_least, at_most, checked
 from ..errors import InputError
 from ..metrics import refusal_metric
 from ..model import ChatModel, Site
@@ -29,10 +30,14 @@ from .heads import Head, by_head, check_heads, check_target
 DRAWS = 20
 """Random sets drawn for each one wanted, before those found are all there are."""
 
+MOST = 1000
+"""Heads of a layer, and random sets of heads, that can be drawn from."""
+
 HeadOutputs = Mapping[int, Float[Tensor, "_ head d_head"]]
 """Head outputs z at the last token by layer; with one row, the same for every prompt."""
 
 
+@checked
 def last_head_outputs(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,
@@ -58,6 +63,7 @@ def last_head_outputs(
     return store
 
 
+@checked
 @contextmanager
 def replaced_heads(
     model: ChatModel, heads: Sequence[Head], values: HeadOutputs | None = None
@@ -67,6 +73,9 @@ def replaced_heads(
     values: layer to [prompt head d_head], one row per row of the batch that runs inside, or one
     for all.
     """
+    if heads:
+        check_heads(model, tuple(heads))
+    _check_values(values, heads, model.n_heads)
     by_layer: dict[int, list[int]] = {}
     for head in heads:
         by_layer.setdefault(head.layer, []).append(head.head)
@@ -84,6 +93,7 @@ def replaced_heads(
         yield model
 
 
+@checked
 def random_head_sets(
     heads: Sequence[Head], n_heads: int, *, layers: Sequence[int], n_sets: int, seed: int
 ) -> tuple[tuple[Head, ...], ...]:
@@ -92,6 +102,12 @@ def random_head_sets(
     As many in each layer as the given set has there; where a layer has too few others, the rest
     comes from other heads of `layers`. There are fewer sets where there are not enough heads.
     """
+    at_least(1, n_heads=n_heads)
+    at_least(0, n_sets=n_sets, seed=seed)
+    at_most(MOST, n_heads=n_heads, n_sets=n_sets)
+    outside = sorted({head.layer for head in heads} - set(layers))
+    if outside:
+        raise InputError(f"layers: got {list(layers)}, need those of the heads too, such as {outside[0]}")
     free = {
         layer: [h for h in range(n_heads) if Head(layer, h) not in set(heads)] for layer in layers
     }
@@ -115,6 +131,7 @@ def _drawn(rng: np.random.Generator, pool: Sequence[int], k: int) -> list[int]:
     return [int(i) for i in rng.choice(pool, k, replace=False)] if k else []
 
 
+@checked
 def head_effects(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,
@@ -136,8 +153,10 @@ def head_effects(
     projection (``<resid_pre[l*], r^>`` at the last token) and metric (refusal metric).
     Raises InputError for heads at or past l*.
     """
+    at_least(0, n_random=n_random, seed=seed)
     target = check_target(model, direction, None)
     check_heads(model, tuple(heads))
+    _check_values(values, heads, model.n_heads)
     late = [str(head) for head in heads if head.layer >= target]
     if late:
         raise InputError(
@@ -167,10 +186,13 @@ def head_effects(
     return pd.concat(frames, ignore_index=True)
 
 
+@checked
 def mean_head_outputs(
     *outputs: Mapping[int, Float[Tensor, "_ head d_head"]],
 ) -> dict[int, Float[Tensor, "one head d_head"]]:
     """The mean over conditions of each condition's mean, a row per layer."""
+    if not outputs or any(one.keys() != outputs[0].keys() for one in outputs):
+        raise InputError("head outputs: got none, or of different layers; need the same in each")
     layers = outputs[0].keys()
     return {
         layer: torch.stack([one[layer].double().mean(0) for one in outputs]).mean(0)[None]
@@ -204,6 +226,14 @@ def _measure(
         projection[index] = held[0]
         metric[index] = refusal_metric(logits, refusal_tokens).cpu()
     return projection, metric
+
+
+def _check_values(values: HeadOutputs | None, heads: Sequence[Head], n_heads: int) -> None:
+    if values is None:
+        return
+    for layer in sorted({head.layer for head in heads}):
+        if layer not in values or values[layer].shape[1] != n_heads:
+            raise InputError(f"values: got none of {n_heads} heads for layer {layer}, need them")
 
 
 def _rows(values: Tensor, index: Tensor) -> Tensor:

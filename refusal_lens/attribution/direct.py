@@ -18,6 +18,7 @@ from ..activations import OnProgress, as_rendered
 from ..chat import Rendered
 from ..directions import Direction
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel
 from .heads import Head, HeadWriter, check_target, columns_of
@@ -63,6 +64,7 @@ class Attribution:
         """The error as a share of the largest projection."""
         return self.error / max(float(self.projection.abs().max()), 1e-300)
 
+    @checked
     def top_heads(self, k: int, *, position: int = -1) -> tuple[Head, ...]:
         """The k heads with the highest mean contribution at a position, highest first."""
         n_layers, n_heads = self.heads.shape[2:]
@@ -71,14 +73,24 @@ class Attribution:
                 f"number of top heads: got {k}, need 1 to {n_layers * n_heads} "
                 f"(the heads in layers below {self.layer})"
             )
-        mean = self.heads[:, self.positions.index(position)].mean(0).flatten()
+        mean = self.heads[:, self._at(position)].mean(0).flatten()
         best = mean.argsort(descending=True, stable=True)[:k].tolist()
         return tuple(Head(i // n_heads, i % n_heads) for i in best)
 
+    @checked
     def of(self, heads: Sequence[Head], *, position: int = -1) -> Float64[Tensor, "prompt chosen"]:
         """The contributions of some heads at a position."""
-        at = self.heads[:, self.positions.index(position)]
+        at = self.heads[:, self._at(position)]
+        n_layers, n_heads = at.shape[1:]
+        for head in heads:
+            if not (0 <= head.layer < n_layers and 0 <= head.head < n_heads):
+                raise InputError(f"head {head}: need one of {n_heads} in a layer below {n_layers}")
         return torch.stack([at[:, head.layer, head.head] for head in heads], 1)
+
+    def _at(self, position: int) -> int:
+        if position not in self.positions:
+            raise InputError(f"position {position}: need one of {list(self.positions)}")
+        return self.positions.index(position)
 
     def frame(self) -> pd.DataFrame:
         """Mean and population SD over prompts of every component.
@@ -115,6 +127,7 @@ class Attribution:
         yield "projection", None, None, self.projection[:, i]
 
 
+@checked
 def attribute(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,

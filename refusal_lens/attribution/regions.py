@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..chat import Rendered
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..shapes import Spans
 
@@ -26,6 +27,7 @@ class Regions:
     names: tuple[str, ...] = NAMES
 
     @classmethod
+    @checked
     def of(cls, rendered: Rendered, *, suffix: Spans | None = None) -> Regions:
         """Regions of rendered prompts; suffix: half-open spans inside the instruction's.
 
@@ -56,6 +58,8 @@ class Regions:
 
     def __getitem__(self, name: str) -> Tensor:
         """Where the region is, [batch pos]."""
+        if name not in self.names:
+            raise InputError(f"region {name!r}: need one of {', '.join(self.names)}")
         return self.index == self.names.index(name)
 
 

@@ -14,6 +14,7 @@ from ..activations import OnProgress, as_rendered
 from ..chat import Rendered
 from ..directions import Direction
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel, Hook, Site
 from ..shapes import wide
@@ -80,6 +81,7 @@ class SourceAttribution:
         )
 
 
+@checked
 def attribute_sources(
     model: ChatModel,
     prompts: Sequence[str] | Rendered,

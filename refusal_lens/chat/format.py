@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from .encoder import Encoded, Encoder, admissible, name_of
 from .rendered import Rendered, Row
@@ -113,6 +114,7 @@ class ChatFormat:
             _check_faithful(tokenizer, template, prompts)
 
     @classmethod
+    @checked
     def from_tokenizer(
         cls,
         tokenizer: PreTrainedTokenizerBase,
@@ -148,6 +150,7 @@ class ChatFormat:
         return cls(tokenizer, template, prefill=prefill, bos=bos, extra_stop_ids=extra_stop_ids)
 
     @classmethod
+    @checked
     def plain(
         cls,
         tokenizer: PreTrainedTokenizerBase,
@@ -186,6 +189,7 @@ class ChatFormat:
         """Number of post-instruction tokens."""
         return len(self.positions)
 
+    @checked
     def render(
         self, instructions: Sequence[str], *, replies: Sequence[str] | None = None
     ) -> Rendered:
@@ -220,9 +224,12 @@ class ChatFormat:
             rows, pad_id=self.pad_id, positions=self.positions, instructions=texts
         )
 
+    @checked
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """The text of token ids, special tokens left out."""
         listed = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        if any(token < 0 for token in listed):
+            raise InputError(f"token id {min(listed)}: no such id, need 0 or more")
         text = self.tokenizer.decode(
             listed, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

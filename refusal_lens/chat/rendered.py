@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..shapes import Spans, TokenIds, TokenMask
 
@@ -154,6 +155,7 @@ class Rendered:
             rows = (lengths == length).nonzero().squeeze(1)
             yield rows, self[rows]
 
+    @checked
     def batches(
         self, batch_size: int, *, sort_by_length: bool = True
     ) -> Iterator[tuple[Int[Tensor, " rows"], Rendered]]:

@@ -87,7 +87,7 @@ def _show_traceback(error: BaseException) -> None:
 def line_for(error: BaseException) -> str | None:
     """What a user can do about an error; None for a bug, and for what is no error."""
     if isinstance(error, InputError):
-        return str(error)
+        return error.whole if debugging() else str(error)
     if isinstance(error, OSError):
         return line_of(error)
     # torch's own class, named rather than imported: importing torch takes seconds.
@@ -103,7 +103,7 @@ def line_of(error: OSError) -> str:
     'prompts.txt: No such file or directory'
     """
     what = " ".join((error.strerror or str(error) or type(error).__name__).split())
-    return f"{os.fspath(error.filename)}: {what}" if error.filename else what
+    return one_line(f"{os.fspath(error.filename)}: {what}" if error.filename else what)
 
 
 def show_version(wanted: bool) -> bool:

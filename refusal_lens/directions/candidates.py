@@ -14,6 +14,7 @@ from torch import Tensor
 from ..activations import Means
 from ..chat import ChatFormat
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..runs import read_safetensors, write_safetensors
 from ..runs.schema import CandidateFacts, converted
@@ -24,6 +25,7 @@ FORMAT = "refusal_lens candidates 1"
 
 
 @shown("n_layers", "positions", "mean_positive")
+@checked
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """``r_i^(l) = mean_positive - mean_negative`` [position layer d_model] (paper, section 2.3).
@@ -47,6 +49,7 @@ class Candidates:
             raise InputError("mean activations: got NaN or infinity; try another dtype (float32)")
 
     @classmethod
+    @checked
     def from_means(cls, positive: Means, negative: Means, **provenance: Any) -> Candidates:
         """Candidates from the means over the two kinds of prompts."""
         return cls(positive.mean, negative.mean, positive.positions, provenance)
@@ -70,6 +73,7 @@ class Candidates:
         """(position, layer) of every candidate, positions ascending from the first, then layers."""
         return [(p, l) for p in range(-self.n_positions, 0) for l in range(self.n_layers)]  # noqa: E741
 
+    @checked
     def direction(self, position: int, layer: int) -> Direction:
         """One candidate as a Direction. Raises InputError when there is no such candidate."""
         if not (-self.n_positions <= position < 0 and 0 <= layer < self.n_layers):
@@ -85,6 +89,7 @@ class Candidates:
             **self.provenance,
         )
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write ``mean_diffs``, ``mean_positive`` and ``mean_negative`` (float64) to safetensors."""
         header = {
@@ -101,6 +106,7 @@ class Candidates:
         return Path(path)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Candidates:
         """Read what `save` wrote. Raises InputError for a damaged or foreign file."""
         where = f"candidates file {path}"

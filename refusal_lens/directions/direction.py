@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..interventions import unit
 from ..model import ChatModel
@@ -25,6 +27,7 @@ FORMAT = "refusal_lens direction 1"
 
 
 @shown("layer", "position", "norm", "d_model", "concept", "model")
+@checked
 @dataclass(frozen=True, eq=False)
 class Direction:
     """The raw difference of means r [d_model] and its provenance.
@@ -79,27 +82,43 @@ class Direction:
         """Width of the residual stream."""
         return int(self.vector.shape[0])
 
+    @checked
     def cosine(self, other: Direction | Tensor) -> float:
         """Cosine similarity with another direction or vector [d_model]."""
         vector = other.vector if isinstance(other, Direction) else other.double().cpu()
+        self._check_width(vector)
         return float(self.unit @ unit(vector))
 
     def __neg__(self) -> Direction:
         return -1 * self
 
+    @checked
     def __mul__(self, scale: float) -> Direction:
         return replace(self, vector=self.vector * scale)
 
     __rmul__ = __mul__
 
+    @checked
     def __truediv__(self, scale: float) -> Direction:
+        if scale == 0 or math.isinf(scale):
+            raise InputError(f"scale: got {scale:g}, need a finite number that is not 0")
         return replace(self, vector=self.vector / scale)
 
+    @checked
     def __add__(self, other: Direction) -> Direction:
+        self._check_width(other.vector)
         return replace(self, vector=self.vector + other.vector)
 
+    @checked
     def __sub__(self, other: Direction) -> Direction:
+        self._check_width(other.vector)
         return replace(self, vector=self.vector - other.vector)
+
+    def _check_width(self, vector: Tensor) -> None:
+        if vector.shape != self.vector.shape:
+            raise InputError(
+                f"other vector: got {list(vector.shape)}, need [{self.d_model}] as the direction has"
+            )
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -125,6 +144,7 @@ class Direction:
             "more": dict(self.more),
         }
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: tensor ``direction``, provenance as JSON in the header."""
         header = {"format": FORMAT, "provenance": json.dumps(self.provenance, sort_keys=True)}
@@ -132,6 +152,7 @@ class Direction:
         return Path(path)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path, model: ChatModel | None = None) -> Direction:
         """Read a direction file; with a model, check that the direction is one of that model's.
 
@@ -158,6 +179,7 @@ class Direction:
             direction.check_belongs_to(model)
         return direction
 
+    @checked
     def check_belongs_to(self, model: ChatModel) -> None:
         """Raise InputError unless width, layer, template and model name fit."""
         if self.d_model != model.d_model or self.layer >= model.n_layers:

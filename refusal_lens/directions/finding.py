@@ -11,6 +11,7 @@ import torch
 
 from ..activations import map_last_logits, mean_residuals
 from ..display import shown
+from ..door import at_least, checked
 from ..errors import InputError
 from ..judges import Judge, phrase_judge
 from ..metrics import refusal_metric
@@ -84,6 +85,7 @@ class Selection:
         return self.choice.table
 
 
+@checked
 def pick_refusal_tokens(
     model: ChatModel,
     pair: PromptPair,
@@ -98,6 +100,7 @@ def pick_refusal_tokens(
     judge says which replies refuse; None takes the kinds of prompts themselves, for contrasts that are not
     about refusal. Raises NoRefusalTokens when there is none beyond doubt.
     """
+    at_least(1, batch_size=batch_size, at_most=at_most)
     if given is not None:
         return parse_refusal_tokens(model, given)
     return choose_refusal_tokens(model, pair, judge=judge, batch_size=batch_size, at_most=at_most)
@@ -116,6 +119,7 @@ def observe_behaviour(
     return Behaved(kept, refused, answered)
 
 
+@checked
 def filter_by_behaviour(
     model: ChatModel,
     pair: PromptPair,
@@ -134,6 +138,7 @@ def filter_by_behaviour(
     return behaved
 
 
+@checked
 def extract_candidates(
     model: ChatModel,
     pair: PromptPair,
@@ -158,6 +163,7 @@ def extract_candidates(
     return Candidates.from_means(*means, **facts)
 
 
+@checked
 def find_direction(
     model: ChatModel,
     contrast: Contrast,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..activations import map_last_logits, mean_next_token_probabilities
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..judges import Judge, phrase_judge
 from ..model import ChatModel
@@ -77,6 +78,7 @@ class NoRefusalTokens(InputError):  # noqa: N818  a finding about the model, not
         )
 
 
+@checked
 def parse_refusal_tokens(model: ChatModel, given: Sequence[str | int]) -> RefusalTokens:
     """R from an explicit list of ids or texts, each text as the model's reply would begin with it.
 
@@ -125,6 +127,7 @@ def reply_tokens(model: ChatModel, replies: Sequence[str]) -> list[tuple[int, ..
     ]
 
 
+@checked
 def choose_refusal_tokens(
     model: ChatModel,
     pair: PromptPair,
@@ -167,6 +170,7 @@ def choose_refusal_tokens(
     return found
 
 
+@checked
 def discover_refusal_tokens(
     model: ChatModel,
     pair: PromptPair,
@@ -259,6 +263,7 @@ def separating_tokens(
     return found
 
 
+@checked
 def top_tokens(model: ChatModel, probabilities: Probabilities, *, k: int = 10) -> pd.DataFrame:
     """The k likeliest next tokens by mean probability: token_id, token, probability (paper, Fig. 9)."""
     best = probabilities.topk(k)

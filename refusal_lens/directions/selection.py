@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from ..display import shown
+from ..door import checked
 from ..errors import InputError, UnmetError
 
 SCORES = ("bypass", "induce", "kl")
@@ -15,6 +17,7 @@ NOT_NEEDED = "not needed"
 """The reason of a candidate that a lazy sweep did not have to score in full."""
 
 
+@checked
 @dataclass(frozen=True)
 class Thresholds:
     """The rule's settings: kl <= kl_threshold, induce >= induce_threshold, layer < int((1 - prune) L).
@@ -63,6 +66,7 @@ class NoCandidateError(UnmetError):
         self.table = table
 
 
+@checked
 def select(
     table: pd.DataFrame,
     n_layers: int,
@@ -96,6 +100,9 @@ def judge(table: pd.DataFrame, n_layers: int, rule: Thresholds) -> pd.DataFrame:
     missing = {"position", "layer", *SCORES} - set(table.columns)
     if missing:
         raise InputError(f"candidate table: no column {', '.join(sorted(missing))}")
+    texts = [c for c in ("position", "layer", *SCORES) if not is_numeric_dtype(table[c])]
+    if texts:
+        raise InputError(f"candidate table: got texts in column {', '.join(texts)}, need numbers")
     judged = table.copy()
     reasons = [_reason(row, n_layers, rule) for row in table.to_dict("records")]
     judged["passes"] = [reason == "" for reason in reasons]

@@ -10,6 +10,7 @@ from functools import partial
 
 from ..activations import map_last_logits
 from ..display import shown
+from ..door import at_least, checked
 from ..interventions import Edit, applied
 from ..metrics import binomial_standard_error, refusal_metric
 from ..model import ChatModel
@@ -43,6 +44,7 @@ class Rate:
     n: int
 
 
+@checked
 def complete(
     model: ChatModel,
     instructions: Sequence[str],
@@ -87,8 +89,10 @@ def complete(
     ]
 
 
+@checked
 def refusal_rate(completions: Sequence[Completion]) -> Rate:
     """Share of refusals with its binomial standard error (paper, appendix D.4)."""
     n = len(completions)
+    at_least(1, completions=n)
     rate = sum(c.refusal for c in completions) / n
     return Rate(rate, binomial_standard_error(rate, n), n)

@@ -8,12 +8,15 @@ import pandas as pd
 import torch
 
 from ..activations import cache_residuals
+from ..door import checked
+from ..errors import InputError
 from ..interventions import Edit, HasVector, applied
 from ..metrics import cosine_similarity
 from ..model import ChatModel
 from ..shapes import PromptActivations, wide
 
 
+@checked
 def cosine_by_layer(
     model: ChatModel,
     direction: HasVector,
@@ -28,6 +31,9 @@ def cosine_by_layer(
     prompts: kind -> instructions. edits: kind -> condition -> edit or None. One row per kind, condition and
     layer: mean and population SD over prompts, as in the paper's Figs. 5, 22 and 24.
     """
+    unknown = sorted(set(edits) - set(prompts))
+    if unknown:
+        raise InputError(f"edits: got kind {unknown[0]!r}, need one of {', '.join(prompts)}")
     rows = []
     total = sum(len(conditions) for conditions in edits.values())
     for kind, conditions in edits.items():
@@ -56,12 +62,15 @@ def cosine_by_layer(
     return pd.DataFrame(rows)
 
 
+@checked
 def principal_components(streams: Mapping[str, PromptActivations]) -> pd.DataFrame:
     """First two principal components per layer over the prompts of all kinds, last kept position.
 
     streams: kind -> [prompt position layer d_model]. Columns layer, kind, pc1, pc2 and the shares of variance
     explained1, explained2. The sign makes the first kind's mean pc1 positive.
     """
+    if not streams or any(0 in each.shape for each in streams.values()):
+        raise InputError("streams: got none, or a kind without prompts; need one or more of each")
     rows = []
     stacked = torch.cat([wide(each[:, -1]) for each in streams.values()])
     labels = [kind for kind, each in streams.items() for _ in range(len(each))]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..door import checked
 from ..errors import InputError
 from ..interventions import Edit, applied
 from ..metrics import cross_entropy
@@ -34,6 +35,7 @@ class Loss:
             return math.inf
 
 
+@checked
 def reply_loss(
     model: ChatModel,
     instructions: Sequence[str],

@@ -9,22 +9,30 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..door import at_least, at_most, checked
 from ..interventions import Ablate, Add, Deflect, Edit, HasVector, applied
 from ..metrics import refusal_metric
 from ..model import ChatModel
 from ..shapes import wide
 from .judges import Judge, phrase_judge
 
+MOST = 1_000_000
+"""Directions that can be drawn together, and their dimensions."""
 MakeEdit = Callable[[Tensor], Edit]
 """From random unit vectors [rows 1 d_model] to the edit that is the null, one vector per row."""
 
 
+@checked
 def random_units(n: int, d_model: int, *, seed: int) -> Tensor:
     """N directions drawn evenly from the sphere, [n d_model] float64."""
+    at_least(0, n=n)
+    at_least(1, d_model=d_model)
+    at_most(MOST, n=n, d_model=d_model)
     noise = torch.randn(n, d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return noise / noise.norm(dim=-1, keepdim=True)
 
 
+@checked
 def nulls(
     model: ChatModel,
     direction: HasVector,
@@ -48,6 +56,8 @@ def nulls(
     ``x - (x . r^) u`` (as far as ablation moves), on the negative ones ``x + ||r|| u`` at r's layer (as far as
     addition moves). batch_size: rows, prompts times directions, side by side.
     """
+    at_least(1, n=n, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    at_least(0, n_moves=n_moves)
     r = direction.vector.double().cpu()
     size = float(r.norm())
     units = random_units(n, r.shape[-1], seed=seed)

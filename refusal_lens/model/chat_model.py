@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat import ChatFormat, Rendered
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..shapes import LastLogits, Logits, TokenMask
 from .adapters import Adapter
@@ -125,10 +126,12 @@ class ChatModel:
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
         return (self.hf if self.hf is not None else self.bridge).parameters()
 
+    @checked
     def has(self, site: Site) -> bool:
         """Whether the model has this site (parallel blocks, for one, have no resid_mid)."""
         return site.layer < self.n_layers and site.hook_name in self._points
 
+    @checked
     def writes(self, layers: Sequence[int] | None = None) -> tuple[Site, ...]:
         """The sites where something enters the residual stream at these layers (default: all).
 
@@ -193,6 +196,7 @@ class ChatModel:
 
     # ---------------------------------------------------------------- hooks
 
+    @checked
     @contextmanager
     def hooked(self, hooks: Sequence[tuple[Site, Hook]]) -> Iterator[ChatModel]:
         """Install hooks for the length of the context; later ones see what earlier ones made.
@@ -241,6 +245,7 @@ class ChatModel:
 
     # ---------------------------------------------------------------- forward passes
 
+    @checked
     @torch.no_grad()
     def logits(self, rendered: Rendered, *, all_positions: bool = False) -> LastLogits | Logits:
         """Next-token logits: [batch d_vocab] at the last position, or [batch pos d_vocab] at all.
@@ -283,6 +288,7 @@ class ChatModel:
     def _has_cache_option(self) -> bool:
         return "use_cache" in _forward_parameters(type(self.hf))  # type: ignore[arg-type]
 
+    @checked
     @torch.no_grad()
     def read(self, rendered: Rendered, sites: Sequence[Site]) -> dict[Site, Tensor]:
         """What the sites hold in one forward pass, e.g. [batch pos d_model] for resid_pre."""
@@ -368,6 +374,7 @@ class ChatModel:
                 on_batch(done, len(rendered))
         return found
 
+    @checked
     def reply(self, prompts: Rendered, *, max_new_tokens: int) -> tuple[list[str], LastLogits]:
         """Greedy replies of one batch, with the last-position logits [batch d_vocab] they began from."""
         generate = partial(
@@ -407,6 +414,7 @@ class ChatModel:
     # ---------------------------------------------------------------- making one
 
     @classmethod
+    @checked
     def load(
         cls,
         name: str,
@@ -462,6 +470,7 @@ class ChatModel:
         return model
 
     @classmethod
+    @checked
     def wrap(
         cls,
         model: Any,

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..door import checked
 from ..errors import InputError
 
 HOOK_NAMES = {
@@ -35,6 +36,7 @@ Hook = Callable[[Tensor], "Tensor | None"]
 """What sits at a site: it gets the activation and returns a new one, or None to leave it."""
 
 
+@checked
 @dataclass(frozen=True, order=True)
 class Site:
     """A kind of activation at a layer, such as ``Site("resid_pre", 5)``.

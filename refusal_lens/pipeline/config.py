@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from .. import organism
 from ..display import shown
+from ..door import at_least, checked
 from ..errors import InputError
 
 
 @shown()
+@checked
 @dataclass(frozen=True)
 class RunConfig:
     """Every setting of `refusal-lens run`; the names are those of its options.
@@ -61,6 +63,9 @@ class RunConfig:
                 raise InputError(f"{name}: got {value}, need at least 1")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed: got {self.seed}, need 0 to 2^63 - 1")
+        at_least(0, n_moves=self.n_moves)
+        if not 0 <= self.prune_layers < 1:
+            raise InputError(f"prune_layers: got {self.prune_layers}, need 0 <= share < 1")
         if self.n_null < 0 or self.null_prompts < 1:
             raise InputError(f"n_null: got {self.n_null}, need 0 (no nulls) or more")
         if (self.harmful is None) != (self.harmless is None):

@@ -20,6 +20,7 @@ import torch
 from .. import __version__
 from ..directions import Candidates, Direction
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..evaluation import phrase_judge
 from ..interventions import ablate, add, applied
@@ -79,6 +80,7 @@ HOOKS_MISS = (
 
 
 @shown()
+@checked
 @dataclass(frozen=True)
 class ExportConfig:
     """What to export, and how: the names are those of the options of `refusal-lens export`."""
@@ -126,6 +128,7 @@ class Exported:
     notes: list[str] = field(default_factory=list)
 
 
+@checked
 def run_export(
     folder: str | Path, config: ExportConfig, *, on_progress: Progress | None = None
 ) -> Exported:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from .. import __version__
+from ..door import checked
 from ..model import fingerprint
 from ..report import write_report
 from ..runs import Run, Step, read_csv, read_json, read_jsonl
@@ -36,6 +37,7 @@ class Task:
     inputs: Mapping[str, Any]
 
 
+@checked
 def run_pipeline(
     config: RunConfig, out: str | Path, *, on_progress: OnProgress | None = None
 ) -> dict[str, Any]:

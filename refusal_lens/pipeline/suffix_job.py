@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..directions import Direction
+from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel
 from ..plotting.tokens import attention_view, contribution_view
@@ -21,6 +22,7 @@ from .steps import settled_dtype
 STEP = "suffix"
 
 
+@checked
 def run_suffix_study(
     folder: str | Path,
     *,

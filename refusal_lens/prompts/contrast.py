@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from .sources import Source, is_folder, is_unicode, read_dataset, read_file
 
@@ -24,6 +25,7 @@ _OPTIONS = "--n-train, --n-val and --n-test"
 
 
 @shown()
+@checked
 @dataclass(frozen=True)
 class PromptPair:
     """Instructions of the two kinds: positive (harmful) and negative (harmless)."""
@@ -41,8 +43,8 @@ class PromptPair:
                     raise InputError(f"{kind} prompt {number}: got {text!r:.60}, need text")
             object.__setattr__(self, kind, tuple(texts))
 
-
 @shown("name", "kinds", "sizes")
+@checked
 @dataclass(frozen=True)
 class Contrast:
     """D_harmful and D_harmless of the paper (section 2.3), or any other pair of kinds.
@@ -101,6 +103,7 @@ class Contrast:
         pairs = {split: self.pair(split) for split in SPLITS}
         return {split: len(pair.positive) + len(pair.negative) for split, pair in pairs.items()}
 
+    @checked
     def pair(self, split: str) -> PromptPair:
         """The instructions of "train", "val" or "test"."""
         if split not in SPLITS:
@@ -123,6 +126,7 @@ class Contrast:
         ]
 
     @classmethod
+    @checked
     def refusal(
         cls, *, n_train: int = 128, n_val: int = 32, n_test: int = 100, seed: int = 0
     ) -> Contrast:
@@ -142,6 +146,7 @@ class Contrast:
         )
 
     @classmethod
+    @checked
     def from_files(
         cls,
         harmful: str | Path,
@@ -171,6 +176,7 @@ class Contrast:
         return _split(read, _sizes(n_train, n_val, n_test), seed, kinds, name)
 
     @classmethod
+    @checked
     def from_datasets(
         cls,
         harmful: str,
@@ -201,6 +207,7 @@ class Contrast:
         return _split(read, _sizes(n_train, n_val, n_test), seed, kinds, name)
 
     @classmethod
+    @checked
     def from_reference_splits(
         cls,
         folder: str | Path,

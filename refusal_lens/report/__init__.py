@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from refusal_lens.door import checked
 from refusal_lens.report.folder import is_reference_run
 from refusal_lens.report.page import write_report, write_whole_report
 
 
+@checked
 def write_reference_report(folder: str | Path, out: str | Path) -> Path:
     """Apply the selection rule to a reference run and write it as a run of ours; its page's path.
 

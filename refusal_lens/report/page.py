@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from refusal_lens import __version__
+from refusal_lens.door import checked
 from refusal_lens.errors import InputError
 from refusal_lens.plotting.policy import content_policy
 from refusal_lens.report.claim import Claim, make_claim
@@ -23,6 +24,7 @@ from refusal_lens.runs.opening import place_in, read_bytes
 _PLOTLY_FILE = "plotly.min.js"
 
 
+@checked
 def write_report(run_folder: str | Path) -> Path:
     """Write report.html and figures/ of a run into its folder; returns the page's path.
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from refusal_lens.door import checked
 from refusal_lens.errors import InputError
 from refusal_lens.runs import schema, tables
 from refusal_lens.runs.opening import (
@@ -166,6 +167,7 @@ def plain(value: Any, *, spelt: bool = False) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form: got {value!r:.80}")
 
 
+@checked
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with writing(path) as temporary:
@@ -173,11 +175,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
+@checked
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all; NaN becomes null."""
     write_text(path, _json(value, indent=2) + "\n")
 
 
+@checked
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line, whole or not at all."""
     write_text(path, "".join(_json(row) + "\n" for row in rows))
@@ -191,11 +195,13 @@ def _json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(plain(value), indent=indent, ensure_ascii=True, allow_nan=False)
 
 
+@checked
 def write_csv(path: Path, frame: Any) -> None:
     """Write a pandas DataFrame without its index, whole or not at all; NaN is an empty cell."""
     write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
+@checked
 def read_json(path: Path) -> Any:
     """Read JSON; a bare NaN (which JSON does not have but Python and others write) is a float.
 
@@ -226,6 +232,7 @@ def json_of(path: Path) -> Any:
         ) from error
 
 
+@checked
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read one JSON object per line, each of the form that `schema` gives the file by its name.
 
@@ -251,6 +258,7 @@ def _object(line: str, path: Path, number: int) -> dict[str, Any]:
     return row
 
 
+@checked
 def read_csv(path: Path, *, text: Sequence[str] = ()) -> Any:
     """Read what `write_csv` wrote into a pandas DataFrame, every float bit for bit.
 
@@ -289,6 +297,7 @@ def _text(path: Path, largest: int) -> str:
         raise InputError(f"{path}: got bytes that are not UTF-8 text; make it again") from error
 
 
+@checked
 def sha256_of(path: Path) -> str:
     """Hash a regular file's bytes, a piece at a time."""
     digest = hashlib.sha256()

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from refusal_lens.display import shown
+from refusal_lens.door import checked
 from refusal_lens.errors import InputError
 from refusal_lens.runs import files
 from refusal_lens.runs.environment import machine, versions
@@ -80,6 +81,7 @@ class Run:
         self._lock = lock
 
     @classmethod
+    @checked
     def open(cls, path: str | os.PathLike[str]) -> Run:
         """Open a run folder to write to, made when missing; nobody else may until it is closed.
 
@@ -104,6 +106,7 @@ class Run:
         return cls(folder, lock=lock)
 
     @classmethod
+    @checked
     def read(cls, path: str | os.PathLike[str]) -> Run:
         """Open a run folder to read from.
 
@@ -140,6 +143,7 @@ class Run:
         if self._lock is not None:
             self._lock.release()
 
+    @checked
     @contextmanager
     def step(
         self, name: str, *, inputs: Mapping[str, Any], after: Sequence[str] = ()
@@ -227,6 +231,7 @@ class Run:
             step.forget()
         return step.needed
 
+    @checked
     @contextmanager
     def addition(
         self, name: str, *, inputs: Mapping[str, Any], after: Sequence[str] = ()
@@ -294,6 +299,7 @@ class Run:
         asked = files.read_json(mark).get(ASKED) if mark.exists() else None
         return asked if isinstance(asked, dict) else {}
 
+    @checked
     def manifest(self, step: str) -> Manifest:
         """Read the manifest of a step that is done.
 
@@ -321,6 +327,7 @@ class Run:
         stale = _stale(done, self._asked())
         return {name: manifest for name, manifest in done.items() if name not in stale}
 
+    @checked
     def output(self, name: str) -> Path:
         """Where a result is.
 

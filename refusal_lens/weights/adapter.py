@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..door import checked
 from ..errors import InputError
 from ..model.stream.blueprint import blueprint
 from ..runs import write_json
@@ -45,6 +46,7 @@ class _Part(NamedTuple):
         return f"{self.module}.{self.leaf}"
 
 
+@checked
 def write_adapter(
     job: Job,
     out: str | Path,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..model.stream.blueprint import blueprint
 from ..model.stream.writers import Writers, writers_of_config
@@ -104,6 +105,7 @@ def held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
     return rows * width * (dtype.itemsize + 3 * finer) + sums * finer
 
 
+@checked
 def prepare(
     folder: str | Path,
     edit: WeightEdit,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..display import shown
+from ..door import checked
 from ..interventions import HasVector
 from .checkpoint import Added, Job, configuration, prepare
 from .edits import Columns, Project, changed_rows, layout, orthogonalise, pieces, precise
@@ -68,6 +69,7 @@ class FilesProof:
         return pd.DataFrame([asdict(each) for each in self.tensors])
 
 
+@checked
 def verify_files(
     original: str | Path,
     edited: str | Path,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..interventions import HasVector, unit
 from ..model.stream.writers import Treatment, Writer, Writers
@@ -33,6 +34,7 @@ GainOf = Callable[[str], Gain]
 
 
 @shown()
+@checked
 @dataclass(frozen=True, eq=False)
 class Orthogonalise:
     """``W - s r^ r^T W`` for everything that writes to the stream (paper, equation 5; s = 1 there).
@@ -56,6 +58,7 @@ class Orthogonalise:
 
 
 @shown()
+@checked
 @dataclass(frozen=True, eq=False)
 class Shift:
     """``x + c r`` at the entry of block ``layer``, as a bias of what is added just before it.
@@ -86,6 +89,7 @@ def _require_finite(vector: Vector, strength: float) -> None:
         raise InputError("direction: got NaN or infinity in it, need a finite vector")
 
 
+@checked
 def orthogonalise(
     direction: HasVector | Vector, *, strength: float = 1.0, keep_norms: bool = False
 ) -> Orthogonalise:
@@ -99,6 +103,7 @@ def orthogonalise(
     return Orthogonalise(vector.detach().cpu().double(), strength, keep_norms)
 
 
+@checked
 def shift(direction: HasVector, *, coefficient: float = 1.0) -> Shift:
     """Activation addition in the weights (paper, equation 3): `interventions.add` without hooks.
 

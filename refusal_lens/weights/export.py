@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..door import checked
 from .checkpoint import Added, Job
 from .edits import Columns, Offset, Project, changed_rows, layout, pieces
 from .moving import (
@@ -39,6 +40,7 @@ NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx",
 """Weights in other formats, which would still be the unedited ones."""
 
 
+@checked
 def write_checkpoint(
     job: Job,
     out: str | Path,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..interventions import unit
 from ..model import ChatModel
@@ -66,6 +67,7 @@ def random_ids(d_vocab: int, *, rows: int = 2, length: int = 12, seed: int = 0) 
     return torch.randint(0, d_vocab, (rows, length), generator=generator)
 
 
+@checked
 def prove(
     model: ChatModel | nn.Module,
     edit: WeightEdit,
@@ -88,6 +90,7 @@ def prove(
     return compare(wanted, got, before=before, after=after, edit=edit, dtype=_dtype(module))
 
 
+@checked
 def verify(
     original: ChatModel | nn.Module,
     other: ChatModel | nn.Module,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel
 from ..model.stream.writers import Writers, writers_of
@@ -41,6 +42,7 @@ def huggingface(model: ChatModel | nn.Module) -> nn.Module:
     return module
 
 
+@checked
 @contextmanager
 def edited(
     model: ChatModel | nn.Module,
@@ -76,6 +78,7 @@ def edited(
         yield Edited(writers, tuple(changes), hooked)
 
 
+@checked
 def apply(model: ChatModel | nn.Module, edit: WeightEdit, *, allow_partial: bool = False) -> Edited:
     """Edit the weights for good, without keeping the old ones. Errors as for `edited`.
 

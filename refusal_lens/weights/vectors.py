@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..directions import Candidates, Direction
+from ..door import checked
 from ..errors import InputError
 from ..model.stream.writers import Writers
 from ..runs import write_json
@@ -21,6 +22,7 @@ from .edits import Orthogonalise, Shift, WeightEdit
 from .moving import Recorded, appearing, appearing_files
 
 
+@checked
 def write_gguf(
     path: str | Path,
     edit: WeightEdit,
@@ -65,17 +67,22 @@ def write_gguf(
     return path
 
 
+@checked
 def read_gguf(path: str | Path) -> tuple[int, Tensor]:
     """Layer (of resid_pre) and vector [d_model] of a control vector with one direction."""
     import gguf
 
-    tensors = {t.name: t.data for t in gguf.GGUFReader(str(path)).tensors}
+    try:
+        tensors = {t.name: t.data for t in gguf.GGUFReader(str(path)).tensors}
+    except (OSError, ValueError) as error:
+        raise InputError(f"control vector {path}: cannot be read ({error})") from error
     if len(tensors) != 1:
         raise InputError(f"control vector {path}: got {len(tensors)} directions, need one")
     ((name, data),) = tensors.items()
     return int(name.removeprefix("direction.")) + 1, torch.tensor(data.copy())
 
 
+@checked
 def write_steered(
     path: str | Path,
     edit: WeightEdit,
@@ -159,6 +166,7 @@ def _inside(name: str, base: str) -> str:
     return name.removeprefix(f"{base}.") if base else name
 
 
+@checked
 def write_reference(
     out: str | Path,
     direction: Direction,
@@ -183,6 +191,7 @@ def write_reference(
     return Path(out)
 
 
+@checked
 def read_reference(folder: str | Path) -> tuple[Tensor, Tensor, int, int]:
     """Direction, candidates, position and layer of a folder in the reference implementation's format.
 

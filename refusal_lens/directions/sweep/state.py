@@ -125,7 +125,7 @@ def key_of(
     digest = hashlib.sha256(candidates.mean_diffs.contiguous().numpy().tobytes())
     for side in (positive, negative):
         digest.update(json.dumps([tokens.tolist() for tokens in side]).encode())
-    digest.update(json.dumps(list(refusal_tokens)).encode())
+    digest.update(json.dumps([int(token) for token in refusal_tokens]).encode())
     return digest.hexdigest()
 
 

@@ -12,7 +12,9 @@ import pandas as pd
 from ...activations import as_rendered
 from ...chat import Rendered
 from ...display import shown
+from ...door import at_least, checked
 from ...errors import InputError
+from ...metrics import check_token_ids
 from ...model import ChatModel
 from ..candidates import Candidates
 from .batches import Load, common_prefix, unpadded
@@ -37,6 +39,7 @@ class Sweep:
     checkpoint: Checkpoint
 
 
+@checked
 def score_candidates(
     model: ChatModel,
     candidates: Candidates,
@@ -75,6 +78,7 @@ def score_candidates(
     ).table
 
 
+@checked
 def sweep(
     model: ChatModel,
     candidates: Candidates,
@@ -116,8 +120,14 @@ def sweep(
         raise InputError(
             "lazy sweep: no rule, need the Thresholds of the selection; try rule=Thresholds()"
         )
-    if budget is not None and budget < 1:
-        raise InputError(f"sweep budget: got {budget} tokens, need at least 1")
+    at_least(1, budget=budget, memory=memory, batch_size=batch_size)
+    check_token_ids(refusal_tokens, model.d_vocab)
+    n_layers, d_model = candidates.mean_diffs.shape[1:]
+    if (n_layers, d_model) != (model.n_layers, model.d_model):
+        raise InputError(
+            f"candidates for {model.name}: got {n_layers} layers of width {d_model}, need {model.n_layers} of "
+            f"{model.d_model}; are they another model's?"
+        )
     sides = [unpadded(as_rendered(model, side)) for side in (positive, negative)]
     key = key_of(candidates, sides[0], sides[1], refusal_tokens)
     if resume is not None and resume.key != key:

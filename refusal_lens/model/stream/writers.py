@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from ...display import shown
+from ...door import checked
 from ...errors import InputError
 from .blueprint import blueprint, trace_blueprint
 from .trace import Trace, trace
@@ -160,6 +161,7 @@ class Writers:
         return pd.DataFrame(rows, columns=columns)
 
 
+@checked
 def writers_of(model: nn.Module) -> Writers:
     """The map of a model that is in memory: a Hugging Face model, under hooks or not.
 
@@ -169,6 +171,7 @@ def writers_of(model: nn.Module) -> Writers:
     return _classified(model, trace(model))
 
 
+@checked
 def writers_of_config(config: Any, *, trust_remote_code: bool = False) -> tuple[nn.Module, Writers]:
     """The blueprint of the model that a configuration describes, and its map; no weights needed.
 

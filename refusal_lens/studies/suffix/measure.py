@@ -25,6 +25,7 @@ from ...chat import Rendered
 from ...chat.tails import Tailed
 from ...directions import Direction
 from ...display import shown
+from ...door import checked
 from ...errors import InputError
 from ...evaluation import complete
 from ...metrics import cosine_similarity, refusal_metric
@@ -70,6 +71,7 @@ class Condition:
         return tuple((self.suffix[:, 1] - self.suffix[:, 0]).tolist())
 
 
+@checked
 def study_suffix(
     model: ChatModel,
     direction: Direction,

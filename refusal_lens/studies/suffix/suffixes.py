@@ -11,6 +11,7 @@ import numpy as np
 
 from ...chat import ChatFormat
 from ...chat.tails import Tailed, render_tailed
+from ...door import checked
 from ...errors import InputError
 from ...model import ChatModel
 from ...organism import folder
@@ -20,6 +21,7 @@ from ...prompts.sources import is_unicode
 _ROUNDS = 300
 
 
+@checked
 def read_suffix(path: str | Path) -> str:
     """The suffix in a file: JSON with a "suffix", or all of a text file but its last line break.
 
@@ -80,6 +82,7 @@ def with_suffix(
     return tailed
 
 
+@checked
 def random_suffixes(
     chat: ChatFormat,
     instructions: Sequence[str],
