@@ -240,6 +240,8 @@ class Template:
     def _foreign(self) -> tuple[Foreign, ...]:
         """Where the system prompt and the earlier turns stand in `prompt.before`, in reading order."""
         kept = [i for i, message in enumerate(self._head) if message["content"]]
+        if not kept:
+            return ()
         names = {i: f"{_TURN}{_letters(i)}qx" for i in kept}
         marked = self._before({i: names[i] for i in kept})
         places = {i: marked.find(name) for i, name in names.items()}
@@ -262,7 +264,7 @@ class Template:
                 *(_moved(each, len(text) - len(names[i])) for each in spans),
             ]
         if whole != self.prompt.before:
-            raise self._not_wrapped(order[-1] if order else 0, "does not simply wrap")
+            raise self._not_wrapped(order[-1], "does not simply wrap")
         return tuple(spans)
 
     def _before(self, contents: Mapping[int, str]) -> str:
