@@ -205,17 +205,16 @@ def test_the_passes_follow_from_the_model_and_not_from_the_moment(
     monkeypatch.setattr(passes, "free_memory", lambda device: free)
     monkeypatch.setattr(time, "perf_counter", iter(range(10**9)).__next__)
     found = swept()
-    again = passes.load_for(model(QWEN), passes.memory_of(model(QWEN), None))
-    assert found.stats.load == again == Load(16384, 6975.446)
+    assert found.stats.load == Load(16384, 13020.833)
     assert passes.memory_of(model(QWEN), None).limit in (1 << 29, 4 << 30)
 
 
 def test_passes_of_large_models_are_small_and_fit() -> None:
-    large = SimpleNamespace(device=torch.device("cpu"), bridge=SimpleNamespace(cfg=SimpleNamespace(
-        d_mlp=14336, d_head=128, n_key_value_heads=8)), d_model=4096, n_heads=32)  # fmt: skip
+    shape = passes.Shape(d_model=4096, d_mlp=14336, d_heads=4096, d_kv=1024)
     room = passes.Memory(limit=1 << 30, per_token=1 << 20, per_stream=1, per_cached=1)
-    assert passes.load_for(large, room).tokens == 256
-    assert passes.load_for(large, replace(room, limit=1 << 28)).tokens == 128
+    assert passes.load_for("cpu", shape, room).tokens == 256
+    assert passes.load_for("cpu", shape, replace(room, limit=1 << 28)).tokens == 128
+    assert passes.load_for("cuda", shape, replace(room, limit=1 << 40)).tokens == 4096
 
 
 def test_little_memory_means_several_bands_of_layers_and_the_same_scores() -> None:
@@ -326,7 +325,7 @@ def test_a_sweep_stopped_after_any_block_ends_the_same(mode: str, budget: int) -
     options = {"mode": mode, "rule": rule, "budget": budget}
     saved: list[str] = []
     whole = swept(on_block=lambda checkpoint: saved.append(checkpoint.to_json()), **options)
-    assert len(saved) >= 4
+    assert len(saved) >= 3
     for text in saved[:-1]:
         resumed = swept(resume=Checkpoint.from_json(text), **{**options, "budget": None})
         pd.testing.assert_frame_equal(resumed.table, whole.table, check_exact=True)

@@ -105,10 +105,9 @@ def free_memory(device: torch.device) -> int:
     return 4 << 30
 
 
-def load_for(model: ChatModel, memory: Memory) -> Load:
-    """Passes of so many tokens that starting one costs less than computing it."""
-    kind = model.device.type
-    overhead = START.get(kind, START_ELSEWHERE) / Shape.of(model).operations
+def load_for(kind: str, shape: Shape, memory: Memory) -> Load:
+    """Passes of so many tokens that starting one, on this kind of device, costs less than it."""
+    overhead = START.get(kind, START_ELSEWHERE) / shape.operations
     wanted = max(LEAST.get(kind, LEAST_ELSEWHERE), 2 * _power_of_two(overhead))
     load = Load(min(wanted, _power_of_two(memory.tokens)), round(overhead, 3))
     log.info("passes of %d tokens; starting one counts as %.0f tokens", load.tokens, load.overhead)

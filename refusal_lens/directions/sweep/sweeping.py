@@ -18,7 +18,7 @@ from ...metrics import check_token_ids
 from ...model import ChatModel
 from ..candidates import Candidates
 from .batches import Load, common_prefix, unpadded
-from .budget import Memory, load_for, memory_of
+from .budget import Memory, Shape, load_for, memory_of
 from .checked import checked_road
 from .engine import Engine
 from .plans import Rule, exhaustive, lazy
@@ -172,7 +172,9 @@ def _load(model: ChatModel, memory: Memory, budget: int | None, resume: Checkpoi
     """The load of the checkpoint, else the budget asked for, else what suits the model."""
     if resume is not None:
         return resume.load
-    return load_for(model, memory) if budget is None else Load(budget)
+    if budget is not None:
+        return Load(budget)
+    return load_for(model.device.type, Shape.of(model), memory)
 
 
 def _run(
