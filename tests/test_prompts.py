@@ -279,6 +279,7 @@ READ: dict[str, tuple[str, list[str]]] = {
     "bars.csv": ("n|goal\n1|a\n", ["a"]),
     "breaks.csv": ('text,n\r\n"a\r\nb, ""c""",1\r\n', ['a\r\nb, "c"']),
     "index.csv": ("\n,text,,\n0,a,x,y\n", ["a"]),
+    "trailing.csv": ("text,n\na,1,,\n", ["a"]),
     "short.csv": ("text,n\na\n", ["a"]),
     "repeated.csv": ("text,note,note\na,1,2\n", ["a"]),
     "mac.txt": ("one\rtwo\r", ["one", "two"]),

@@ -112,7 +112,7 @@ def _csv_rows(
                 continue
             if header is None:
                 header = _header(path, row, column)
-            elif len(row) > len(header):
+            elif any(row[len(header) :]):
                 raise InputError(
                     f"prompts at {path}, line {reader.line_num}: got {len(row)} cells, need "
                     f"{len(header)} as in the header; try quotes round texts with {delimiter!r}, "
@@ -120,7 +120,7 @@ def _csv_rows(
                 )
             else:
                 cells = [*row, *[""] * (len(header) - len(row))]
-                yield dict(zip(header, cells, strict=True))
+                yield dict(zip(header, cells[: len(header)], strict=True))
     except csv.Error as error:
         raise InputError(
             f"prompts at {path}, line {reader.line_num}: got {error}, need CSV with a header"
