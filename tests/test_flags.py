@@ -10,7 +10,6 @@ import pytest
 
 from refusal_lens.directions.selection import NOT_NEEDED
 from refusal_lens.evaluation.overlap import word_overlap, word_pairs
-from refusal_lens.evaluation.verdicts import Disagreement, disagreement
 from refusal_lens.pipeline.flags import find_flags
 from refusal_lens.pipeline.summary import SCHEMA_VERSION, rate_of, summarise
 
@@ -128,8 +127,6 @@ def test_weak_refusal_tokens_are_doubted(harmful: list, harmless: list, doubt: s
 def test_without_a_metric_nothing_is_said_of_it() -> None:
     replies = completions(harmful=[row(None, True)] * 10, harmless=[row(math.nan, False)] * 10)
     assert find_flags(summary(refusal_tokens=[]), replies, KINDS) == []
-    assert disagreement([row(None, True)]) is None
-    assert disagreement([row(None, True), row(1.0, False)]) == Disagreement(1, 1, 0)
 
 
 # ---------------------------------------------------------------- the summary

@@ -26,7 +26,7 @@ def behaviour(job: Job, step: Step) -> None:
     Where there are no refusal tokens, or too few prompts remain, ``no_direction`` says why none is sought.
     """
     contrast = job.contrast
-    # MERGE (with ChatModel.require_room): job.require_room()
+    job.require_room()
     tokens, reason = _refusal_tokens(job)
     rows: list[dict[str, Any]] = []
     counts: dict[str, Any] = {}
@@ -76,6 +76,7 @@ def describe(model: ChatModel) -> dict[str, Any]:
         "device": str(model.device),
         "positions": list(model.chat.positions),
         "template_sha256": model.chat.template_sha256,
+        "missed_writes": list(model.missed_writes),
     }
 
 

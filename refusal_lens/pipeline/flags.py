@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ..directions import Thresholds
-from ..evaluation.verdicts import disagreement, known
+from ..judges import disagreement
 from ..plotting.theme import CONDITIONS
 
 Flag = dict[str, str]
@@ -63,12 +63,13 @@ def find_flags(
 def _metric_and_judge(completions: Completions) -> str:
     parts = []
     for (kind, condition), rows in completions.items():
-        found = disagreement(rows)
-        if found is not None and found.share > DISAGREEMENT:
+        measured = [row for row in rows if not math.isnan(known(row))]
+        found = disagreement([known(row) for row in measured], [row["refusal"] for row in measured])
+        if found.share > DISAGREEMENT:
             parts.append(
-                f"{found.metric_alone + found.judge_alone} of {found.n} ({kind}, "
-                f"{CONDITIONS[condition]}: metric alone sees refusal in {found.metric_alone}, judge alone in "
-                f"{found.judge_alone})"
+                f"{found.metric_only + found.judge_only} of {found.n} ({kind}, "
+                f"{CONDITIONS[condition]}: metric alone sees refusal in {found.metric_only}, judge alone in "
+                f"{found.judge_only})"
             )
     if not parts:
         return ""
@@ -191,3 +192,9 @@ def _lazy(summary: Mapping[str, Any]) -> str:
         f"Scored lazily: at least {summary['n_passing']} of {summary['n_candidates']} candidates pass; "
         f"{summary['n_unscored']} have no verdict, since the choice did not need one."
     )
+
+
+def known(row: Mapping[str, Any]) -> float:
+    """The metric of a row, NaN where there is none."""
+    metric = row.get("metric")
+    return math.nan if metric is None else float(metric)

@@ -106,7 +106,7 @@ def _irreproducible(config: RunConfig, who: Mapping[str, Any]) -> str:
     """Why nobody else could make the same results from the manifest; "" when they could."""
     if config.model != "organism" and "sha256" in who:
         return "the model is a local folder, known only by its hash"
-    if config.harmful is not None and steps.looks_like_a_file(config.harmful):
+    if config.harmful is not None and steps.is_local(config.harmful):
         return "the prompts are local files, known only by their hash"
     if config.splits is not None:
         return "the prompts are a local folder, known only by their hash"
@@ -198,7 +198,13 @@ def _describe(job: Job, step: Step) -> None:
     if config.model == "organism":
         summary["well_formed"] = well_formed(completions)
     curves = read_csv(job.path("curves.csv")) if directed else None
-    summary["flags"] = find_flags(summary, completions, kinds, curves=curves)
+    summary["flags"] = find_flags(
+        summary,
+        completions,
+        kinds,
+        curves=curves,
+        missed_writes="; ".join(job.behaviour["model"].get("missed_writes", ())),
+    )
     step.write_json("summary.json", summary | {"seconds": job.run.seconds, "version": __version__})
 
 

@@ -36,6 +36,7 @@ from ..interventions import Edit, ablate, add, subtract
 from ..model import ChatModel
 from ..model.loading import resolve_device, resolve_dtype
 from ..prompts import Contrast, PromptPair
+from ..prompts.files import FORMATS
 from ..runs import Run, Step, read_csv, read_json, read_jsonl
 from .config import RunConfig, chat_options
 
@@ -98,7 +99,7 @@ class Job:
         if c.splits is not None:
             return Contrast.from_reference_splits(c.splits, **sizes)
         if c.harmful is not None and c.harmless is not None:
-            load = Contrast.from_files if looks_like_a_file(c.harmful) else Contrast.from_datasets
+            load = Contrast.from_files if is_local(c.harmful) else Contrast.from_datasets
             return load(c.harmful, c.harmless, **sizes)
         return Contrast.refusal(**sizes)
 
@@ -179,9 +180,9 @@ def settled_dtype(
     return str(resolve_dtype(dtype, where)).removeprefix("torch.")
 
 
-def looks_like_a_file(source: str) -> bool:
-    """Whether a source of prompts is a file, there or missing, rather than a data set's name."""
-    return Path(source).is_file() or Path(source).suffix in (".txt", ".json", ".jsonl", ".csv")
+def is_local(source: str) -> bool:
+    """Whether a source of prompts is a file or folder, there or missing, rather than a data set's name."""
+    return Path(source).exists() or Path(source).suffix.lower() in FORMATS
 
 
 def candidates(job: Job, step: Step) -> None:
