@@ -146,6 +146,15 @@ class TestStreams:
         assert done.err.startswith("error: run folder at \\u2018n\\xf6\\u2019")
         assert command("run", "--mode", "‘", encoding="ascii").code == codes.USAGE
 
+    def test_an_interrupt_at_any_moment_is_one_line(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(**options: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(shell, "app", stop)
+        assert command() == (codes.INTERRUPTED, "", "interrupted\n")
+
     def test_a_full_pipe_that_does_not_block_is_waited_for(self) -> None:
         reading, writing = os.pipe()
         os.set_blocking(writing, False)

@@ -25,7 +25,7 @@ LONGEST = 400
 ELIDED = " ... (--debug shows all of it) ... "
 PATIENCE = 0.5
 """Seconds without a word after which a command says that it is loading."""
-UNREADABLE = "standard output"
+RESULTS_GO_TO = "standard output"
 
 _silence: threading.Timer | None = None
 
@@ -125,7 +125,7 @@ def show(text: str) -> None:
     end = _end()
     if end is not None and end.error is not None and not end.told:
         end.told = True
-        say(f"warning: {UNREADABLE}: {end.error.strerror}; the results are whole, on the disk")
+        say(f"warning: {RESULTS_GO_TO}: {end.error.strerror}; the results are whole, on the disk")
 
 
 def deliver(text: str) -> None:
@@ -140,7 +140,7 @@ def require_delivered() -> None:
     end = _end()
     if end is not None and end.error is not None and not end.told:
         end.told = True
-        raise OSError(end.error.errno, end.error.strerror, UNREADABLE)
+        raise OSError(end.error.errno, end.error.strerror, RESULTS_GO_TO)
 
 
 def deliver_json(value: Any) -> None:
