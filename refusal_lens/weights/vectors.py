@@ -31,8 +31,9 @@ def write_gguf(
 ) -> Path:
     """A llama.cpp control vector: ``direction.K``, added behind block K (0-based), for ``resid_pre[K + 1]``.
 
-    architecture is the model's, as llama.cpp names it (a hint only); recorded surrounds the file's appearing. llama.cpp has no place before block 2's
-    entry: it ignores ``direction.0``. Raises InputError for an ablation and for layers 0 and 1.
+    architecture is the model's, as llama.cpp names it (a hint only); recorded surrounds the file's appearing.
+    llama.cpp has no place before block 2's entry: it ignores ``direction.0``. Raises InputError for an
+    ablation and for layers 0 and 1.
     """
     try:
         import gguf

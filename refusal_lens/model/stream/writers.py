@@ -66,7 +66,8 @@ class Writer:
 class Writers:
     """Every writer of a model, and what stands in the way of an exact edit.
 
-    calls: of the sites that run several times in a pass and write in some of these only, which ones.
+    calls: of the sites that run several times in a pass and write in some of these only, which ones. unread:
+    tensors of a checkpoint that look like writers but are of no module of the model.
     """
 
     architecture: str
@@ -79,6 +80,7 @@ class Writers:
     tied: str
     beside: tuple[int, ...] = ()
     calls: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -95,6 +97,12 @@ class Writers:
             )
         if self.idle:
             found.append(f"{', '.join(self.idle)} do not run on text and are not edited")
+        if self.unread:
+            more = f" and {len(self.unread) - 3} more" if len(self.unread) > 3 else ""
+            found.append(
+                f"{', '.join(self.unread[:3])}{more}: named like writers, but in no layer that transformers runs "
+                "(layers that draft tokens, perhaps); not edited, which matters to an engine that runs them"
+            )
         return tuple(found)
 
     @property
