@@ -120,6 +120,12 @@ def prepare(
     new_biases=False leaves a bias that the model lacks out of the checkpoint, for an adapter to carry.
     Raises InputError for a folder, a checkpoint or an edit that cannot be used.
     """
+    if not isinstance(folder, str | Path):
+        raise InputError(f"model folder: got {type(folder).__name__}, need a path")
+    if not isinstance(edit, WeightEdit):
+        raise InputError(
+            f"weight edit: got {type(edit).__name__}, need what orthogonalise or shift of a direction give"
+        )
     folder = Path(folder)
     checkpoint = open_checkpoint(folder)
     _refuse_quantised(checkpoint)

@@ -171,6 +171,10 @@ def writers_of(model: nn.Module) -> Writers:
     Runs it once on a few tokens. Raises InputError when its blocks cannot be found or run, or its stream
     cannot be followed; what is found but not understood is in `obstacles`.
     """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise InputError(
+            f"map of writers: got {type(model).__name__}, need a Hugging Face model; try ChatModel.hf"
+        )
     return _classified(model, trace(model))
 
 
