@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..model.stream.blueprint import blueprint
 from ..runs import write_json
-from .checkpoint import Job, configuration
+from .checkpoint import Job, configuration, require_job
 from .contraction import contraction
 from .edits import Change, NewBias, Offset, Project, change_in_place
 from .export import PROVENANCE
@@ -62,6 +62,7 @@ def write_adapter(
     are stored whole under peft's ``bias="all"``. Raises InputError when peft is not installed, the edit is
     not of rank one, or a parameter fits neither form (unless allow_partial).
     """
+    require_job(job)
     require_outside(Path(out), job.checkpoint.folder)
     peft = _peft()
     if any(isinstance(change, Project) and change.keep_norms for change in job.plans):

@@ -30,7 +30,7 @@ from .edits import (
 )
 from .names import FileNames, Source, file_names, sources
 from .norms import Gain, measure_gain
-from .shards import DTYPES, Checkpoint, Stored, open_checkpoint
+from .shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +107,12 @@ def held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
     return rows * width * (dtype.itemsize + 3 * finer) + sums * finer
 
 
+def require_job(job: Any) -> None:
+    """Raise InputError for anything but what `prepare` gives."""
+    if not isinstance(job, Job):
+        raise InputError(f"export: got {type(job).__name__}, need a Job; try prepare(folder, edit)")
+
+
 def prepare(
     folder: str | Path,
     edit: WeightEdit,
@@ -120,13 +126,11 @@ def prepare(
     new_biases=False leaves a bias that the model lacks out of the checkpoint, for an adapter to carry.
     Raises InputError for a folder, a checkpoint or an edit that cannot be used.
     """
-    if not isinstance(folder, str | Path):
-        raise InputError(f"model folder: got {type(folder).__name__}, need a path")
     if not isinstance(edit, WeightEdit):
         raise InputError(
             f"weight edit: got {type(edit).__name__}, need what orthogonalise or shift of a direction give"
         )
-    folder = Path(folder)
+    folder = folder_at(folder)
     checkpoint = open_checkpoint(folder)
     _refuse_quantised(checkpoint)
     config = configuration(folder, trust_remote_code=trust_remote_code)

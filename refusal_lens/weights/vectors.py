@@ -67,14 +67,24 @@ def write_gguf(
 
 
 def read_gguf(path: str | Path) -> tuple[int, Tensor]:
-    """Layer (of resid_pre) and vector [d_model] of a control vector with one direction."""
+    """Layer (of resid_pre) and vector [d_model] of a control vector with one direction.
+
+    Raises InputError for a file that is missing, damaged or something else.
+    """
     import gguf
 
-    tensors = {t.name: t.data for t in gguf.GGUFReader(str(path)).tensors}
+    try:
+        tensors = {t.name: t.data for t in gguf.GGUFReader(str(path)).tensors}
+    except (OSError, ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"control vector {path}: cannot be read ({why:.100})") from error
     if len(tensors) != 1:
         raise InputError(f"control vector {path}: got {len(tensors)} directions, need one")
     ((name, data),) = tensors.items()
-    return int(name.removeprefix("direction.")) + 1, torch.tensor(data.copy())
+    number = name.removeprefix("direction.")
+    if not number.isdecimal():
+        raise InputError(f"control vector {path}: got a tensor {name[:40]!r}, need direction.<block>")
+    return int(number) + 1, torch.tensor(data.copy())
 
 
 def write_steered(
