@@ -320,6 +320,20 @@ BESIDE = (
         {**MOE, "num_experts": 4, "num_dense_layers": 1}
         | {"layer_types": ["conv", "full_attention", "conv"]},
     ),
+    Row(
+        "dbrx",
+        EXACT,
+        {"vocab_size": VOCAB, "d_model": WIDTH, "n_layers": LAYERS, "n_heads": 4, "max_seq_len": 64}
+        | {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}}
+        | {"ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": WIDTH}}
+        | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    Row(
+        "laguna",
+        EXACT,
+        {**MOE, "num_experts": 4, "shared_expert_intermediate_size": 20},
+        lora="peft loads this architecture's adapters under other names",
+    ),
 )
 """Architectures with writes or readers of the stream beside what TransformerLens has hooks for."""
 

@@ -6,6 +6,7 @@ each block, what reads the stream within it, the end), so a writer that the map 
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,9 +29,11 @@ from architectures import (
     VOCAB,
     WIDTH,
     Row,
+    by_id,
     folder,
     make,
 )
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from refusal_lens.errors import InputError
@@ -221,6 +224,39 @@ def test_what_cannot_be_exact_is_refused_with_a_reason(row: Row) -> None:
         edited(model, orthogonalise(direction())),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["dbrx", "laguna"])
+def test_mixtures_whose_code_looks_at_values_are_exported(name: str, tmp_path: Path) -> None:
+    model, edit = load(folder(name)), orthogonalise(direction())
+    with edited(model, edit):
+        wanted = logits(model)
+    job = prepare(folder(name), edit)
+    write_checkpoint(job, tmp_path / "out", provenance={})
+    assert gap(logits(load(tmp_path / "out")), wanted) < CLOSE
+
+
+def test_an_adapter_that_peft_would_load_in_part_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    job = prepare(folder("laguna"), orthogonalise(direction()))
+    with pytest.raises(InputError, match=by_id("laguna").lora):
+        write_adapter(job, tmp_path / "lora", provenance={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writers_of_layers_that_nothing_runs_are_noted(tmp_path: Path) -> None:
+    source = shutil.copytree(folder("llama"), tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    drafts = {f"model.layers.{LAYERS}.mlp.{n}.weight": torch.ones(WIDTH, 48) for n in ("down_proj", "x")}
+    save_file(tensors | drafts, source / "model.safetensors", {"format": "pt"})
+    (note,) = prepare(source, orthogonalise(direction())).writers.notes
+    assert note.startswith(f"model.layers.{LAYERS}.mlp.down_proj.weight: named like writers")
+    assert prepare(folder("llama"), orthogonalise(direction())).writers.notes == ()
+
+
+def test_wrong_inputs_of_edits_are_one_line() -> None:
+    with pytest.raises(InputError, match="finite"):
+        orthogonalise(torch.full((WIDTH,), float("nan")))
 
 
 def test_the_vocabulary_fits_the_tokenizer() -> None:

@@ -67,7 +67,7 @@ def test_a_result_that_cannot_be_recorded_does_not_appear(
         return write(self, data)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="could not be recorded.*No space left.*nothing was left"):
+    with pytest.raises(OSError, match=r"could not be recorded.*No space left.*nothing was left"):
         export(run, tmp_path / NAMES[to], to)
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
@@ -196,7 +196,7 @@ def test_a_full_disk_is_one_line_that_names_it(
 
         monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", no_space)
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="could not be written.*No space left on device") as raised:
+    with pytest.raises(OSError, match=r"could not be written.*No space left on device") as raised:
         export(run, tmp_path / NAMES[to], to)
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
@@ -207,7 +207,7 @@ def test_long_names_fit_and_too_long_ones_are_refused_before_work(run: Path, tmp
     longest = tmp_path / ("ä" * 125 + ".gguf")
     export(run, longest, "gguf")
     assert longest.is_file()
-    (record,) = [p for p in (run / "exports").glob("ä*.json")]
+    (record,) = (run / "exports").glob("ä*.json")
     assert read_json(record)["out"] == str(longest)
     with pytest.raises(InputError, match="File name too long"):
         export(run, tmp_path / ("x" * 300 + ".gguf"), "gguf")

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..display import shown
 from ..errors import InputError
 from .stored import some
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """A PEFT adapter that was merged into a model.

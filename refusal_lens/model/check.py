@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..display import shown
 from ..errors import InputError
 from ..shapes import LastLogits, TokenIds
 from .room import max_positions
@@ -27,6 +28,7 @@ STEPS = 2
 """Tokens that are fed one by one to a cache; the ALiBi of a bridge is wrong from the first on."""
 
 
+@shown()
 @dataclass(frozen=True, eq=False)
 class Probe:
     """What a Hugging Face model computes for a few tokens, taken before it is wrapped.

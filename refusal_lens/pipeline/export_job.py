@@ -46,6 +46,7 @@ from ..weights import (
     writers_of_config,
 )
 from ..weights.checkpoint import configuration
+from ..weights.edits import NewBias
 from ..weights.hooks import hooked
 from ..weights.memory import huggingface
 from ..weights.moving import leftovers, require_outside, require_room, shortened, there
@@ -219,7 +220,7 @@ class _Export:
 
     def _to_lora(self) -> Exported:
         job = self._prepared(new_biases=False)
-        done = Exported(self.config.out, job.writers, notes=_lora_notes(job.writers))
+        done = Exported(self.config.out, job.writers, notes=_lora_notes(job))
         require_room(self.config.out, 0)
         wanted = self._hook_scores(done)
 
@@ -528,11 +529,17 @@ def _free_name(run: Run, out: Path) -> str:
     raise AssertionError
 
 
-def _lora_notes(writers: Writers) -> list[str]:
-    notes = [note for note in writers.notes if "unedited values" not in note]
-    if writers.tied:
+def _lora_notes(job: Job) -> list[str]:
+    notes = [note for note in job.writers.notes if "unedited values" not in note]
+    if job.writers.tied:
         notes.append(
-            f"{writers.tied} shares the embedding's values: load the adapter on the model, do not merge it, or "
-            "the merge would change the unembedding too"
+            f"{job.writers.tied} shares the embedding's values: load the adapter on the model, do not merge it, "
+            "or the merge would change the unembedding too"
+        )
+    added = [change.module for change in job.plans if isinstance(change, NewBias)]
+    if added:
+        notes.append(
+            f"{added[0]} has no bias, and the adapter adds one, which peft's merge_and_unload cannot merge: load "
+            "the adapter on the model"
         )
     return notes

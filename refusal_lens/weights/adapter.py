@@ -17,7 +17,7 @@ from ..door import checked
 from ..errors import InputError
 from ..model.stream.blueprint import blueprint
 from ..runs import write_json
-from .checkpoint import Job, configuration
+from .checkpoint import Job, configuration, require_job
 from .contraction import contraction
 from .edits import Change, NewBias, Offset, Project, change_in_place
 from .export import PROVENANCE
@@ -64,6 +64,7 @@ def write_adapter(
     are stored whole under peft's ``bias="all"``. Raises InputError when peft is not installed, the edit is
     not of rank one, or a parameter fits neither form (unless allow_partial).
     """
+    require_job(job)
     require_outside(Path(out), job.checkpoint.folder)
     peft = _peft()
     if any(isinstance(change, Project) and change.keep_norms for change in job.plans):
@@ -85,7 +86,8 @@ def write_adapter(
         r=1,
         lora_alpha=1,
         lora_dropout=0.0,
-        init_lora_weights=False,
+        # What a loader does not find then has no effect, where False would leave it random.
+        init_lora_weights=True,
         bias="all" if any(part.kind == "bias" for part in parts) else "none",
         target_modules=sorted({p.module for p in parts if p.kind in LAYERS}),
         target_parameters=sorted({p.parameter for p in parts if p.kind in PARAMETERS}) or None,
@@ -100,6 +102,7 @@ def write_adapter(
         (hidden / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
         write_json(hidden / PROVENANCE, {**provenance, "not_covered": missed})
         _save_settings(settings, hidden)
+        _require_loaded_whole(peft, config, settings, hidden, trust_remote_code=trust_remote_code)
     return Path(out)
 
 
@@ -133,6 +136,33 @@ def _wrapped(
                 "--to checkpoint"
             )
     return wrapped
+
+
+def _require_loaded_whole(
+    peft: Any, config: Any, settings: LoraConfig, folder: Path, *, trust_remote_code: bool
+) -> None:
+    """Raise InputError unless peft finds a place for every tensor of the adapter, and a tensor for every place.
+
+    It renames keys on loading, as transformers does for some architectures, and only warns of those it lost.
+    """
+    model = blueprint(config, trust_remote_code=trust_remote_code, meta=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrapped = peft.get_peft_model(model, copy.deepcopy(settings))
+            found = wrapped.load_adapter(str(folder), "default", torch_device="cpu")
+    except (ValueError, KeyError, RuntimeError, AttributeError) as error:
+        why = (str(error).splitlines() or ["?"])[0]
+        raise InputError(
+            f"LoRA export: peft cannot load the adapter ({why:.100}); use --to checkpoint"
+        ) from error
+    lost = [*found.missing_keys, *found.unexpected_keys]
+    if lost:
+        name = str(lost[0]).removeprefix(BASE)
+        raise InputError(
+            f"LoRA export: peft loads this architecture's adapters under other names and loses {len(lost)} of "
+            f"their tensors ({name:.120}), so the adapter would not equal the edit; use --to checkpoint"
+        )
 
 
 def _save_settings(settings: LoraConfig, folder: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from .edits import (
 )
 from .names import FileNames, Source, file_names, sources
 from .norms import Gain, measure_gain
-from .shards import DTYPES, Checkpoint, Stored, open_checkpoint
+from .shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
 
 
 @shown()
@@ -95,6 +96,11 @@ class Job:
         return max(found, default=0)
 
 
+def _pattern(name: str) -> str:
+    """A name with its numbers blotted out, which the same part of another layer shares."""
+    return re.sub(r"\d+", "#", name)
+
+
 def held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
     """Bytes that editing a tensor along an axis takes: some rows, their new values, a few sums."""
     outer, d, inner = layout(shape, axis)
@@ -103,6 +109,12 @@ def held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
     finer = precise(dtype).itemsize
     sums = 4 * inner if inner > 1 else 2 * n
     return rows * width * (dtype.itemsize + 3 * finer) + sums * finer
+
+
+def require_job(job: Any) -> None:
+    """Raise InputError for anything but what `prepare` gives."""
+    if not isinstance(job, Job):
+        raise InputError(f"export: got {type(job).__name__}, need a Job; try prepare(folder, edit)")
 
 
 @checked
@@ -119,7 +131,11 @@ def prepare(
     new_biases=False leaves a bias that the model lacks out of the checkpoint, for an adapter to carry.
     Raises InputError for a folder, a checkpoint or an edit that cannot be used.
     """
-    folder = Path(folder)
+    if not isinstance(edit, WeightEdit):
+        raise InputError(
+            f"weight edit: got {type(edit).__name__}, need what orthogonalise or shift of a direction give"
+        )
+    folder = folder_at(folder)
     checkpoint = open_checkpoint(folder)
     _refuse_quantised(checkpoint)
     config = configuration(folder, trust_remote_code=trust_remote_code)
@@ -145,11 +161,27 @@ def prepare(
             contents |= flags
             dtype = checkpoint.tensors[_held(names, writers, f"{change.module}.weight")[0]].dtype
             added += [Added(n, dtype, tuple(v.shape), values=v) for n, v in biases.items()]
-    done = map_after(writers, edit, plans)
+    done = replace(
+        map_after(writers, edit, plans), unread=_unread_writers(checkpoint, names, writers, changes)
+    )
     if done.tied:
         contents, more = _untied(checkpoint, contents, config, names, writers, trust_remote_code)
         added += more
     return Job(checkpoint, done, edit, plans, held, changes, tuple(added), contents, names.unread)
+
+
+def _unread_writers(
+    checkpoint: Checkpoint, names: FileNames, writers: Writers, changes: Iterable[str]
+) -> tuple[str, ...]:
+    """Tensors that no parameter takes and that look like writers: named as these are, of the stream's width."""
+    known = {_pattern(name) for name in (*changes, *(w.parameter for w in writers.writers))}
+    tails = {pattern.rpartition("#.")[2] for pattern in known if "#." in pattern}
+    return tuple(
+        name
+        for name in names.unread
+        if writers.d_model in checkpoint.tensors[name].shape
+        and _pattern(name).rpartition("#.")[2] in tails
+    )
 
 
 def configuration(folder: Path, *, trust_remote_code: bool = False) -> Any:

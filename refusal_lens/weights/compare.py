@@ -17,7 +17,7 @@ from ..interventions import HasVector
 from .checkpoint import Added, Job, configuration, prepare
 from .edits import Columns, Project, changed_rows, layout, orthogonalise, pieces, precise
 from .moving import bytes_of, read_all
-from .shards import DTYPES, Checkpoint, Stored, open_checkpoint
+from .shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,8 +87,8 @@ def verify_files(
     whoever made the edit. Raises InputError for a folder that cannot be read.
     """
     edit = orthogonalise(direction, strength=strength, keep_norms=keep_norms)
-    job = prepare(Path(original), edit, allow_partial=True, trust_remote_code=trust_remote_code)
-    two = open_checkpoint(Path(edited))
+    job = prepare(original, edit, allow_partial=True, trust_remote_code=trust_remote_code)
+    two = open_checkpoint(folder_at(edited))
     found = [
         *_kept(job, two),
         *(proof for each in job.added if (proof := _added(job, each, two)) is not None),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -72,6 +72,11 @@ class Shift:
 
     def __post_init__(self) -> None:
         _require_finite(self.vector, self.coefficient)
+        layer: Any = self.layer
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise InputError(
+                f"layer of a weight edit: got {layer!r:.40}, need a whole number from 0"
+            )
 
     @property
     def name(self) -> str:
@@ -82,11 +87,26 @@ class Shift:
 WeightEdit = Orthogonalise | Shift
 
 
-def _require_finite(vector: Vector, strength: float) -> None:
+def _require_finite(vector: Any, strength: Any) -> None:
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise InputError(f"strength of a weight edit: got {strength!r:.40}, need a number")
     if not math.isfinite(strength):
         raise InputError(f"strength of a weight edit: got {strength}, need a finite number")
+    if not isinstance(vector, Tensor) or vector.ndim != 1 or not vector.is_floating_point():
+        got = list(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
+        raise InputError(f"direction: got {got}, need a vector of floats [d_model]")
     if not bool(vector.isfinite().all()):
         raise InputError("direction: got NaN or infinity in it, need a finite vector")
+
+
+def _vector_of(direction: Any) -> Tensor:
+    """A direction's vector on the CPU in float64. Raises InputError for what has none."""
+    vector = direction if isinstance(direction, Tensor) else getattr(direction, "vector", None)
+    if not isinstance(vector, Tensor):
+        raise InputError(
+            f"direction: got {type(direction).__name__}, need a Direction or a vector [d_model]"
+        )
+    return vector.detach().cpu().double()
 
 
 @checked
@@ -99,8 +119,7 @@ def orthogonalise(
     Raises InputError for a vector of length 0 or not finite, a strength that is not a finite number, or
     keep_norms with another strength than 1.
     """
-    vector = direction if isinstance(direction, Tensor) else direction.vector
-    return Orthogonalise(vector.detach().cpu().double(), strength, keep_norms)
+    return Orthogonalise(_vector_of(direction), strength, keep_norms)
 
 
 @checked
@@ -110,7 +129,12 @@ def shift(direction: HasVector, *, coefficient: float = 1.0) -> Shift:
     direction.vector is the raw r [d_model], added coefficient times at the entry of direction.layer.
     Raises InputError when the vector or the coefficient is not finite.
     """
-    return Shift(direction.vector.detach().cpu().double(), direction.layer, coefficient)
+    if not hasattr(direction, "layer"):
+        raise InputError(
+            f"direction of an addition: got {type(direction).__name__}, need a Direction, which knows its layer; "
+            "try Shift(vector, layer)"
+        )
+    return Shift(_vector_of(direction), direction.layer, coefficient)
 
 
 # ------------------------------------------------------------------------------- what changes

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..door import checked
-from .checkpoint import Added, Job
+from .checkpoint import Added, Job, require_job
 from .edits import Columns, Offset, Project, changed_rows, layout, pieces
 from .moving import (
     Progress,
@@ -56,6 +56,7 @@ def write_checkpoint(
     and when it raises nothing appears; recorded surrounds its appearing. Raises InputError when `out` is in the way or
     the disk too small, OSError when writing fails; either way nothing is left at `out`.
     """
+    require_job(job)
     require_outside(Path(out), job.checkpoint.folder)
     with appearing(Path(out), needed=job.total_bytes, check=check, recorded=recorded) as hidden:
         for shard in job.checkpoint.shards:

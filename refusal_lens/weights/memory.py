@@ -33,11 +33,12 @@ class Edited:
 
 
 def huggingface(model: ChatModel | nn.Module) -> nn.Module:
-    """The Hugging Face model itself. Raises InputError for a HookedTransformer."""
-    module = model.hf if isinstance(model, ChatModel) else model
-    if module is None:
+    """The Hugging Face model itself. Raises InputError for anything else, as a HookedTransformer."""
+    module: Any = model.hf if isinstance(model, ChatModel) else model
+    if module is None or not isinstance(module, nn.Module) or not hasattr(module, "config"):
+        what = "a HookedTransformer" if module is None else type(module).__name__
         raise InputError(
-            "weight edit: got a HookedTransformer, need a Hugging Face model or a TransformerBridge over one"
+            f"weight edit: got {what}, need a Hugging Face model or a TransformerBridge over one"
         )
     return module
 
@@ -58,6 +59,8 @@ def edited(
     per token remains) or, with "hook", edited exactly by a hook behind the norm. Raises InputError when a
     writer cannot be edited, unless allow_partial.
     """
+    if post_norm not in ("fold", "hook"):
+        raise InputError(f'post_norm: got {post_norm!r:.40}, need "fold" or "hook"')
     module = huggingface(model)
     writers = writers or writers_of(module)
     writers.require_editable(allow_partial=allow_partial)

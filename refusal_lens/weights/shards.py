@@ -95,6 +95,13 @@ class Checkpoint:
         return torch.frombuffer(buffer, dtype=DTYPES[stored.dtype]).view(stored.shape)
 
 
+def folder_at(path: Any) -> Path:
+    """A folder's path. Raises InputError for what is none."""
+    if not isinstance(path, str | Path):
+        raise InputError(f"model folder: got {type(path).__name__}, need a path")
+    return Path(path)
+
+
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read the headers of a folder's safetensors files; no weights are read.
 

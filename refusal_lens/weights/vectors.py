@@ -33,8 +33,9 @@ def write_gguf(
 ) -> Path:
     """A llama.cpp control vector: ``direction.K``, added behind block K (0-based), for ``resid_pre[K + 1]``.
 
-    architecture is the model's, as llama.cpp names it (a hint only); recorded surrounds the file's appearing. llama.cpp has no place before block 2's
-    entry: it ignores ``direction.0``. Raises InputError for an ablation and for layers 0 and 1.
+    architecture is the model's, as llama.cpp names it (a hint only); recorded surrounds the file's appearing.
+    llama.cpp has no place before block 2's entry: it ignores ``direction.0``. Raises InputError for an
+    ablation and for layers 0 and 1.
     """
     try:
         import gguf
@@ -69,17 +70,24 @@ def write_gguf(
 
 @checked
 def read_gguf(path: str | Path) -> tuple[int, Tensor]:
-    """Layer (of resid_pre) and vector [d_model] of a control vector with one direction."""
+    """Layer (of resid_pre) and vector [d_model] of a control vector with one direction.
+
+    Raises InputError for a file that is missing, damaged or something else.
+    """
     import gguf
 
     try:
         tensors = {t.name: t.data for t in gguf.GGUFReader(str(path)).tensors}
-    except (OSError, ValueError) as error:
-        raise InputError(f"control vector {path}: cannot be read ({error})") from error
+    except (OSError, ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"control vector {path}: cannot be read ({why:.100})") from error
     if len(tensors) != 1:
         raise InputError(f"control vector {path}: got {len(tensors)} directions, need one")
     ((name, data),) = tensors.items()
-    return int(name.removeprefix("direction.")) + 1, torch.tensor(data.copy())
+    number = name.removeprefix("direction.")
+    if not number.isdecimal():
+        raise InputError(f"control vector {path}: got a tensor {name[:40]!r}, need direction.<block>")
+    return int(number) + 1, torch.tensor(data.copy())
 
 
 @checked

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ...errors import InputError
+from .record import LOOKS_AT_VALUES
 from .trace import Trace, trace
 
 CANNOT = (
@@ -58,7 +59,7 @@ def trace_blueprint(model: nn.Module) -> Trace:
             model = _filled(model, _pretended)
     try:
         return trace(model)
-    except DataDependentOutputException:
+    except LOOKS_AT_VALUES:
         # The forward pass looks at values (a mixture that loops over its experts): let it see zeros.
         return trace(_filled(model, _one_stored_zero))
 

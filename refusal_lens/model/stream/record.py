@@ -9,7 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
 from torch.overrides import TorchFunctionMode
 
 from ...display import shown
@@ -54,6 +57,8 @@ STILL_ZERO = frozenset(
 )
 """What can be done to a tensor of zeros so that it still is one."""
 PROBE_TOKENS = 3
+LOOKS_AT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
+"""What a pass without values ends with where the model's code depends on them."""
 OF_MARKS = -1
 """The context level of marking hooks."""
 
@@ -135,7 +140,7 @@ def _forward(model: nn.Module, record: Record) -> None:
     try:
         with _NoteWhatGraphsDoNot(record.in_place, record.fixed):
             model(**options)
-    except DataDependentOutputException:
+    except LOOKS_AT_VALUES:
         if record.last is None:
             raise
     except (

@@ -70,7 +70,8 @@ class Writer:
 class Writers:
     """Every writer of a model, and what stands in the way of an exact edit.
 
-    calls: of the sites that run several times in a pass and write in some of these only, which ones.
+    calls: of the sites that run several times in a pass and write in some of these only, which ones. unread:
+    tensors of a checkpoint that look like writers but are of no module of the model.
     """
 
     architecture: str
@@ -83,6 +84,7 @@ class Writers:
     tied: str
     beside: tuple[int, ...] = ()
     calls: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -99,6 +101,12 @@ class Writers:
             )
         if self.idle:
             found.append(f"{', '.join(self.idle)} do not run on text and are not edited")
+        if self.unread:
+            more = f" and {len(self.unread) - 3} more" if len(self.unread) > 3 else ""
+            found.append(
+                f"{', '.join(self.unread[:3])}{more}: named like writers, but in no layer that transformers runs "
+                "(layers that draft tokens, perhaps); not edited, which matters to an engine that runs them"
+            )
         return tuple(found)
 
     @property
@@ -168,6 +176,10 @@ def writers_of(model: nn.Module) -> Writers:
     Runs it once on a few tokens. Raises InputError when its blocks cannot be found or run, or its stream
     cannot be followed; what is found but not understood is in `obstacles`.
     """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise InputError(
+            f"map of writers: got {type(model).__name__}, need a Hugging Face model; try ChatModel.hf"
+        )
     return _classified(model, trace(model))
 
 
