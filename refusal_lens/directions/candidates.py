@@ -13,7 +13,7 @@ import torch
 from ..activations import Means
 from ..chat import ChatFormat
 from ..errors import InputError
-from ..runs import read_safetensors, write_safetensors
+from ..runs import Tensors, read_safetensors, write_safetensors
 from ..runs.schema import CandidateFacts, converted
 from ..shapes import PositionLayerVectors
 from .direction import Direction
@@ -104,24 +104,26 @@ class Candidates:
         found = read_safetensors(Path(path))
         if found.header.get("format") != FORMAT:
             raise InputError(f"{where}: not written by refusal_lens")
-        means = [found.tensors.get(name) for name in ("mean_positive", "mean_negative")]
         names = converted(found.header.get("positions"), list[str], where)
         facts = converted(found.header.get("provenance"), dict[str, Any], where)
         converted(facts, CandidateFacts, where)
-        for mean in means:
-            if mean is None or mean.dtype != torch.float64 or mean.ndim != 3 or not mean.numel():
-                shape = None if mean is None else tuple(mean.shape)
-                raise InputError(f"{where}: got means {shape}, need float64 [position layer d_model]")
-        if means[0].shape != means[1].shape:
+        positive, negative = (
+            _means(found, name, where) for name in ("mean_positive", "mean_negative")
+        )
+        if positive.shape != negative.shape or len(positive) != len(names):
             raise InputError(
-                f"{where}: got means {tuple(means[0].shape)} and {tuple(means[1].shape)}, need the "
-                "same"
+                f"{where}: got means {tuple(positive.shape)} and {tuple(negative.shape)} for "
+                f"{len(names)} positions, need the same shape and a name for each position"
             )
-        if len(means[0]) != len(names):
-            raise InputError(
-                f"{where}: got {len(names)} names of {len(means[0])} positions, need one each"
-            )
-        return cls(*means, tuple(names), facts)
+        return cls(positive, negative, tuple(names), facts)
+
+
+def _means(found: Tensors, name: str, where: str) -> PositionLayerVectors:
+    mean = found.tensors.get(name)
+    if mean is None or mean.dtype != torch.float64 or mean.ndim != 3 or not mean.numel():
+        shape = "none" if mean is None else f"{tuple(mean.shape)}"
+        raise InputError(f"{where}: got {name} {shape}, need float64 [position layer d_model]")
+    return mean
 
 
 def provenance_of(chat: ChatFormat, **facts: Any) -> dict[str, Any]:
