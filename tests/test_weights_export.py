@@ -437,4 +437,4 @@ def test_the_page_of_the_run_shows_coverage_and_parity(
     (run / "exports" / "<out>.json").write_text("{}")
     done = call("report", run)
     assert (done.code, done.err.count("\n")) == (1, 1)
-    assert "damaged" in done.err
+    assert "another size" in done.err

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..activations import Means
 from ..chat import ChatFormat
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..runs import read_safetensors, write_safetensors
+from ..runs import Tensors, read_safetensors, write_safetensors
 from ..runs.schema import CandidateFacts, converted
 from ..shapes import PositionLayerVectors
 from .direction import Direction
@@ -117,25 +116,21 @@ class Candidates:
         facts = converted(found.header.get("provenance"), dict[str, Any], where)
         converted(facts, CandidateFacts, where)
         positive, negative = (
-            _mean(found.tensors.get(name), len(names), where)
-            for name in ("mean_positive", "mean_negative")
+            _means(found, name, where) for name in ("mean_positive", "mean_negative")
         )
-        if positive.shape != negative.shape:
+        if positive.shape != negative.shape or len(positive) != len(names):
             raise InputError(
-                f"{where}: got means {tuple(positive.shape)} and {tuple(negative.shape)}, need the same"
+                f"{where}: got means {tuple(positive.shape)} and {tuple(negative.shape)} for "
+                f"{len(names)} positions, need the same shape and a name for each position"
             )
         return cls(positive, negative, tuple(names), facts)
 
 
-def _mean(mean: Tensor | None, n_positions: int, where: str) -> PositionLayerVectors:
-    """A mean of a candidates file, once its dtype and shape are right."""
+def _means(found: Tensors, name: str, where: str) -> PositionLayerVectors:
+    mean = found.tensors.get(name)
     if mean is None or mean.dtype != torch.float64 or mean.ndim != 3 or not mean.numel():
-        shape = None if mean is None else tuple(mean.shape)
-        raise InputError(f"{where}: got means {shape}, need float64 [position layer d_model]")
-    if len(mean) != n_positions:
-        raise InputError(
-            f"{where}: got {n_positions} names of {len(mean)} positions, need one each"
-        )
+        shape = "none" if mean is None else f"{tuple(mean.shape)}"
+        raise InputError(f"{where}: got {name} {shape}, need float64 [position layer d_model]")
     return mean
 
 

@@ -182,7 +182,7 @@ def _of_steps(bare: RunFolder) -> RunFolder:
         current=frozenset(current),
         outdated=frozenset(outdated),
         damaged=damaged,
-        lack=_lack(run, stale, damaged),
+        lack=_lack(run, stale, {name: what for name, what in damaged.items() if name in current}),
     )
 
 

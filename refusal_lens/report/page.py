@@ -161,7 +161,7 @@ def _damage(run: RunFolder) -> str:
     said = "; ".join(f"{name} {what}" for name, what in run.damaged.items())
     return (
         f'<p class="warning">Left out, since it is not as its step left it: {text(said)}. '
-        "refusal-lens run into this folder makes it again.</p>"
+        "What wrote it makes it again: refusal-lens run into this folder, suffix or export.</p>"
     )
 
 
