@@ -197,13 +197,11 @@ class Deflect:
         return model.writes_once()
 
 
-@checked
 def ablate(direction: HasVector | Vectors, *, strength: float = 1.0) -> Ablate:
     """Directional ablation, ``x - s (x . r^) r^`` (paper, equation 4). strength is s, 1 for all of it."""
     return Ablate(_vector(direction), strength)
 
 
-@checked
 def add(direction: HasVector, *, coefficient: float = 1.0) -> Add:
     """Activation addition, ``x + c r`` at r's layer, all positions (paper, equation 3)."""
     return Add(_vector(direction), _layer(direction), coefficient)
@@ -215,7 +213,6 @@ def subtract(direction: HasVector, *, coefficient: float = 1.0) -> Add:
     return add(direction, coefficient=-coefficient)
 
 
-@checked
 def clamp(direction: HasVector, value: float, *, strength: float = 1.0) -> Clamp:
     """Set ``x . r^`` to value (in activation units) at r's layer."""
     return Clamp(_vector(direction), _layer(direction), value, strength)
@@ -237,7 +234,6 @@ def affine(direction: HasVector, reference: Vectors, *, strength: float = 1.0) -
     return clamp(direction, value, strength=strength)
 
 
-@checked
 @contextmanager
 def applied(
     model: ChatModel,
@@ -252,6 +248,8 @@ def applied(
     the same tokens are edited with and without a key-value cache. Raises InputError for a vector or sites that
     do not fit the model.
     """
+    if not isinstance(model, ChatModel):
+        raise InputError(f"model: got {type(model).__name__}, need a ChatModel")
     if when not in ("prompt", "reply", "all"):
         raise InputError(f'when: got {when!r}, need "prompt", "reply" or "all"')
     edits: Sequence[Edit] = [edit] if callable(edit) else edit
