@@ -38,7 +38,7 @@ def loading(name: str | Path, hint: str = "") -> Iterator[None]:
 def what(error: BaseException) -> str:
     """What an error says, on one line of readable length.
 
-    >>> what(RuntimeError("sizes\\n  differ: 3 and 4."))
+    >>> what(RuntimeError("  sizes differ: 3 and 4."))
     'sizes differ: 3 and 4'
     """
     text = " ".join(str(error).split()).rstrip(".:")

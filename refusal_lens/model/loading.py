@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 
 from ..errors import InputError
 from .adapters import Adapter, merged
@@ -21,7 +26,17 @@ from .gguf import fresh, load_gguf
 from .source import ADAPTER, Source, find_source, read_object
 from .stored import quantisation, require_fitting, require_whole, some
 
-__all__ = ["Loaded", "bridge_of", "fingerprint", "load_pretrained", "loading", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "Loaded",
+    "Plain",
+    "bridge_of",
+    "fingerprint",
+    "load_plain",
+    "load_pretrained",
+    "loading",
+    "resolve_device",
+    "resolve_dtype",
+]
 
 log = logging.getLogger(__name__)
 
@@ -61,41 +76,80 @@ def load_pretrained(
     would move the residual basis. Raises InputError for whatever cannot be found, opened or wrapped, for
     parameters that the checkpoint lacks, and for quantised weights that nobody would scale.
     """
+    with loading(str(name)):
+        plain = load_plain(
+            name,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            adapter=adapter,
+        )
+        ids = _probe(str(name), plain.tokenizer, plain.model)
+        with torch.no_grad():
+            logits = plain.model(input_ids=ids, use_cache=False).logits[:, -1].cpu()
+        bridge = bridge_of(plain.model, plain.tokenizer, name=str(name))
+    return Loaded(
+        bridge=bridge,
+        tokenizer=plain.tokenizer,
+        revision=plain.revision,
+        probe_ids=ids,
+        probe_logits=logits,
+        unread=plain.unread,
+        adapter=plain.adapter,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """A Hugging Face model and its tokenizer before anything is wrapped; can be saved as a folder."""
+
+    model: Any
+    tokenizer: Any
+    revision: str | None
+    unread: tuple[str, ...] = ()
+    adapter: Adapter | None = None
+
+
+def load_plain(
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    adapter: str | Path | None = None,
+) -> Plain:
+    """The whole model as plain PyTorch: folders, hub names, GGUF files dequantised, adapters merged.
+
+    Its `save_pretrained` makes a folder of what is none, such as a GGUF file; a bridge changes the modules of
+    the model that it wraps, which can then not be saved. Raises InputError as `load_pretrained` does.
+    """
     if device is not None and device_map is not None:
         raise InputError("device and device_map: got both, need one of them")
     where = None if device_map is not None else resolve_device(device)
     kept = resolve_dtype(dtype, where)
+    commit: str | None = None
+    unread: tuple[str, ...] = ()
+    put_on: Adapter | None = None
     with loading(str(name)):
         source = find_source(name, revision, adapter=adapter)
-        shared = {"revision": source.revision, "trust_remote_code": trust_remote_code}
         if source.gguf is not None:
             if device_map is not None:
                 raise InputError(f"model {name!r}: device_map is not for GGUF files; try device")
             hf, tokenizer = load_gguf(source.gguf, source.name, dtype=kept)
-            commit, unread = None, ()
         else:
+            shared = {"revision": source.revision, "trust_remote_code": trust_remote_code}
             hf, tokenizer, commit, unread = _open(source, kept, device_map, shared)
-        kept_adapter = None
         if source.adapter is not None:
             settings = read_object(source.adapter / ADAPTER)
-            hf, kept_adapter = merged(hf, source.adapter, source.at, settings)
+            hf, put_on = merged(hf, source.adapter, source.at, settings)
             tokenizer = _adapter_tokenizer(source.adapter) or tokenizer
         if where is not None and not getattr(hf, "is_quantized", False):
             hf = hf.to(where)
-        hf = hf.eval()
-        ids = _probe(source, tokenizer, hf)
-        with torch.no_grad():
-            plain = hf(input_ids=ids, use_cache=False).logits[:, -1].cpu()
-        bridge = bridge_of(hf, tokenizer, name=source.name)
-    return Loaded(
-        bridge=bridge,
-        tokenizer=tokenizer,
-        revision=commit or source.revision,
-        probe_ids=ids,
-        probe_logits=plain,
-        unread=unread,
-        adapter=kept_adapter,
-    )
+    return Plain(hf.eval(), tokenizer, commit or source.revision, unread, put_on)
 
 
 def _open(
@@ -122,7 +176,9 @@ def _open(
     )
     unread = require_whole(source.name, report, quantised=quantised)
     if unread:
-        log.warning("%d tensors of %s are in no parameter: %s", len(unread), source.name, some(unread))
+        log.warning(
+            "%d tensors of %s are in no parameter: %s", len(unread), source.name, some(unread)
+        )
     if source.folder is None:
         _require_fitting_on_hub(source, config)
     if not quantised and device_map is None:
@@ -148,9 +204,9 @@ def _text_part(hf: Any, name: str) -> Any:
     config = hf.config.get_text_config()
     if config is hf.config or type(config) not in AutoModelForCausalLM._model_mapping:
         return hf
-    kind = AutoModelForCausalLM._model_mapping[type(config)]
+    kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
     inner, head = hf.get_decoder(), hf.get_output_embeddings()
-    if kind is type(hf) or head is None or type(inner) is type(hf):
+    if isinstance(kind, tuple) or kind is type(hf) or head is None or inner is hf:
         return hf
     state = {f"{kind.base_model_prefix}.{key}": value for key, value in inner.state_dict().items()}
     state |= {f"lm_head.{key}": value for key, value in head.state_dict().items()}
@@ -175,12 +231,12 @@ def _adapter_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
 
 
-def _probe(source: Source, tokenizer: Any, hf: Any) -> Tensor:
+def _probe(name: str, tokenizer: Any, hf: Any) -> Tensor:
     """Ids [1 pos] of a sentence. Raises InputError for a tokenizer that has no tokens for it."""
     listed = tokenizer.encode(PROBE, add_special_tokens=True)[:32]
     if not set(listed) - {*tokenizer.all_special_ids, tokenizer.unk_token_id}:
         raise InputError(
-            f"model {source.name!r}: its tokenizer has no tokens for plain English; is tokenizer.json missing?"
+            f"model {name!r}: its tokenizer has no tokens for plain English; is tokenizer.json missing?"
         )
     return torch.tensor([listed], device=next(hf.parameters()).device)
 
@@ -201,7 +257,9 @@ def require_embedded(name: str, tokenizer: Any, used: Tensor, rows: int) -> None
             f"{beyond[bad[0]]!r}); is the tokenizer another model's?"
         )
     if beyond:
-        log.warning("%d special tokens of %s have no embedding and cannot be used", len(beyond), name)
+        log.warning(
+            "%d special tokens of %s have no embedding and cannot be used", len(beyond), name
+        )
 
 
 def bridge_of(hf: Any, tokenizer: Any, *, name: str | None = None) -> Any:
@@ -258,7 +316,9 @@ def resolve_dtype(
     if isinstance(dtype, torch.dtype):
         return dtype
     text = dtype.removeprefix("torch.")
-    text = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}.get(text, text)
+    text = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}.get(
+        text, text
+    )
     if text not in DTYPES:
         raise InputError(f"dtype: got {dtype!r}, need one of {', '.join(DTYPES)}")
     return getattr(torch, text)

@@ -16,7 +16,9 @@ from .boundary import loading
 from .source import read_object, weight_files
 
 PLAIN = ("F64", "F32", "F16", "BF16")
-SCALES = re.compile(r"(_scale|_scale_inv|_scale_2|_scale_inverse|\.scales?|\.scb|absmax|zeros|zero_point)$")
+SCALES = re.compile(
+    r"(_scale|_scale_inv|_scale_2|_scale_inverse|\.scales?|\.scb|absmax|zeros|zero_point)$"
+)
 """Ends of the names of what quantised weights are multiplied with."""
 MOST_LAYERS = 10_000
 NAMED = 3
@@ -47,7 +49,9 @@ def quantisation(config: Any, where: str | Path) -> str | None:
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
 
     for part in (config, config.get_text_config()):
-        found = getattr(part, "quantization_config", None) or getattr(part, "compression_config", None)
+        found = getattr(part, "quantization_config", None) or getattr(
+            part, "compression_config", None
+        )
         if found is None:
             continue
         told = found if isinstance(found, Mapping) else getattr(found, "to_dict", dict)()
@@ -113,7 +117,9 @@ def _headers(folder: Path, files: Sequence[Path]) -> dict[str, tuple[str, tuple[
         with loading(path), safe_open(path, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118
                 if name in held:
-                    raise InputError(f"{path}: holds {name}, as another shard does; download the folder again")
+                    raise InputError(
+                        f"{path}: holds {name}, as another shard does; download the folder again"
+                    )
                 part = opened.get_slice(name)
                 held[name] = (str(part.get_dtype()), tuple(part.get_shape()))
     if files[0] != folder / "model.safetensors":
