@@ -22,12 +22,15 @@ from torch import Tensor
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel, fingerprint
 from refusal_lens.model.boundary import loading
-from refusal_lens.model.loading import _open, bridge_of, require_embedded
+from refusal_lens.model.loading import _open, bridge_of, load_plain, require_embedded
 from refusal_lens.model.source import find_source
 from refusal_lens.pipeline.export_model import model_folder, where
 
 PROMPTS = ["Paint the door.", "How does one bake bread?"]
-EVERY = [*(tiny.CONFIGS | tiny.MORE_CONFIGS), *(r.id for r in (*architectures.ROWS, *architectures.REFUSED))]
+EVERY = [
+    *(tiny.CONFIGS | tiny.MORE_CONFIGS),
+    *(r.id for r in (*architectures.ROWS, *architectures.REFUSED)),
+]
 
 
 def of(name: str) -> Path:
@@ -64,7 +67,8 @@ def refused(folder: Path | str, match: str = "", **options: Any) -> str:
         ChatModel.load(str(folder), **options)
     line = str(caught.value)
     assert match in line
-    assert "\n" not in line and len(line) < 420, line
+    assert "\n" not in line
+    assert len(line) < 420, line
     return line
 
 
@@ -83,7 +87,9 @@ DOWN, NORM = "model.layers.1.mlp.down_proj.weight", "model.layers.1.input_layern
 
 
 @pytest.mark.parametrize("name", [DOWN, NORM, "lm_head.weight", "model.embed_tokens.weight"])
-def test_a_parameter_that_the_checkpoint_lacks_is_an_error_that_names_it(folder: Path, name: str) -> None:
+def test_a_parameter_that_the_checkpoint_lacks_is_an_error_that_names_it(
+    folder: Path, name: str
+) -> None:
     tensors = weights(folder)
     tensors.pop(name)
     put(folder, tensors)
@@ -109,7 +115,9 @@ def test_an_index_must_list_what_its_shards_hold(folder: Path, listed: str) -> N
     places = {n: "a.safetensors" if i < half else "b.safetensors" for i, n in enumerate(names)}
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    assert torch.equal(logits(ChatModel.load(str(folder))), logits(ChatModel.load(str(tiny.folder("llama")))))
+    assert torch.equal(
+        logits(ChatModel.load(str(folder))), logits(ChatModel.load(str(tiny.folder("llama"))))
+    )
     if listed == "half":
         places = dict(list(places.items())[:half])
     elif listed == "all but one":
@@ -146,7 +154,9 @@ def quantise(folder: Path, *, scales: bool, storage: torch.dtype) -> None:
     put(folder, stored)
 
 
-@pytest.mark.parametrize("storage", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.bfloat16])
+@pytest.mark.parametrize(
+    "storage", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.bfloat16]
+)
 @pytest.mark.parametrize("scales", [True, False])
 def test_quantised_weights_without_their_method_are_refused(
     folder: Path, storage: torch.dtype, scales: bool
@@ -164,7 +174,9 @@ def test_quantisation_that_transformers_does_not_read_is_refused(folder: Path, m
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "hqq", "fbgemm_fp8"])
-def test_a_known_quantisation_that_cannot_be_had_here_is_one_line(folder: Path, method: str) -> None:
+def test_a_known_quantisation_that_cannot_be_had_here_is_one_line(
+    folder: Path, method: str
+) -> None:
     settings = {"quant_method": method, "bits": 4, "load_in_4bit": method == "bitsandbytes"}
     configure(folder, quantization_config=settings)
     refused(folder)
@@ -232,7 +244,7 @@ def is_pipe(file: str) -> Callable[[Path], None]:
 
 
 def without(*files: str) -> Callable[[Path], None]:
-    return lambda folder: [(folder / file).unlink() for file in files][0]
+    return lambda folder: next((folder / file).unlink() for file in files)
 
 
 def cut(folder: Path) -> None:
@@ -276,7 +288,9 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "activation of no kind": configured(hidden_act="no-such"),
     "dtype of no kind": configured(dtype="no-such"),
     "quantization_config a list": configured(quantization_config=[1]),
-    "code of its own": configured(model_type="own", auto_map={"AutoConfig": "a.B", "AutoModelForCausalLM": "a.C"}),
+    "code of its own": configured(
+        model_type="own", auto_map={"AutoConfig": "a.B", "AutoModelForCausalLM": "a.C"}
+    ),
     "no weights": without("model.safetensors"),
     "weights empty": write("model.safetensors", b""),
     "weights noise": write("model.safetensors", b"\x07" * 4000),
@@ -292,13 +306,17 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     ),
     "index a list": instead("model.safetensors.index.json", "[]"),
     "index of numbers": instead("model.safetensors.index.json", '{"weight_map": {"a": 1}}'),
-    "index outside": instead("model.safetensors.index.json", '{"weight_map": {"a": "../a.safetensors"}}'),
+    "index outside": instead(
+        "model.safetensors.index.json", '{"weight_map": {"a": "../a.safetensors"}}'
+    ),
     "no tokenizer.json": without("tokenizer.json"),
     "no tokenizer": without("tokenizer.json", "tokenizer_config.json"),
     "tokenizer.json a list": write("tokenizer.json", "[]"),
     "tokenizer.json an object": write("tokenizer.json", "{}"),
     "tokenizer.json a pointer": write("tokenizer.json", POINTER),
-    "tokenizer.json of no model": write("tokenizer.json", '{"version": "1.0", "model": {"type": "BPE"}}'),
+    "tokenizer.json of no model": write(
+        "tokenizer.json", '{"version": "1.0", "model": {"type": "BPE"}}'
+    ),
     "tokenizer_config.json a list": write("tokenizer_config.json", "[]"),
     "tokenizer_config.json cut": write("tokenizer_config.json", '{"eos'),
     "tokenizer class of no kind": tokenizer_setting(tokenizer_class=["a"]),
@@ -323,7 +341,14 @@ def test_a_damaged_folder_is_one_line(
 
 def test_names_that_are_no_model_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    for name in ("", "  ", "a\0b", "no/such/name/at/all", str(tmp_path / "none"), str(tmp_path / "a.txt")):
+    for name in (
+        "",
+        "  ",
+        "a\0b",
+        "no/such/name/at/all",
+        str(tmp_path / "none"),
+        str(tmp_path / "a.txt"),
+    ):
         refused(name)
 
 
@@ -332,10 +357,16 @@ def test_memory_and_interrupts_keep_their_own_ways_out() -> None:
         with pytest.raises(kind), loading("name"):
             raise kind("x")
     panic = type("PanicException", (BaseException,), {})
-    for error in (panic("deep\nin Rust"), RecursionError(), RuntimeError("x" * 4000), AssertionError()):
+    for error in (
+        panic("deep\nin Rust"),
+        RecursionError(),
+        RuntimeError("x" * 4000),
+        AssertionError(),
+    ):
         with pytest.raises(InputError) as caught, loading("name"):
             raise error
-        assert caught.value.__cause__ is error and len(str(caught.value)) < 300
+        assert caught.value.__cause__ is error
+        assert len(str(caught.value)) < 300
 
 
 def test_tokens_must_have_rows_unless_nothing_can_write_them(folder: Path, caplog: Any) -> None:
@@ -368,7 +399,11 @@ def test_an_architecture_that_the_bridge_cannot_run_is_one_line(kind: str, tmp_p
     try:
         ChatModel.load(str(tmp_path))
     except InputError as error:
-        assert "TransformerLens" in str(error) and "\n" not in str(error)
+        line = str(error)
+    else:
+        return
+    assert "TransformerLens" in line
+    assert "\n" not in line
 
 
 # ------------------------------------------------------------------ GGUF files
@@ -395,7 +430,9 @@ def plain_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def write_gguf_model(source: Path, out: Path, *, quantised: bool = False, more: Any = (), **facts: Any) -> Path:
+def write_gguf_model(
+    source: Path, out: Path, *, quantised: bool = False, more: Any = (), **facts: Any
+) -> Path:
     """A tiny llama as llama.cpp's converter would write it."""
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(out, facts.get("architecture", "llama"))
@@ -422,10 +459,25 @@ def write_gguf_model(source: Path, out: Path, *, quantised: bool = False, more: 
     writer.add_pad_token_id(258)
     if facts.get("template", True):
         writer.add_chat_template(tiny.CHATML)
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
-    names |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
-    names |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-    tensors = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+    names = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+    }
+    names |= {
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+    }
+    names |= {
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    tensors = {
+        "token_embd.weight": "model.embed_tokens.weight",
+        "output_norm.weight": "model.norm.weight",
+    }
     tensors["output.weight"] = "lm_head.weight"
     for layer in range(3):
         for theirs, ours in names.items():
@@ -458,8 +510,9 @@ def test_a_gguf_file_is_the_model_it_was_written_from(plain_llama: Path, tmp_pat
     model = ChatModel.load(str(path))
     assert torch.allclose(logits(model), logits(original), atol=1e-4)
     assert model.chat.template_sha256 == original.chat.template_sha256
-    model.hf.save_pretrained(tmp_path / "saved")
-    model.tokenizer.save_pretrained(tmp_path / "saved")
+    plain = load_plain(str(path))
+    plain.model.save_pretrained(tmp_path / "saved")
+    plain.tokenizer.save_pretrained(tmp_path / "saved")
     again = ChatModel.load(str(tmp_path / "saved"))
     assert torch.equal(logits(again), logits(model))
     assert fingerprint(str(path))["covers"] == "every byte"
@@ -472,14 +525,15 @@ def test_a_quantised_gguf_file_is_dequantised(plain_llama: Path, tmp_path: Path)
     model = ChatModel.load(str(write_gguf_model(plain_llama, tmp_path / "q8.gguf", quantised=True)))
     weight = model.hf.model.layers[0].mlp.up_proj.weight
     stored = load_file(plain_llama / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
-    assert weight.dtype == torch.float32 and not torch.equal(weight, stored)
+    assert weight.dtype == torch.float32
+    assert not torch.equal(weight, stored)
     assert torch.allclose(weight, stored, atol=float(stored.abs().max()) / 100)
 
 
 GGUFS = {
     "mlp.down_proj.weight": {"without": ("blk.1.ffn_down.weight",)},
     "input_layernorm.weight": {"without": ("blk.1.attn_norm.weight",)},
-    "leaves out 4 numbers": {"more": ("blk.0.attn_q.bias",)},
+    "leaves out 4 numbers": {"more": ("blk.0.attn_output.bias",)},
     "rope_freqs.weight": {"more": ("rope_freqs.weight",)},
     "template": {"template": False},
     "no-such": {"architecture": "no-such"},
@@ -487,7 +541,9 @@ GGUFS = {
 
 
 @pytest.mark.parametrize("odd", GGUFS)
-def test_a_gguf_file_that_is_not_read_whole_is_one_line(plain_llama: Path, tmp_path: Path, odd: str) -> None:
+def test_a_gguf_file_that_is_not_read_whole_is_one_line(
+    plain_llama: Path, tmp_path: Path, odd: str
+) -> None:
     refused(write_gguf_model(plain_llama, tmp_path / "odd.gguf", **GGUFS[odd]), match=odd)
 
 
@@ -510,7 +566,9 @@ def test_damaged_gguf_files_are_one_line(plain_llama: Path, tmp_path: Path) -> N
 def adapter(tmp_path: Path) -> Path:
     """A LoRA on the tiny llama, alone in its folder."""
     peft = pytest.importorskip("peft")
-    base = hf.AutoModelForCausalLM.from_pretrained(tiny.folder("llama"), attn_implementation="eager")
+    base = hf.AutoModelForCausalLM.from_pretrained(
+        tiny.folder("llama"), attn_implementation="eager"
+    )
     config = peft.LoraConfig(r=2, target_modules=["down_proj", "o_proj"], task_type="CAUSAL_LM")
     adapted = peft.get_peft_model(base, config)
     torch.manual_seed(3)
@@ -526,7 +584,9 @@ def by_peft(adapter: Path) -> Tensor:
     """Logits of the base with the adapter beside it, by peft alone."""
     import peft
 
-    base = hf.AutoModelForCausalLM.from_pretrained(tiny.folder("llama"), attn_implementation="eager")
+    base = hf.AutoModelForCausalLM.from_pretrained(
+        tiny.folder("llama"), attn_implementation="eager"
+    )
     adapted = peft.PeftModel.from_pretrained(base, adapter).eval()
     rendered = ChatModel.load(str(tiny.folder("llama"))).chat.render(PROMPTS)
     with torch.no_grad():
@@ -551,12 +611,18 @@ def test_an_adapter_is_measured_merged(adapter: Path, tmp_path: Path, way: str) 
     else:
         shutil.copytree(base, adapter / "base")
         settings = json.loads((adapter / "adapter_config.json").read_text())
-        (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "base"}))
+        (adapter / "adapter_config.json").write_text(
+            json.dumps({**settings, "base_model_name_or_path": "base"})
+        )
         model = ChatModel.load(str(adapter))
     assert torch.allclose(logits(model), by_peft(adapter), atol=1e-4)
     assert not torch.allclose(logits(model), logits(ChatModel.load(base)), atol=1e-2)
     assert model.adapter is not None
-    shapes = {name.split(".")[-2]: tuple(t.shape) for name, t in model.adapter.tensors.items() if "down" in name}
+    shapes = {
+        name.split(".")[-2]: tuple(t.shape)
+        for name, t in model.adapter.tensors.items()
+        if "down" in name
+    }
     assert shapes == {"lora_A": (2, 48), "lora_B": (32, 2)}
     if way != "given":
         with pytest.raises(InputError, match="adapter"):
@@ -577,7 +643,13 @@ def test_an_adapter_that_loads_partly_is_refused(adapter: Path) -> None:
     refused(adapter, match="adapter_model.safetensors")
 
 
-ADAPTERS = ("[]", "{}", '{"peft_type": "LORA"}', '{"peft_type": "NO", "base_model_name_or_path": "x/y"}', POINTER)
+ADAPTERS = (
+    "[]",
+    "{}",
+    '{"peft_type": "LORA"}',
+    '{"peft_type": "NO", "base_model_name_or_path": "x/y"}',
+    POINTER,
+)
 
 
 @pytest.mark.parametrize("settings", ADAPTERS)
@@ -590,20 +662,36 @@ def test_a_damaged_adapter_is_one_line(adapter: Path, settings: str) -> None:
 
 
 def test_the_language_model_inside_a_multimodal_one_is_taken(tmp_path: Path) -> None:
-    text = {**tiny.GROUPED, "head_dim": 8, "pad_token_id": 258, "eos_token_id": 257, "bos_token_id": None}
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {
+        **tiny.GROUPED,
+        "head_dim": 8,
+        "pad_token_id": 258,
+        "eos_token_id": 257,
+        "bos_token_id": None,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     vision |= {"image_size": 16, "patch_size": 8}
     configs = {
         "llava": hf.LlavaConfig(
-            text_config=hf.LlamaConfig(**text), vision_config=hf.CLIPVisionConfig(**vision), image_token_index=0
+            text_config=hf.LlamaConfig(**text),
+            vision_config=hf.CLIPVisionConfig(**vision),
+            image_token_index=0,
         ),
         "gemma3": hf.Gemma3Config(
-            text_config=hf.Gemma3TextConfig(**text).to_dict(), vision_config=hf.SiglipVisionConfig(**vision).to_dict()
+            text_config=hf.Gemma3TextConfig(**text).to_dict(),
+            vision_config=hf.SiglipVisionConfig(**vision).to_dict(),
         ),
     }
     for name, config in configs.items():
         torch.manual_seed(0)
-        whole = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+        whole = hf.AutoModelForImageTextToText.from_config(
+            config, attn_implementation="eager"
+        ).eval()
         whole.save_pretrained(tmp_path / name)
         tiny.byte_tokenizer().save_pretrained(tmp_path / name)
         model = ChatModel.load(str(tmp_path / name))
@@ -656,7 +744,8 @@ def test_a_large_model_is_known_by_size_time_header_and_blocks(
     monkeypatch.setattr(module, "BLOCK", 1000)
     monkeypatch.setattr(module, "BLOCKS", 4)
     told = fingerprint(str(folder))
-    assert "blocks" in told["covers"] and fingerprint(str(folder)) == told
+    assert "blocks" in told["covers"]
+    assert fingerprint(str(folder)) == told
     path = folder / "model.safetensors"
     times = path.stat()
     flip(path, 1500)
@@ -673,6 +762,7 @@ def test_a_model_in_memory_becomes_a_bridge(folder: Path) -> None:
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
     before = tokenizer.encode("hello")
     bridge = bridge_of(plain, tokenizer)
-    assert bridge.original_model is plain and tokenizer.encode("hello") == before
+    assert bridge.original_model is plain
+    assert tokenizer.encode("hello") == before
     with pytest.raises(InputError, match="cannot wrap"):
         bridge_of(torch.nn.Linear(2, 2), tokenizer)

@@ -59,9 +59,13 @@ def merged(hf: Any, folder: Path, base: str, settings: Mapping[str, Any]) -> tup
         wrapped = peft.PeftModel(hf, config)
         report = wrapped.load_adapter(str(folder), "default", torch_device="cpu")
     _require_whole(folder, wrapped, tensors, report)
-    merge = getattr(wrapped, "merge_and_unload", None) or getattr(wrapped.base_model, "merge_and_unload", None)
+    merge = getattr(wrapped, "merge_and_unload", None) or getattr(
+        wrapped.base_model, "merge_and_unload", None
+    )
     if merge is None:
-        raise InputError(f"adapter {folder}: {settings.get('peft_type')} cannot be merged into weights")
+        raise InputError(
+            f"adapter {folder}: {settings.get('peft_type')} cannot be merged into weights"
+        )
     whole = merge(safe_merge=True)
     for parameter in whole.parameters():
         parameter.requires_grad_(False)

@@ -41,7 +41,11 @@ def fingerprint(
     if source.adapter is None:
         return found
     base = {**found, "name": Path(source.at).name if "sha256" in found else source.at}
-    return {"name": Path(name).name, **_files(source.adapter, _model_files(source.adapter)), "base": base}
+    return {
+        "name": Path(name).name,
+        **_files(source.adapter, _model_files(source.adapter)),
+        "base": base,
+    }
 
 
 def _weights(source: Source, trust_remote_code: bool) -> dict[str, Any]:
@@ -54,7 +58,10 @@ def _weights(source: Source, trust_remote_code: bool) -> dict[str, Any]:
             config = AutoConfig.from_pretrained(
                 source.at, revision=source.revision, trust_remote_code=trust_remote_code
             )
-        return {"name": source.at, "commit": getattr(config, "_commit_hash", None) or source.revision}
+        return {
+            "name": source.at,
+            "commit": getattr(config, "_commit_hash", None) or source.revision,
+        }
     name = source.name if source.name == "organism" else source.folder.name
     return {"name": name, **_files(source.folder, _model_files(source.folder))}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from .stored import require_whole, some
 
 ROTARY = "rope_"
 """Start of the names of tensors that scale rotary frequencies; transformers reads none of them."""
-SHOWN = 3
 
 
 def load_gguf(path: Path, name: str, *, dtype: torch.dtype | str) -> tuple[Any, Any]:
@@ -28,7 +28,8 @@ def load_gguf(path: Path, name: str, *, dtype: torch.dtype | str) -> tuple[Any, 
     told = {"gguf_file": path.name}
     settings = getattr(hf, "GgufConfig", None)
     more = {"quantization_config": settings(dequantize=True)} if settings else {}
-    read, report = hf.AutoModelForCausalLM.from_pretrained(
+    auto: Any = hf.AutoModelForCausalLM
+    read, report = auto.from_pretrained(
         path.parent,
         dtype=dtype,
         attn_implementation="eager",
@@ -49,8 +50,6 @@ def fresh(model: Any, name: str, *, config: Any = None, kind: Any = None, state:
 
     config, kind and state: those of a part of the model, where only that part is wanted.
     """
-    import copy
-
     config = copy.deepcopy(model.config if config is None else config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -91,7 +90,11 @@ def _require_all_read(path: Path, reader: Any, model: Any, unread: tuple[str, ..
         )
     held = sum(int(tensor.n_elements) for tensor in reader.tensors)
     tied = model.get_output_embeddings()
-    if tied is not None and tied.weight is model.get_input_embeddings().weight and "output.weight" in names:
+    if (
+        tied is not None
+        and tied.weight is model.get_input_embeddings().weight
+        and "output.weight" in names
+    ):
         held -= tied.weight.numel()
     taken = sum(parameter.numel() for parameter in model.parameters())
     if unread or held > taken:

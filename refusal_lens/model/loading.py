@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoTokenizer,
 )
 
@@ -26,9 +25,19 @@ from .check import PROBE, Probe, ask
 from .fingerprint import fingerprint
 from .gguf import fresh, load_gguf
 from .source import ADAPTER, Source, find_source, read_object
-from .stored import quantisation, require_fitting, require_whole, some
+from .stored import auto_class, quantisation, require_fitting, require_whole, some
 
-__all__ = ["Loaded", "bridge_of", "fingerprint", "load_pretrained", "loading", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "Loaded",
+    "Plain",
+    "bridge_of",
+    "fingerprint",
+    "load_plain",
+    "load_pretrained",
+    "loading",
+    "resolve_device",
+    "resolve_dtype",
+]
 
 log = logging.getLogger(__name__)
 
@@ -67,39 +76,79 @@ def load_pretrained(
     would move the residual basis. Raises InputError for whatever cannot be found, opened or wrapped, for
     parameters that the checkpoint lacks, and for quantised weights that nobody would scale.
     """
+    with loading(str(name)):
+        plain = load_plain(
+            name,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            adapter=adapter,
+        )
+        _require_words(str(name), plain.tokenizer)
+        probe = ask(plain.model, plain.tokenizer)
+        bridge = bridge_of(plain.model, plain.tokenizer, name=str(name))
+    return Loaded(
+        bridge=bridge,
+        tokenizer=plain.tokenizer,
+        revision=plain.revision,
+        probe=probe,
+        unread=plain.unread,
+        adapter=plain.adapter,
+    )
+
+
+@shown()
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """A Hugging Face model and its tokenizer before anything is wrapped; can be saved as a folder."""
+
+    model: Any
+    tokenizer: Any
+    revision: str | None
+    unread: tuple[str, ...] = ()
+    adapter: Adapter | None = None
+
+
+def load_plain(
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    adapter: str | Path | None = None,
+) -> Plain:
+    """The whole model as plain PyTorch: folders, hub names, GGUF files dequantised, adapters merged.
+
+    Its `save_pretrained` makes a folder of what is none, such as a GGUF file; a bridge changes the modules of
+    the model that it wraps, which can then not be saved. Raises InputError as `load_pretrained` does.
+    """
     if device is not None and device_map is not None:
         raise InputError("device and device_map: got both, need one of them")
     where = None if device_map is not None else resolve_device(device)
     kept = resolve_dtype(dtype, where)
+    commit: str | None = None
+    unread: tuple[str, ...] = ()
+    put_on: Adapter | None = None
     with loading(str(name)):
         source = find_source(name, revision, adapter=adapter)
-        shared = {"revision": source.revision, "trust_remote_code": trust_remote_code}
         if source.gguf is not None:
             if device_map is not None:
                 raise InputError(f"model {name!r}: device_map is not for GGUF files; try device")
             hf, tokenizer = load_gguf(source.gguf, source.name, dtype=kept)
-            commit, unread = None, ()
         else:
+            shared = {"revision": source.revision, "trust_remote_code": trust_remote_code}
             hf, tokenizer, commit, unread = _open(source, kept, device_map, shared)
-        kept_adapter = None
         if source.adapter is not None:
             settings = read_object(source.adapter / ADAPTER)
-            hf, kept_adapter = merged(hf, source.adapter, source.at, settings)
+            hf, put_on = merged(hf, source.adapter, source.at, settings)
             tokenizer = _adapter_tokenizer(source.adapter) or tokenizer
         if where is not None and not getattr(hf, "is_quantized", False):
             hf = hf.to(where)
-        hf = hf.eval()
-        _require_words(source.name, tokenizer)
-        probe = ask(hf, tokenizer)
-        bridge = bridge_of(hf, tokenizer, name=source.name)
-    return Loaded(
-        bridge=bridge,
-        tokenizer=tokenizer,
-        revision=commit or source.revision,
-        probe=probe,
-        unread=unread,
-        adapter=kept_adapter,
-    )
+    return Plain(hf.eval(), tokenizer, commit or source.revision, unread, put_on)
 
 
 def _open(
@@ -113,7 +162,7 @@ def _open(
     tokenizer = AutoTokenizer.from_pretrained(source.at, padding_side="left", **shared)
     # transformers would put an adapter that lies beside the weights into the model as well.
     aside = {"adapter_kwargs": {"subfolder": "none"}} if source.adapter is not None else {}
-    hf, report = _kind(config).from_pretrained(
+    hf, report = auto_class(config).from_pretrained(
         source.at,
         dtype=dtype,
         attn_implementation="eager",
@@ -126,7 +175,9 @@ def _open(
     )
     unread = require_whole(source.name, report, quantised=quantised)
     if unread:
-        log.warning("%d tensors of %s are in no parameter: %s", len(unread), source.name, some(unread))
+        log.warning(
+            "%d tensors of %s are in no parameter: %s", len(unread), source.name, some(unread)
+        )
     if source.folder is None:
         _require_fitting_on_hub(source, config)
     if not quantised and device_map is None:
@@ -134,27 +185,14 @@ def _open(
     return hf, tokenizer, getattr(config, "_commit_hash", None), unread
 
 
-def _kind(config: Any) -> Any:
-    """The auto class of a configuration: a causal language model, or one with pictures beside the text."""
-    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if type(config) in AutoModelForCausalLM._model_mapping or own_code:
-        return AutoModelForCausalLM
-    if type(config) in AutoModelForImageTextToText._model_mapping:
-        return AutoModelForImageTextToText
-    raise InputError(
-        f"model type {config.model_type}: transformers has no causal language model for it; need a model that "
-        "generates text"
-    )
-
-
 def _text_part(hf: Any, name: str) -> Any:
     """The language model inside a model that also takes pictures or sound, as a model of its own."""
     config = hf.config.get_text_config()
     if config is hf.config or type(config) not in AutoModelForCausalLM._model_mapping:
         return hf
-    kind = AutoModelForCausalLM._model_mapping[type(config)]
+    kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
     inner, head = hf.get_decoder(), hf.get_output_embeddings()
-    if kind is type(hf) or head is None or type(inner) is type(hf):
+    if isinstance(kind, tuple) or kind is type(hf) or head is None or inner is hf:
         return hf
     state = {f"{kind.base_model_prefix}.{key}": value for key, value in inner.state_dict().items()}
     state |= {f"lm_head.{key}": value for key, value in head.state_dict().items()}
@@ -204,7 +242,9 @@ def require_embedded(name: str, tokenizer: Any, used: Tensor, rows: int) -> None
             f"{beyond[bad[0]]!r}); is the tokenizer another model's?"
         )
     if beyond:
-        log.warning("%d special tokens of %s have no embedding and cannot be used", len(beyond), name)
+        log.warning(
+            "%d special tokens of %s have no embedding and cannot be used", len(beyond), name
+        )
 
 
 def bridge_of(hf: Any, tokenizer: Any, *, name: str | None = None) -> Any:
@@ -261,7 +301,9 @@ def resolve_dtype(
     if isinstance(dtype, torch.dtype):
         return dtype
     text = dtype.removeprefix("torch.")
-    text = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}.get(text, text)
+    text = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}.get(
+        text, text
+    )
     if text not in DTYPES:
         raise InputError(f"dtype: got {dtype!r}, need one of {', '.join(DTYPES)}")
     return getattr(torch, text)

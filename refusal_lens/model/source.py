@@ -58,7 +58,9 @@ def find_source(
     Raises InputError for folders that cannot be a model and adapters whose base is not to be found.
     """
     if not isinstance(name, (str, os.PathLike)) or not str(name).strip() or "\0" in str(name):
-        raise InputError(f"model: got {name!r}, need a Hugging Face name, a folder, a .gguf file or organism")
+        raise InputError(
+            f"model: got {name!r}, need a Hugging Face name, a folder, a .gguf file or organism"
+        )
     name = os.fspath(name)
     if adapter is not None:
         return _adapted(name, Path(adapter), name, revision)
@@ -106,10 +108,12 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         if os.path.lexists(folder / single):
             return (folder / single,)
         if os.path.lexists(index):
-            places = read_object(index).get("weight_map")
+            places = read_object(index).get("weight_map") or {}
             names = set(places.values()) if _is_map(places) else set()
             if not names or any("/" in n or "\\" in n or "\0" in n or n == ".." for n in names):
-                raise InputError(f"{index}: no map of tensors to files of its folder; download it again")
+                raise InputError(
+                    f"{index}: no map of tensors to files of its folder; download it again"
+                )
             return tuple(folder / name for name in sorted(names))
     return ()
 
@@ -135,7 +139,9 @@ def read_object(path: Path) -> Mapping[str, Any]:
 def require_file(path: Path) -> None:
     """Raise InputError for what is no regular file with content, or a git-lfs pointer in its place."""
     if not path.is_file():
-        got = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no file"
+        got = (
+            "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no file"
+        )
         if not os.path.lexists(path):
             got = "nothing there"
         raise InputError(f"{path}: got {got}, need a regular file; download it again")
@@ -145,7 +151,9 @@ def require_file(path: Path) -> None:
     if size < 1024:
         with path.open("rb") as opened:
             if opened.read(len(POINTER)) == POINTER:
-                raise InputError(f"{path}: got a git-lfs pointer, need the file itself; try git lfs pull")
+                raise InputError(
+                    f"{path}: got a git-lfs pointer, need the file itself; try git lfs pull"
+                )
 
 
 def _adapted(name: str, adapter: Path, base: str | None, revision: str | None) -> Source:
@@ -176,7 +184,9 @@ def _adapted(name: str, adapter: Path, base: str | None, revision: str | None) -
             f"adapter {adapter}: its base model cannot be used ({error})"[:290]
         ) from error
     if found.adapter is not None:
-        raise InputError(f"adapter {adapter}: its base {base} is an adapter too; merge that one first")
+        raise InputError(
+            f"adapter {adapter}: its base {base} is an adapter too; merge that one first"
+        )
     return Source(name, found.at, found.revision, found.gguf, adapter)
 
 

@@ -16,7 +16,9 @@ from .boundary import loading
 from .source import read_object, weight_files
 
 PLAIN = ("F64", "F32", "F16", "BF16")
-SCALES = re.compile(r"(_scale|_scale_inv|_scale_2|_scale_inverse|\.scales?|\.scb|absmax|zeros|zero_point)$")
+SCALES = re.compile(
+    r"(_scale|_scale_inv|_scale_2|_scale_inverse|\.scales?|\.scb|absmax|zeros|zero_point)$"
+)
 """Ends of the names of what quantised weights are multiplied with."""
 MOST_LAYERS = 10_000
 NAMED = 3
@@ -47,7 +49,9 @@ def quantisation(config: Any, where: str | Path) -> str | None:
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
 
     for part in (config, config.get_text_config()):
-        found = getattr(part, "quantization_config", None) or getattr(part, "compression_config", None)
+        found = getattr(part, "quantization_config", None) or getattr(
+            part, "compression_config", None
+        )
         if found is None:
             continue
         told = found if isinstance(found, Mapping) else getattr(found, "to_dict", dict)()
@@ -104,6 +108,21 @@ def some(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
+def auto_class(config: Any) -> Any:
+    """The auto class of a configuration: a causal language model, or one with pictures beside the text."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) in AutoModelForCausalLM._model_mapping or own_code:
+        return AutoModelForCausalLM
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    raise InputError(
+        f"model type {config.model_type}: transformers has no causal language model for it; need a model that "
+        "generates text"
+    )
+
+
 def _headers(folder: Path, files: Sequence[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape of every tensor in safetensors files; {} for pickled ones, which have no header."""
     held: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -113,7 +132,9 @@ def _headers(folder: Path, files: Sequence[Path]) -> dict[str, tuple[str, tuple[
         with loading(path), safe_open(path, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118
                 if name in held:
-                    raise InputError(f"{path}: holds {name}, as another shard does; download the folder again")
+                    raise InputError(
+                        f"{path}: holds {name}, as another shard does; download the folder again"
+                    )
                 part = opened.get_slice(name)
                 held[name] = (str(part.get_dtype()), tuple(part.get_shape()))
     if files[0] != folder / "model.safetensors":
@@ -146,18 +167,16 @@ def _require_size(folder: Path, files: Sequence[Path], config: Any, *, quantised
 
     Such a model would fill the memory with parameters that are then found missing.
     """
-    from transformers import AutoModelForCausalLM
-
     layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
     if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
         raise InputError(
             f"model folder {folder}: config.json has num_hidden_layers {str(layers)[:20]}, need 1 to {MOST_LAYERS}"
         )
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        return
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return  # made by code of its own, which may need the weights
     room = sum(path.stat().st_size for path in files) * (8 if quantised else 2)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        model = auto_class(config).from_config(copy.deepcopy(config))
     needed = sum(parameter.numel() for parameter in model.parameters())
     if needed > 4 * room:
         raise InputError(

@@ -26,8 +26,8 @@ def model_folder(name: str, revision: str | None = None) -> Path:
     source = find_source(name, revision)
     if source.edits_refused:
         raise InputError(
-            f"model {name!r}: got {source.edits_refused}, need a folder with whole weights to edit; save the "
-            "loaded model (ChatModel.hf.save_pretrained) with its tokenizer, and run on that"
+            f"model {name!r}: got {source.edits_refused}, need a folder with whole weights to edit; save "
+            "load_plain(name) of refusal_lens.model.loading, model and tokenizer, and run on that"
         )
     if source.folder is not None:
         return source.folder
