@@ -72,8 +72,9 @@ def find_source(
         return Source(name, str(path.parent), gguf=path)
     if not path.is_dir():
         if os.path.lexists(path) or path.is_absolute():
-            got = "no such folder" if not os.path.lexists(path) else "a file"
-            raise InputError(f"model {name!r}: {got}, need a model folder or a .gguf file")
+            raise InputError(
+                f"model {name!r}: neither a folder nor a .gguf file; is the path right?"
+            )
         return _on_hub(name, revision)
     if (path / ADAPTER).is_file():
         beside = name if (path / "config.json").is_file() else None
