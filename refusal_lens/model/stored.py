@@ -28,7 +28,8 @@ NAMED = 3
 def require_fitting(folder: Path, config: Any, auto: Any) -> None:
     """Raise InputError unless a folder's weight files can be those of its configuration.
 
-    auto: the auto class that makes the model. Reads headers only: quantised weights that nobody would scale, an index that does not list what its
+    auto: the auto class that makes the model.
+    Reads headers only: quantised weights that nobody would scale, an index that does not list what its
     files hold, sizes of which the files hold a fraction.
     """
     files = weight_files(folder)
