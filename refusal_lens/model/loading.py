@@ -158,7 +158,7 @@ def _open(
     config = AutoConfig.from_pretrained(source.at, **shared)
     quantised = quantisation(config, source.at) is not None
     if source.folder is not None:
-        require_fitting(source.folder, config)
+        require_fitting(source.folder, config, _kind(config))
     tokenizer = AutoTokenizer.from_pretrained(source.at, padding_side="left", **shared)
     # transformers would put an adapter that lies beside the weights into the model as well.
     aside = {"adapter_kwargs": {"subfolder": "none"}} if source.adapter is not None else {}
@@ -207,7 +207,7 @@ def _require_fitting_on_hub(source: Source, config: Any) -> None:
     commit = getattr(config, "_commit_hash", None) or source.revision
     found = try_to_load_from_cache(source.at, "config.json", revision=commit)
     if isinstance(found, str):
-        require_fitting(Path(found).parent, config)
+        require_fitting(Path(found).parent, config, _kind(config))
 
 
 def _adapter_tokenizer(folder: Path) -> Any:
