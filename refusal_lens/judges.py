@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from .door import checked
 from .errors import InputError
 
 REFUSAL_PHRASES = (
@@ -139,6 +140,7 @@ Judge = Callable[[str], Score]
 """Maps a reply to a Score."""
 
 
+@checked
 def phrase_judge(reply: str, *, exact: bool = False) -> Score:
     """1 iff the reply contains a refusal phrase, in any case and typography.
 

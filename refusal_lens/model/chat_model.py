@@ -109,12 +109,14 @@ class ChatModel:
     def _users(self) -> Users:
         return Users.of(self.bridge if self.hf is None else self.hf)
 
+    @checked
     def with_chat(self, chat: ChatFormat) -> ChatModel:
         """The same model, weights and installed edits with another chat format; nothing is loaded."""
         other = copy.copy(self)
         other.chat = chat
         return other
 
+    @checked
     def require_room(self, rendered: Rendered, max_new_tokens: int | None = None) -> None:
         """Raise InputError, naming a prompt, unless all fit into the model's positions with replies.
 
@@ -306,6 +308,7 @@ class ChatModel:
 
     # ---------------------------------------------------------------- generation
 
+    @checked
     def generate(
         self,
         prompts: Sequence[str] | Rendered,
@@ -329,6 +332,7 @@ class ChatModel:
         )
         return [reply.text for reply in found]
 
+    @checked
     @torch.no_grad()
     def replies(
         self,

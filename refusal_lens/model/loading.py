@@ -25,7 +25,7 @@ from .check import PROBE, Probe, ask
 from .fingerprint import fingerprint
 from .gguf import fresh, load_gguf
 from .source import ADAPTER, Source, find_source, read_object
-from .stored import auto_class, quantisation, require_fitting, require_whole, some
+from .stored import quantisation, require_fitting, require_whole, some
 
 __all__ = [
     "Loaded",
@@ -162,7 +162,7 @@ def _open(
     tokenizer = AutoTokenizer.from_pretrained(source.at, padding_side="left", **shared)
     # transformers would put an adapter that lies beside the weights into the model as well.
     aside = {"adapter_kwargs": {"subfolder": "none"}} if source.adapter is not None else {}
-    hf, report = auto_class(config).from_pretrained(
+    hf, report = _kind(config).from_pretrained(
         source.at,
         dtype=dtype,
         attn_implementation="eager",
@@ -183,6 +183,19 @@ def _open(
     if not quantised and device_map is None:
         hf = _text_part(hf, source.name)
     return hf, tokenizer, getattr(config, "_commit_hash", None), unread
+
+
+def _kind(config: Any) -> Any:
+    """The auto class of a configuration: a causal language model, or one with pictures beside the text."""
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) in AutoModelForCausalLM._model_mapping or own_code:
+        return AutoModelForCausalLM
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    raise InputError(
+        f"model type {config.model_type}: transformers has no causal language model for it; need a model that "
+        "generates text"
+    )
 
 
 def _text_part(hf: Any, name: str) -> Any:

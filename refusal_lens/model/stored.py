@@ -109,21 +109,6 @@ def some(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
-def auto_class(config: Any) -> Any:
-    """The auto class of a configuration: a causal language model, or one with pictures beside the text."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if type(config) in AutoModelForCausalLM._model_mapping or own_code:
-        return AutoModelForCausalLM
-    if type(config) in AutoModelForImageTextToText._model_mapping:
-        return AutoModelForImageTextToText
-    raise InputError(
-        f"model type {config.model_type}: transformers has no causal language model for it; need a model that "
-        "generates text"
-    )
-
-
 def _headers(folder: Path, files: Sequence[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape of every tensor in safetensors files; {} for pickled ones, which have no header."""
     held: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -175,19 +160,11 @@ def _require_size(
         raise InputError(
             f"model folder {folder}: config.json has num_hidden_layers {str(layers)[:20]}, need 1 to {MOST_LAYERS}"
         )
-<<<<<<< HEAD
-    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        return  # made by code of its own, which may need the weights
-    room = sum(path.stat().st_size for path in files) * (8 if quantised else 2)
-    with torch.device("meta"):
-        model = auto_class(config).from_config(copy.deepcopy(config))
-=======
     if type(config) not in auto._model_mapping:
         return
     room = sum(path.stat().st_size for path in files) * (8 if quantised else 2)
     with torch.device("meta"):
         model = auto.from_config(copy.deepcopy(config))
->>>>>>> faults-loading
     needed = sum(parameter.numel() for parameter in model.parameters())
     if needed > 4 * room:
         raise InputError(
