@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from refusal_lens.door import checked
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
@@ -52,6 +54,7 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
+@checked
 @contextmanager
 def bars(*, quiet: bool = False) -> Iterator[Progress | None]:
     """Yield a callback that shows how far each name is, and the time left.

@@ -16,7 +16,6 @@ import pytest
 import tiny
 import torch
 import transformers as hf
-from jaxtyping import config
 
 from refusal_lens.activations import map_last_logits, mean_residuals
 from refusal_lens.chat import ChatFormat
@@ -179,17 +178,13 @@ def test_a_prefill_is_context_and_not_scored() -> None:
 def test_texts_have_no_loss() -> None:
     with pytest.raises(InputError, match="need one for each"):
         reply_loss(qwen(), PROMPTS, [[1]])
-    config.update("jaxtyping_disable", True)
-    try:
-        with pytest.raises(InputError, match="got text, need the ids"):
-            reply_loss(qwen(), ["a"], ["b"])  # type: ignore[list-item]
-    finally:
-        config.update("jaxtyping_disable", False)
+    with pytest.raises(InputError, match="need a list of lists of whole numbers"):
+        reply_loss(qwen(), ["a"], ["b"])  # type: ignore[list-item]
 
 
 def test_one_string_is_no_list_of_prompts() -> None:
     for call in (qwen().generate, qwen().replies, lambda text: map_last_logits(qwen(), text)):
-        with pytest.raises(InputError, match="got one string, need a list"):
+        with pytest.raises(InputError, match="got 'Name a river', need a list of texts"):
             call("Name a river")
 
 
@@ -257,7 +252,7 @@ def test_the_default_reply_is_as_long_as_fits() -> None:
     [reply] = model.replies(rendered, stop=False)
     assert len(reply.ids) == rest
     for wrong in (0, -1, True):
-        with pytest.raises(InputError, match="max_new_tokens: got"):
+        with pytest.raises(InputError, match=r"max_new_tokens.*: got"):
             model.replies(rendered, max_new_tokens=wrong)
 
 

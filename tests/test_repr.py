@@ -85,7 +85,7 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "Job": job,
         "Orthogonalise": orthogonalise(direction),
         "Shift": shift(direction),
-        "ExportConfig": ExportConfig("lora", Path(EVIL)),
+        "ExportConfig": ExportConfig("lora", Path(EVIL[:200].replace("/", ""))),
         "Exported": Exported(Path("x"), writers_of(model.hf), notes=[EVIL] * 50),
         "Site": Site("resid_pre", 1),
         "Scored": score_candidates,

@@ -855,11 +855,6 @@ class TestProgress:
         assert progress.remaining(3.0, 10, 100) == pytest.approx(27.0)
         assert progress.remaining(3.0, 0, 100) is None
 
-    def test_it_is_quiet_where_there_is_no_terminal(self, capsys: pytest.CaptureFixture) -> None:
-        with progress.bars() as on_progress:
-            assert on_progress is None
-        assert capsys.readouterr() == ("", "")
-
     def test_a_terminal_shows_name_share_and_time_left(
         self, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:

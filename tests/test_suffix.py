@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ from refusal_lens.metrics import refusal_metric
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.pipeline.suffix_job import as_mapping, run_suffix_study
 from refusal_lens.plotting.tokens import attention_view, contribution_view
-from refusal_lens.report import write_report
+from refusal_lens.report import write_report, write_whole_report
 from refusal_lens.report.sections.suffix import headline, title
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 from refusal_lens.studies.suffix import (
     CONDITIONS,
     SuffixStudy,
+    measure,
     random_suffixes,
     read_suffix,
     study_suffix,
@@ -347,7 +349,7 @@ def finished(tmp_path: Path) -> Path:
     with Run.open(folder) as run:
         with run.step("behaviour", inputs={}) as step:
             step.write_jsonl("prompts.jsonl", rows)
-            step.write_json("behaviour.json", {"refusal_tokens": {"ids": list(refusal_tokens())}})
+            step.write_json("behaviour.json", {"refusal_tokens": {"ids": list(refusal_tokens())}, "model": {}})
         with run.step("selection", inputs={}, after=["behaviour"]) as step:
             with step.writing("direction.safetensors") as path:
                 direction().save(path)
@@ -411,13 +413,18 @@ def test_a_failed_study_leaves_the_run_whole(finished: Path) -> None:
         run_suffix_study(finished, **small(suffix=None))
 
 
-def test_the_page_trusts_no_reply_and_no_suffix(finished: Path) -> None:
+def test_the_page_trusts_no_reply_and_no_suffix(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hostile = " <script>document.title='pwned'</script>"
+    real = measure.complete
+
+    def answering(*args: Any, **options: Any) -> list[Any]:
+        return [replace(one, response=hostile) for one in real(*args, **options)]
+
+    monkeypatch.setattr(measure, "complete", answering)
     run_suffix_study(finished, **small(suffix=hostile))
-    rows = read_jsonl(finished / "suffix/completions.jsonl")
-    rows[0]["response"] = hostile
-    with (finished / "suffix/completions.jsonl").open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    assert read_jsonl(finished / "suffix/completions.jsonl")[0]["response"] == hostile
     page = write_report(finished).read_text()
     assert "<script>document" not in page
     assert "&lt;script&gt;document" in page
@@ -427,12 +434,10 @@ def test_the_page_trusts_no_reply_and_no_suffix(finished: Path) -> None:
 
 def test_a_damaged_study_gets_a_line(finished: Path) -> None:
     run_suffix_study(finished, **small())
-    (finished / "suffix/effects.csv").write_text("edit\nzero\n")
-    with pytest.raises(InputError, match="got no column condition"):
-        write_report(finished)
-    (finished / "suffix/summary.json").write_text("{}")
-    with pytest.raises(InputError, match="damaged"):
-        write_report(finished)
+    for name in ("suffix/effects.csv", "suffix/summary.json"):
+        (finished / name).write_text("{}\n")
+        with pytest.raises(InputError, match=name):
+            write_whole_report(finished)
 
 
 def test_circuitsvis_views_are_offline_and_closed() -> None:
@@ -451,8 +456,8 @@ def test_circuitsvis_views_are_offline_and_closed() -> None:
     ("arguments", "line", "code"),
     [
         (["--suffix", "a", "--suffix-file", "b"], "give one of the two", 2),
-        (["--suffix", ""], "error: suffix: got ''", 1),
-        (["--suffix-file", "missing.txt"], "error: suffix file missing.txt: cannot be read", 1),
+        (["--suffix", ""], "suffix: got ''", 2),
+        (["--suffix-file", "missing.txt"], "error: suffix file missing.txt: got no such file", 1),
         (["--n-heads", "99", "--suffix", " a"], "error: number of top heads: got 99", 1),
     ],
 )

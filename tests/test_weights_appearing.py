@@ -209,9 +209,9 @@ def test_long_names_fit_and_too_long_ones_are_refused_before_work(run: Path, tmp
     assert longest.is_file()
     (record,) = (run / "exports").glob("ä*.json")
     assert read_json(record)["out"] == str(longest)
-    with pytest.raises(InputError, match="File name too long"):
+    with pytest.raises(InputError, match=r"File name too long|names of at most 255 bytes"):
         export(run, tmp_path / ("x" * 300 + ".gguf"), "gguf")
-    with pytest.raises(InputError, match="File name too long"):
+    with pytest.raises(InputError, match=r"File name too long|names of at most 255 bytes"):
         export(run, tmp_path / ("x" * 300), "reference")
-    with pytest.raises(InputError, match="is no path"):
+    with pytest.raises(InputError, match=r"is no path|need a path"):
         moving.require_room(Path("a\0b"), 0)

@@ -98,6 +98,7 @@ FINE: dict[tuple[str, str], str] = {
     ("cosine_similarity.r", "inf"): "NaN in, NaN out",
     ("RunConfig.dtype", "unknown"): LATER,
     ("RunConfig.dtype", "empty"): LATER,
+    ("RunConfig.max_new_tokens", "None"): UNASKED,
     ("RunConfig.max_new_tokens", "a million million"): LATER,
     ("RunConfig.max_new_tokens", "2^62"): LATER,
     (

@@ -43,7 +43,9 @@ def chat(
     system: Annotated[
         str | None, typer.Option(help="Another system prompt  [default: the run's]")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 256,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest reply  [default: 256, or what fits]")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="[default: the run's]")] = None,
     device: Annotated[str | None, typer.Option(help="[default: the best there is]")] = None,
     trust_remote_code: Annotated[
@@ -87,7 +89,7 @@ def chat(
         talk.reset()
 
 
-def _load(folder: Path, *, system: str | None, max_new_tokens: int, **options: Any) -> Model:
+def _load(folder: Path, *, system: str | None, max_new_tokens: int | None, **options: Any) -> Model:
     """The run's model, direction and refusal tokens, as something that answers."""
     from refusal_lens.chat import ChatFormat
     from refusal_lens.directions import Direction

@@ -20,6 +20,9 @@ Reply = tuple[str, "Completion"]
 Turns = list[tuple[str, str]]
 """What was asked and answered so far."""
 
+LONGEST_REPLY = 256
+"""Tokens of a reply, where nobody says another number."""
+
 HELP = """\
 /edit ablate|add|subtract|none   what to do with the direction, from the next prompt on
 /scale 0.5                       how much of it: share ablated, or multiple of r added
@@ -38,7 +41,7 @@ class Model:
     model: ChatModel
     direction: Direction
     refusal_tokens: tuple[int, ...]
-    max_new_tokens: int
+    max_new_tokens: int | None
 
     def reply(self, prompt: str, turns: Turns, edit: Edit | None) -> Completion:
         """The reply to a prompt after some turns, under an edit."""
@@ -47,12 +50,13 @@ class Model:
         model = self.model
         if turns:
             model = model.with_chat(model.chat.after(turns))
+        length = self.max_new_tokens or model.reply_room(model.chat.render([prompt]), LONGEST_REPLY)
         (completion,) = complete(
             model,
             [prompt],
             refusal_tokens=self.refusal_tokens,
             edit=edit,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=length,
         )
         return completion
 

@@ -59,7 +59,9 @@ def export(
         bool, typer.Option("--check/--no-check", help="Load it again and compare with hooks.")
     ] = True,
     n_prompts: Annotated[int, typer.Option(min=1, help="Test prompts of a kind to check.")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in the check.")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest reply in the check  [default: 64, or what fits]")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts in a forward pass.")] = 32,
     dtype: Annotated[str | None, typer.Option(help="Of the check  [default: the run's]")] = None,
     device: Annotated[str | None, typer.Option(help="[default: the best there is]")] = None,

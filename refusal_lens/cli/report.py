@@ -10,6 +10,7 @@ import typer
 from refusal_lens.cli.codes import UNMET
 from refusal_lens.cli.options import Debug, Json, Quiet
 from refusal_lens.cli.output import deliver_json, show
+from refusal_lens.errors import InputError
 
 
 def report(
@@ -54,5 +55,10 @@ def report(
         deliver_json({"report": page, "summary": summary})
     else:
         show(f"report: {page}")
-    if ours and summary.get("selected") is None:
+    if ours and "selected" not in summary:
+        raise InputError(
+            f"run folder at {run}: its summary.json does not say what was selected, need a whole one; try "
+            f"refusal-lens run --out {run} again"
+        )
+    if ours and summary["selected"] is None:
         raise typer.Exit(UNMET)

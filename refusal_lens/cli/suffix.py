@@ -29,7 +29,9 @@ def suffix(
         int, typer.Option(min=0, help="Random sets of heads for the causal check.")
     ] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random suffixes and head sets.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest reply  [default: 64, or what fits]")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts in a forward pass.")] = 64,
     dtype: Annotated[str | None, typer.Option(help="[default: the run's]")] = None,
     device: Annotated[str | None, typer.Option(help="[default: the best there is]")] = None,

@@ -50,15 +50,10 @@ def reply_loss(
     they were generated from (and its prefill, which is not scored). Text would have to be tokenised
     again, into other tokens wherever it holds special tokens or characters cut in two.
     Empty replies score no tokens; when every reply is empty the loss is NaN over 0 tokens.
-    Raises InputError for texts, or a number of replies that is not that of the instructions.
+    Raises InputError for a number of replies that is not that of the instructions.
     """
     if len(replies) != len(instructions):
         raise InputError(f"replies: got {len(replies)}, need one for each of {len(instructions)} instructions")
-    if any(isinstance(reply, str) for reply in replies):
-        raise InputError(
-            "replies of a loss: got text, need the ids that were generated; try "
-            "[reply.ids for reply in model.replies(prompts)]"
-        )
     pairs = [(i, r) for i, r in zip(instructions, replies, strict=True) if len(r)]
     if not pairs:
         return Loss(math.nan, 0)

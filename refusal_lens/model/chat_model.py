@@ -125,6 +125,11 @@ class ChatModel:
         wanted = 1 if max_new_tokens is None else max_new_tokens
         require_room(self.name, self.max_positions, rendered, wanted)
 
+    @checked
+    def reply_room(self, rendered: Rendered, wanted: int) -> int:
+        """Tokens for a reply where nobody asked for a number: wanted, or what the positions leave."""
+        return reply_length(self.max_positions, rendered, None, wanted)
+
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
         return (self.hf if self.hf is not None else self.bridge).parameters()
 

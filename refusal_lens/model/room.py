@@ -60,7 +60,9 @@ def require_room(name: str, limit: int | None, rendered: Rendered, new_tokens: i
     )
 
 
-def reply_length(limit: int | None, rendered: Rendered, asked: int | None) -> int:
+def reply_length(
+    limit: int | None, rendered: Rendered, asked: int | None, default: int = LONGEST_REPLY
+) -> int:
     """The longest reply: as asked; by default 512, or what is left beside the longest prompt.
 
     Raises InputError unless a whole number of at least 1 is asked for.
@@ -70,5 +72,5 @@ def reply_length(limit: int | None, rendered: Rendered, asked: int | None) -> in
             raise InputError(f"max_new_tokens: got {asked!r}, need a whole number of at least 1")
         return asked
     if limit is None:
-        return LONGEST_REPLY
-    return max(1, min(LONGEST_REPLY, limit - int(rendered.lengths.max())))
+        return default
+    return max(1, min(default, limit - int(rendered.lengths.max())))

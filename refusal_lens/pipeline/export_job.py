@@ -95,7 +95,7 @@ class ExportConfig:
     allow_partial: bool = False
     check: bool = True
     n_prompts: int = 32
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
     batch_size: int = 32
     dtype: str | None = None
     device: str | None = None
@@ -110,7 +110,7 @@ class ExportConfig:
             )
         if self.norm_preserving and self.edit != "ablate":
             raise InputError(f"norm-preserving edit: got --edit {self.edit}, need ablate")
-        if self.n_prompts < 1 or self.max_new_tokens < 1:
+        if self.n_prompts < 1 or (self.max_new_tokens is not None and self.max_new_tokens < 1):
             raise InputError("prompts and tokens of the check: need at least 1 of each")
 
     def _is_unused(self, option: Field[Any]) -> bool:

@@ -30,7 +30,7 @@ def run_suffix_study(
     n_heads: int | None = None,
     n_random_sets: int = 8,
     seed: int = 0,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     batch_size: int = 64,
     dtype: str | None = None,
     on_progress: Progress | None = None,

@@ -9,14 +9,11 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from ..display import shown
-
 # Controls, surrogates and the characters that turn the direction of the text after them.
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 MINUS = "\u2212"
 
 
-@shown()
 @dataclass(frozen=True)
 class Html:
     """A piece of a page whose texts are escaped already."""
@@ -24,7 +21,6 @@ class Html:
     source: str
 
 
-@shown()
 @dataclass(frozen=True)
 class Plot:
     """A figure with its name (also its file's) and a caption, which is plain text."""
@@ -34,7 +30,6 @@ class Plot:
     caption: str
 
 
-@shown()
 @dataclass(frozen=True)
 class Section:
     """A titled part of the report. `key` is its anchor."""

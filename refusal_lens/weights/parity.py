@@ -29,6 +29,8 @@ RATE_ALLOWED = 0.1
 """Difference of refusal rates that such differences of logits explain, beyond one reply."""
 STREAM_ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest ``|x . r^| / ||x||`` that rounding leaves at any layer."""
+LONGEST_REPLY = 64
+"""Tokens of a reply that is compared, where nobody says another number."""
 
 
 @shown()
@@ -49,18 +51,20 @@ def score(
     *,
     refuses: Refuses,
     under: AbstractContextManager[Any] | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
 ) -> Scores:
-    """Last-token logits, greedy replies and the stream along r^, under a context of hooks or none."""
+    """Last-token logits, greedy replies and the stream along r^, under a context of hooks or none.
+
+    Replies are 64 tokens long at most, or as many as fit, unless max_new_tokens says how many.
+    """
     logits, replies = {}, {}
     with under or nullcontext():
         for kind, texts in prompts.items():
             rendered = model.chat.render(list(texts))
             logits[kind] = map_last_logits(model, rendered, batch_size=batch_size).float()
-            replies[kind] = model.generate(
-                rendered, max_new_tokens=max_new_tokens, batch_size=batch_size
-            )
+            length = max_new_tokens or model.reply_room(rendered, LONGEST_REPLY)
+            replies[kind] = model.generate(rendered, max_new_tokens=length, batch_size=batch_size)
         first = next(iter(prompts.values()))
         stream = stream_along(model, list(first)[:8], edit)
     refused = {kind: [refuses(reply) for reply in each] for kind, each in replies.items()}

@@ -42,6 +42,8 @@ TOP_HEADS = 8
 """As many as the paper's Fig. 6 shows."""
 LARGEST_SHARE = 2
 """In small models at most one in so many of the heads below l*, so that random sets differ."""
+LONGEST_REPLY = 64
+"""Tokens of a judged reply, where nobody says another number."""
 
 
 @shown()
@@ -83,7 +85,7 @@ def study_suffix(
     n_heads: int | None = None,
     n_random_sets: int = 8,
     seed: int = 0,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     n_stories: int = 2,
     on_progress: Progress | None = None,
@@ -101,7 +103,7 @@ def study_suffix(
             of the heads below l*.
         n_random_sets: random sets of as many other heads, for the causal check.
         seed: of the random suffixes and head sets.
-        max_new_tokens: length of the replies that are judged.
+        max_new_tokens: length of the replies that are judged; by default 64, or what the positions leave.
         batch_size: prompts per forward pass.
         n_stories: prompts that are kept token by token.
         on_progress: called with (what, done, total).
@@ -122,15 +124,16 @@ def study_suffix(
     said = on_progress or _silent
     metric = partial(refusal_metric, refusal_tokens=tokens)
     kept, counts = _behaved(model, harmful, harmless, metric, batch_size)
-    conditions = _conditions(model, kept, suffix, seed, max_new_tokens)
+    conditions = _conditions(model, kept, suffix, seed, max_new_tokens or 1)
+    length = max_new_tokens or min(
+        model.reply_room(each.rendered, LONGEST_REPLY) for each in conditions.values()
+    )
     plain = attribute(model, conditions[HARMFUL].rendered, direction, batch_size=batch_size)
     heads = plain.top_heads(_how_many(n_heads, plain.heads[0, 0].numel()))
     measured = {}
     for done, (name, condition) in enumerate(conditions.items()):
         said("suffix conditions", done, len(conditions) + 1)
-        measured[name] = _measure(
-            model, condition, direction, heads, tokens, max_new_tokens, batch_size
-        )
+        measured[name] = _measure(model, condition, direction, heads, tokens, length, batch_size)
     said("suffix conditions", len(conditions), len(conditions) + 1)
     effects = _effects(model, conditions, direction, heads, tokens, n_random_sets, seed, batch_size)
     said("suffix conditions", len(conditions) + 1, len(conditions) + 1)
