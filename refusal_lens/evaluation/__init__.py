@@ -1,9 +1,6 @@
 """What an edit does: completions and judges, losses, geometry, and the nulls beside every effect."""
 
-from .base_model import agreement, cosine_in_both
-from .completions import Completion, Rate, complete, refusal_rate
-from .geometry import cosine_by_layer, principal_components
-from .judges import (
+from ..judges import (
     REFUSAL_PHRASES,
     Disagreement,
     Judge,
@@ -12,6 +9,9 @@ from .judges import (
     paper_judge,
     phrase_judge,
 )
+from .base_model import agreement, cosine_in_both
+from .completions import Completion, Rate, complete, refusal_rate
+from .geometry import cosine_by_layer, principal_components
 from .losses import Loss, reply_loss
 from .nulls import nulls, random_units
 

@@ -12,9 +12,9 @@ from ..activations import map_last_logits
 from ..display import shown
 from ..door import at_least, checked
 from ..interventions import Edit, applied
+from ..judges import Judge, paper_judge, phrase_judge
 from ..metrics import binomial_standard_error, refusal_metric
 from ..model import ChatModel
-from .judges import Judge, paper_judge, phrase_judge
 
 
 @shown()

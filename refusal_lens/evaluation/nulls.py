@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..door import at_least, at_most, checked
 from ..interventions import Ablate, Add, Deflect, Edit, HasVector, applied
+from ..judges import Judge, phrase_judge
 from ..metrics import refusal_metric
 from ..model import ChatModel
 from ..shapes import wide
-from .judges import Judge, phrase_judge
 
 MOST = 1_000_000
 """Directions that can be drawn together, and their dimensions."""

@@ -51,8 +51,7 @@ def write_safetensors(
     import torch
 
     header: dict[str, Any] = {}
-    if metadata:
-        header["__metadata__"] = {name: metadata[name] for name in sorted(metadata)}
+    sorted_metadata = dict(sorted((metadata or {}).items()))
     contents: list[bytes] = []
     end = 0
     for name in sorted(tensors, key=lambda n: (-tensors[n].element_size(), n)):
@@ -67,10 +66,16 @@ def write_safetensors(
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
-    text = json.dumps(header, separators=(",", ":")).encode("ascii")
-    text += b" " * (-len(text) % ALIGNED)
     with writing(path) as temporary:
-        temporary.write_bytes(b"".join([len(text).to_bytes(8, "little"), text, *contents]))
+        temporary.write_bytes(b"".join([header_bytes(header, sorted_metadata), *contents]))
+
+
+def header_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors header: eight bytes of length, then JSON, padded so that the data is aligned."""
+    whole = ({"__metadata__": dict(metadata)} if metadata else {}) | dict(tensors)
+    text = json.dumps(whole, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % ALIGNED)
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_safetensors(path: Path) -> Tensors:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..door import checked
 from ..errors import InputError
 from ..model.stream.blueprint import blueprint
-from ..runs import write_json
+from ..runs import write_json, write_safetensors
 from .checkpoint import Job, configuration, require_job
 from .contraction import contraction
 from .edits import Change, NewBias, Offset, Project, change_in_place
@@ -98,8 +97,7 @@ def write_adapter(
     wrapped = _wrapped(peft, model, settings, parts)
     with appearing(Path(out), needed=_size(job), check=check, recorded=recorded) as hidden:
         tensors = dict(_tensors(job, wrapped, parts, progress))
-        # Written here, since safetensors' own error for a full disk is no OSError.
-        (hidden / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
+        write_safetensors(hidden / "adapter_model.safetensors", tensors, {"format": "pt"})
         write_json(hidden / PROVENANCE, {**provenance, "not_covered": missed})
         _save_settings(settings, hidden)
         _require_loaded_whole(peft, config, settings, hidden, trust_remote_code=trust_remote_code)

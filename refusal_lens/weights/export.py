@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..door import checked
+from ..runs.tensors import header_bytes
 from .checkpoint import Added, Job, require_job
 from .edits import Columns, Offset, Project, changed_rows, layout, pieces
 from .moving import (
@@ -30,7 +31,7 @@ from .moving import (
     require_outside,
     write_all,
 )
-from .shards import DTYPES, INDEX, Checkpoint, Shard, Stored, header_bytes
+from .shards import DTYPES, INDEX, Checkpoint, Shard, Stored
 
 ADDED = "model-added.safetensors"
 PROVENANCE = "refusal_lens.json"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..display import shown
 from ..errors import InputError
+from ..model.source import read_object
 
 DTYPES = {
     "F64": torch.float64,
@@ -80,7 +81,7 @@ class Checkpoint:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """config.json."""
-        return _json(self.folder / "config.json")
+        return read_object(self.folder / "config.json")
 
     def read(self, name: str) -> Tensor:
         """One whole tensor. Raises InputError when the file is cut short."""
@@ -110,7 +111,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"model folder {folder}: no config.json, need a Hugging Face model folder")
-    index = _json(folder / INDEX) if (folder / INDEX).is_file() else None
+    index = read_object(folder / INDEX) if (folder / INDEX).is_file() else None
     places = {} if index is None else _places(folder / INDEX, index)
     shards = tuple(_shard(folder, file) for file in _files(folder, places))
     tensors = {stored.name: stored for shard in shards for stored in _stored(shard)}
@@ -236,21 +237,3 @@ def _stored(shard: Shard) -> list[Stored]:
         for name, each in shard.header.items()
         if name != "__metadata__"
     ]
-
-
-def header_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors header, padded so that the data starts at a multiple of eight."""
-    whole = ({"__metadata__": dict(metadata)} if metadata else {}) | dict(tensors)
-    text = json.dumps(whole, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not JSON; download it again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: got a JSON {type(value).__name__}, need an object")
-    return value
