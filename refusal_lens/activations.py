@@ -92,7 +92,7 @@ def map_last_logits(
     number: Callable[[LastLogits], Tensor] = Tensor.cpu,
     batch_size: int = 32,
     on_progress: OnProgress | None = None,
-) -> Shaped[Tensor, "prompt *values"]:
+) -> Shaped[Tensor, "prompt *values"]:  # noqa: F821  (axes)
     """``number(last-position logits)`` for every prompt, in the prompts' order, on the CPU.
 
     number maps [batch d_vocab] to [batch ...]; by default the logits themselves.
