@@ -108,13 +108,20 @@ def map_last_logits(
 
 @checked
 def mean_next_token_probabilities(
-    model: ChatModel, prompts: Sequence[str] | Rendered, *, batch_size: int = 32
+    model: ChatModel,
+    prompts: Sequence[str] | Rendered,
+    *,
+    batch_size: int = 32,
+    on_progress: OnProgress | None = None,
 ) -> Probabilities:
     """Mean over prompts of the next-token distribution at the last position (paper, Fig. 9)."""
     rendered = as_rendered(model, prompts)
-    total = torch.zeros(model.d_vocab, dtype=torch.float64)
+    total, done = torch.zeros(model.d_vocab, dtype=torch.float64), 0
     for _, batch in rendered.batches(batch_size):
         total += wide(model.logits(batch)).softmax(-1).sum(0).cpu()
+        done += len(batch)
+        if on_progress is not None:
+            on_progress(done, len(rendered))
     return total / len(rendered)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..judges import Judge, phrase_judge
 from ..metrics import refusal_metric
 from ..model import ChatModel
+from ..progress import Progress
 from ..prompts import Contrast, PromptPair
 from ..shapes import PerPrompt
 from .candidates import Candidates, provenance_of
@@ -27,9 +28,6 @@ from .sweep.sweeping import Mode
 
 LEAST_KEPT = 2
 """Fewer prompts of a kind than this leave no mean worth the name."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, in all)."""
 
 
 @shown("counts")
@@ -94,6 +92,7 @@ def pick_refusal_tokens(
     judge: Judge | None = phrase_judge,
     batch_size: int = 32,
     at_most: int = 128,
+    on_progress: Progress | None = None,
 ) -> RefusalTokens:
     """R as given, else the family's, else discovered on the first prompts of the pair.
 
@@ -103,16 +102,31 @@ def pick_refusal_tokens(
     at_least(1, batch_size=batch_size, at_most=at_most)
     if given is not None:
         return parse_refusal_tokens(model, given)
-    return choose_refusal_tokens(model, pair, judge=judge, batch_size=batch_size, at_most=at_most)
+    return choose_refusal_tokens(
+        model, pair, judge=judge, batch_size=batch_size, at_most=at_most, on_progress=on_progress
+    )
 
 
 def observe_behaviour(
-    model: ChatModel, pair: PromptPair, *, refusal_tokens: Sequence[int], batch_size: int = 32
+    model: ChatModel,
+    pair: PromptPair,
+    *,
+    refusal_tokens: Sequence[int],
+    batch_size: int = 32,
+    on_progress: Progress | None = None,
 ) -> Behaved:
     """Refusal metric of every prompt, and the prompts that behave as their kind should, however few."""
     metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
-    refused = map_last_logits(model, pair.positive, number=metric, batch_size=batch_size)
-    answered = map_last_logits(model, pair.negative, number=metric, batch_size=batch_size)
+    refused, answered = (
+        map_last_logits(
+            model,
+            prompts,
+            number=metric,
+            batch_size=batch_size,
+            on_progress=None if on_progress is None else partial(on_progress, f"metric, {kind}"),
+        )
+        for kind, prompts in (("positive", pair.positive), ("negative", pair.negative))
+    )
     kept = PromptPair(
         positive=_where(pair.positive, refused > 0), negative=_where(pair.negative, answered < 0)
     )
@@ -191,6 +205,7 @@ def find_direction(
         given=refusal_tokens,
         judge=phrase_judge if contrast.name == "refusal" else None,
         batch_size=batch_size,
+        on_progress=on_progress,
     )
     train, val = (
         filter_by_behaviour(

@@ -18,6 +18,7 @@ from ..door import checked
 from ..errors import InputError
 from ..judges import Judge, phrase_judge
 from ..model import ChatModel
+from ..progress import Progress
 from ..prompts import PromptPair
 from ..shapes import Probabilities, wide
 
@@ -135,6 +136,7 @@ def choose_refusal_tokens(
     judge: Judge | None = phrase_judge,
     batch_size: int = 32,
     at_most: int = 128,
+    on_progress: Progress | None = None,
 ) -> RefusalTokens:
     """The family's R if it covers at least half of the positive prompts' first tokens, else discovery.
 
@@ -142,8 +144,15 @@ def choose_refusal_tokens(
     discovery finds none; without a family NoRefusalTokens is raised. judge: as in
     `discover_refusal_tokens`.
     """
-    means = partial(mean_next_token_probabilities, model, batch_size=batch_size)
-    positive, negative = means(pair.positive[:at_most]), means(pair.negative[:at_most])
+    positive, negative = (
+        mean_next_token_probabilities(
+            model,
+            prompts[:at_most],
+            batch_size=batch_size,
+            on_progress=None if on_progress is None else partial(on_progress, f"first tokens, {kind}"),
+        )
+        for kind, prompts in (("positive", pair.positive), ("negative", pair.negative))
+    )
     family = family_refusal_tokens(model)
     if family is not None:
         evidence = _evidence(model, positive, negative)
@@ -159,7 +168,13 @@ def choose_refusal_tokens(
         )
     try:
         found = discover_refusal_tokens(
-            model, pair, positive=positive, negative=negative, judge=judge, batch_size=batch_size
+            model,
+            pair,
+            positive=positive,
+            negative=negative,
+            judge=judge,
+            batch_size=batch_size,
+            on_progress=on_progress,
         )
     except NoRefusalTokens as error:
         if family is None:
@@ -179,6 +194,7 @@ def discover_refusal_tokens(
     negative: Probabilities | None = None,
     judge: Judge | None = phrase_judge,
     batch_size: int = 32,
+    on_progress: Progress | None = None,
 ) -> RefusalTokens:
     """R as the first tokens that tell the prompts that the model refuses from those it answers.
 
@@ -203,7 +219,13 @@ def discover_refusal_tokens(
     evidence = _evidence(model, positive, negative)
     refused = torch.arange(len(sample)) < n
     if judge is not None:
-        replies = model.generate(sample, max_new_tokens=REPLY_TOKENS, batch_size=batch_size)
+        rendered = model.chat.render(sample)
+        replies = model.generate(
+            rendered,
+            max_new_tokens=model.reply_room(rendered, REPLY_TOKENS),
+            batch_size=batch_size,
+            on_batch=None if on_progress is None else partial(on_progress, "short replies"),
+        )
         refused = torch.tensor([bool(judge(reply).value) for reply in replies])
         yes, no = int(refused[:n].sum()), int((~refused[n:]).sum())
         log.info(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from ..activations import cache_residuals
+from ..activations import OnProgress, cache_residuals
 from ..door import checked
 from ..errors import InputError
 from ..interventions import HasVector
@@ -30,15 +30,20 @@ def cosine_in_both(
     *,
     prompts: Mapping[str, Sequence[str]],
     batch_size: int = 32,
+    on_progress: OnProgress | None = None,
 ) -> pd.DataFrame:
     """Cosine of resid_pre at the last position with the chat model's r, in both models, by layer.
 
     prompts: kind -> instructions. Columns kind, condition ("chat" or "base"), layer, position, mean, sd, n.
     """
     rows = []
+    total, done = 2 * sum(map(len, prompts.values())), 0
     for name, model in (("chat", chat), ("base", base)):
         for kind, each in prompts.items():
             streams = cache_residuals(model, each, positions=[-1], batch_size=batch_size)
+            done += len(each)
+            if on_progress is not None:
+                on_progress(done, total)
             cosines = cosine_similarity(streams[:, 0], direction.vector)
             mean, sd = cosines.mean(0).tolist(), cosines.std(0, unbiased=False).tolist()
             shared = {"kind": kind, "condition": name, "position": -1, "n": len(cosines)}

@@ -37,7 +37,11 @@ def behaviour(job: Job, step: Step) -> None:
             rows += _unfiltered(pair, split, contrast.kinds)
             continue
         behaved = observe_behaviour(
-            job.model, pair, refusal_tokens=tokens.ids, batch_size=job.batch_size
+            job.model,
+            pair,
+            refusal_tokens=tokens.ids,
+            batch_size=job.batch_size,
+            on_progress=job.on_progress,
         )
         reason = reason or behaved.too_few(split)
         counts[split] = dict(zip(contrast.kinds, behaved.counts.values(), strict=True))
@@ -88,6 +92,7 @@ def _refusal_tokens(job: Job) -> tuple[RefusalTokens, str]:
             job.contrast.train,
             given=job.config.refusal_tokens,
             batch_size=job.batch_size,
+            on_progress=job.on_progress,
         )
     except NoRefusalTokens as error:
         return RefusalTokens((), (), "none found", error.evidence), str(error)
@@ -128,6 +133,8 @@ def _top_tokens(job: Job) -> pd.DataFrame:
     likely = []
     for side, kind in enumerate(job.contrast.kinds):
         prompts = side_of(job.contrast.train, side)
-        p = mean_next_token_probabilities(job.model, prompts, batch_size=job.batch_size)
+        p = mean_next_token_probabilities(
+            job.model, prompts, batch_size=job.batch_size, on_progress=job.said(f"top tokens, {kind}")
+        )
         likely.append(top_tokens(job.model, p).assign(kind=kind))
     return pd.concat(likely)[["kind", "token_id", "token", "probability"]]

@@ -110,6 +110,7 @@ class Job:
             (contrast.train, 0),
             (contrast.val, 0),
             (contrast.test, c.max_new_tokens),
+            (contrast.test, c.null_tokens if c.n_null else 0),
         ):
             prompts = [*pair.positive, *pair.negative]
             self.model.require_room(self.model.chat.render(prompts), reply)
@@ -345,6 +346,7 @@ def components(job: Job, step: Step) -> None:
             side_of(job.contrast.test, side),
             positions=[-1],
             batch_size=job.batch_size,
+            on_progress=job.said(f"components, {kind}"),
         )
         for side, kind in enumerate(job.contrast.kinds)
     }
@@ -381,7 +383,12 @@ def base_comparison(job: Job, step: Step) -> None:
     step.write_jsonl(f"completions/{kind}_base.jsonl", [asdict(one) for one in done])
     prompts = {kind: side_of(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
     table = cosine_in_both(
-        job.model, base, job.direction, prompts=prompts, batch_size=job.batch_size
+        job.model,
+        base,
+        job.direction,
+        prompts=prompts,
+        batch_size=job.batch_size,
+        on_progress=job.said("cosines of both models"),
     )
     step.write_csv("base_curves.csv", table)
 
