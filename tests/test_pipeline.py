@@ -405,9 +405,13 @@ def test_room_is_asked_for_every_prompt_and_for_replies_to_those_of_the_test(
         asked.append((len(rendered), max_new_tokens))
 
     monkeypatch.setattr(ChatModel, "require_room", require_room, raising=False)
+    own = replace(SMALL, n_train=3, n_val=2, n_test=2, n_null=1, null_prompts=1, null_tokens=5)
     with Run.open(tmp_path / "run") as run:
-        Job(replace(SMALL, n_train=3, n_val=2, n_test=1), run, None).require_room()
-    assert asked == [(6, 0), (4, 0), (2, SMALL.max_new_tokens)]
+        Job(own, run, None).require_room()
+        assert asked == [(6, 0), (4, 0), (4, SMALL.max_new_tokens), (2, 5)]
+        asked.clear()
+        Job(replace(own, n_null=0), run, None).require_room()
+    assert asked == [(6, 0), (4, 0), (4, SMALL.max_new_tokens)]
 
 
 def test_how_conversations_are_written_reaches_the_model_and_the_key(tmp_path: Path) -> None:

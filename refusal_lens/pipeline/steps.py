@@ -106,13 +106,13 @@ class Job:
     def require_room(self) -> None:
         """Raise InputError for a prompt of the run that does not fit the model with its reply."""
         c, contrast = self.config, self.contrast
-        for pair, reply in (
-            (contrast.train, 0),
-            (contrast.val, 0),
-            (contrast.test, c.max_new_tokens),
-            (contrast.test, c.null_tokens if c.n_null else 0),
-        ):
-            prompts = [*pair.positive, *pair.negative]
+        train, val, test = (
+            [*pair.positive, *pair.negative] for pair in (contrast.train, contrast.val, contrast.test)
+        )
+        own = contrast.test
+        of_nulls = [*own.positive[: c.null_prompts], *own.negative[: c.null_prompts]]
+        wanted = [(train, 0), (val, 0), (test, c.max_new_tokens), (of_nulls, c.null_tokens)]
+        for prompts, reply in wanted if c.n_null else wanted[:-1]:
             self.model.require_room(self.model.chat.render(prompts), reply)
 
     def path(self, name: str) -> Any:
