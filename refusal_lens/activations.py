@@ -16,6 +16,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .chat import Rendered
+from .conversations import Prompt
 from .display import shown
 from .door import checked
 from .errors import InputError
@@ -39,7 +40,7 @@ class Means:
 @checked
 def mean_residuals(
     model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    prompts: Sequence[Prompt] | Rendered,
     *,
     batch_size: int = 32,
     on_progress: OnProgress | None = None,
@@ -60,7 +61,7 @@ def mean_residuals(
 @checked
 def cache_residuals(
     model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    prompts: Sequence[Prompt] | Rendered,
     *,
     positions: Sequence[int] | None = None,
     batch_size: int = 32,
@@ -87,7 +88,7 @@ def cache_residuals(
 @checked
 def map_last_logits(
     model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    prompts: Sequence[Prompt] | Rendered,
     *,
     number: Callable[[LastLogits], Tensor] = Tensor.cpu,
     batch_size: int = 32,
@@ -109,7 +110,7 @@ def map_last_logits(
 @checked
 def mean_next_token_probabilities(
     model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    prompts: Sequence[Prompt] | Rendered,
     *,
     batch_size: int = 32,
     on_progress: OnProgress | None = None,
@@ -125,7 +126,7 @@ def mean_next_token_probabilities(
     return total / len(rendered)
 
 
-def as_rendered(model: ChatModel, prompts: Sequence[str] | Rendered) -> Rendered:
+def as_rendered(model: ChatModel, prompts: Sequence[Prompt] | Rendered) -> Rendered:
     """Instructions rendered with the model's template; what is rendered already stays as it is.
 
     Raises InputError, naming a prompt, for one that is longer than the model's positions.

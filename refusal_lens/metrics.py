@@ -21,16 +21,23 @@ KL_EPSILON = 1e-6
 
 
 @checked
-def refusal_metric(logits: LastLogits, refusal_tokens: Sequence[int]) -> PerPrompt:
-    """``ln(P + eps) - ln(1 - P + eps)``, P the probability that the next token is in R.
+def first_token_log_odds(
+    logits: LastLogits, ids: Sequence[int], against: Sequence[int] = ()
+) -> PerPrompt:
+    """``ln(P + eps) - ln(1 - P + eps)``, P the probability that the next token is one of ids.
 
-    Log-odds of a refusal at the first reply token (paper, section 2.4 and appendix B), in nats,
-    float64, with eps = 1e-8, so that it saturates at +-18.42. An id counts once however often it is given.
+    The paper's refusal metric (section 2.4 and appendix B) where ids are the refusal tokens: in nats, float64, with
+    eps = 1e-8, so that it saturates at +-18.42. With against ``ln(P + eps) - ln(Q + eps)``, Q the probability of those.
+    An id counts once however often it is given.
     """
-    check_token_ids(refusal_tokens, logits.shape[-1])
+    check_token_ids(ids, logits.shape[-1])
     probabilities = wide(logits).softmax(-1)
-    chance = probabilities[:, list(dict.fromkeys(refusal_tokens))].sum(-1)
-    return (chance + METRIC_EPSILON).log() - (1 - chance + METRIC_EPSILON).log()
+    chance = probabilities[:, list(dict.fromkeys(ids))].sum(-1)
+    if not against:
+        return (chance + METRIC_EPSILON).log() - (1 - chance + METRIC_EPSILON).log()
+    check_token_ids(against, logits.shape[-1])
+    other = probabilities[:, list(dict.fromkeys(against))].sum(-1)
+    return (chance + METRIC_EPSILON).log() - (other + METRIC_EPSILON).log()
 
 
 def check_token_ids(ids: Sequence[int], d_vocab: int) -> None:

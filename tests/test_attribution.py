@@ -25,7 +25,7 @@ from refusal_lens.chat import Rendered
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import add, applied
-from refusal_lens.metrics import refusal_metric
+from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.model.writers import attention_writer, probe_norm
 
@@ -308,7 +308,7 @@ def test_patching_every_head_of_a_layer_moves_its_output() -> None:
     with torch.no_grad():
         logits = model.hf(input_ids=ids).logits[:, -1]
     handle.remove()
-    assert effects.loc["top", "metric"] == pytest.approx(float(refusal_metric(logits, [5, 6])[0]))
+    assert effects.loc["top", "metric"] == pytest.approx(float(first_token_log_odds(logits, [5, 6])[0]))
     assert effects.loc["none", "metric"] != pytest.approx(effects.loc["top", "metric"])
 
 

@@ -25,7 +25,7 @@ from refusal_lens.chat.tails import render_tailed
 from refusal_lens.cli.shell import app
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
-from refusal_lens.metrics import refusal_metric
+from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.pipeline.suffix_job import as_mapping, run_suffix_study
 from refusal_lens.plotting.tokens import attention_view, contribution_view
@@ -64,14 +64,14 @@ def refusal_tokens() -> tuple[int, ...]:
     order = logits.softmax(-1).std(0).argsort(descending=True).tolist()
 
     def imbalance(n: int) -> int:
-        return abs(int((refusal_metric(logits, order[:n]) > 0).sum()) - len(PROMPTS) // 2)
+        return abs(int((first_token_log_odds(logits, order[:n]) > 0).sum()) - len(PROMPTS) // 2)
 
     return tuple(order[: min(range(1, len(order)), key=imbalance)])
 
 
 @lru_cache
 def sides() -> tuple[list[str], list[str]]:
-    metric = refusal_metric(map_last_logits(model(), PROMPTS), refusal_tokens())
+    metric = first_token_log_odds(map_last_logits(model(), PROMPTS), refusal_tokens())
     refused = [p for p, m in zip(PROMPTS, metric.tolist(), strict=True) if m > 0]
     return refused, [p for p in PROMPTS if p not in refused]
 
@@ -189,7 +189,7 @@ def test_cosines_and_metrics_are_those_of_the_model() -> None:
     torch.testing.assert_close(found.cosine[:, 1], expected, rtol=1e-4, atol=1e-6)
     logits = map_last_logits(model(), rendered)
     torch.testing.assert_close(
-        found.metric, refusal_metric(logits, refusal_tokens()), rtol=1e-4, atol=1e-6
+        found.metric, first_token_log_odds(logits, refusal_tokens()), rtol=1e-4, atol=1e-6
     )
 
 

@@ -32,7 +32,7 @@ from refusal_lens.directions.sweep.plans import exhaustive, lazy
 from refusal_lens.directions.sweep.state import NAMES, Scores
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import ZERO_NORM, Ablate, Add, applied
-from refusal_lens.metrics import kl_divergence, refusal_metric
+from refusal_lens.metrics import first_token_log_odds, kl_divergence
 from refusal_lens.model import ChatModel, Site
 
 PUBLISHED = Path(__file__).parent.parent.parent / "shared" / "published-runs"
@@ -86,17 +86,17 @@ def one_by_one(of: ChatModel, found: Candidates) -> pd.DataFrame:
         return map_last_logits(of, list(prompts), batch_size=1)
 
     plain = logits(NEGATIVE)
-    bypass = refusal_metric(logits(POSITIVE), REFUSAL).float().mean()
-    induce, kl = refusal_metric(plain, REFUSAL).float().mean(), 0.0
+    bypass = first_token_log_odds(logits(POSITIVE), REFUSAL).float().mean()
+    induce, kl = first_token_log_odds(plain, REFUSAL).float().mean(), 0.0
     rows = []
     for position, layer in sorted(found.index(), key=lambda c: c[1]):
         vector = found.mean_diffs[position, layer]
         if vector.norm() > ZERO_NORM:
             with applied(of, Ablate(vector)):
-                bypass = refusal_metric(logits(POSITIVE), REFUSAL).float().mean()
+                bypass = first_token_log_odds(logits(POSITIVE), REFUSAL).float().mean()
                 kl = kl_divergence(plain, logits(NEGATIVE)).mean()
             with applied(of, Add(vector, layer)):
-                induce = refusal_metric(logits(NEGATIVE), REFUSAL).float().mean()
+                induce = first_token_log_odds(logits(NEGATIVE), REFUSAL).float().mean()
         rows.append((position, layer, float(bypass), float(induce), float(kl)))
     table = pd.DataFrame(rows, columns=["position", "layer", *NAMES])
     return table.sort_values(["position", "layer"], ignore_index=True)
@@ -237,7 +237,7 @@ def test_rounding_noise_is_scored_as_the_unedited_model_without_passes() -> None
     noise = found.table[found.table["norm"] <= ZERO_NORM]
     assert sorted(noise["layer"]) == [0, 0]
     assert found.stats.evaluations == {"induce": 4, "bypass": 4, "kl": 4}
-    plain = refusal_metric(map_last_logits(model(QWEN), POSITIVE), REFUSAL).float().mean()
+    plain = first_token_log_odds(map_last_logits(model(QWEN), POSITIVE), REFUSAL).float().mean()
     assert noise["bypass"].tolist() == pytest.approx([float(plain)] * 2, abs=1e-5)
     assert noise["kl"].tolist() == [0.0, 0.0]
 

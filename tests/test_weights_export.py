@@ -19,7 +19,7 @@ from refusal_lens import organism
 from refusal_lens.cli import shell
 from refusal_lens.directions import Candidates
 from refusal_lens.errors import InputError
-from refusal_lens.metrics import refusal_metric
+from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel
 from refusal_lens.pipeline import export_job, export_model
 from refusal_lens.runs import Run, read_csv, read_json
@@ -74,7 +74,7 @@ def finished_run(path: Path, model_folder: Path) -> Path:
     metrics = [
         {"kind": kind, "condition": "baseline", "index": i, "metric": float(value)}
         for kind, texts in PROMPTS.items()
-        for i, value in enumerate(refusal_metric(model.logits(model.chat.render(texts)), TOKENS))
+        for i, value in enumerate(first_token_log_odds(model.logits(model.chat.render(texts)), TOKENS))
     ]
     with Run.open(path) as run:
         with run.step("all", inputs={}) as step:

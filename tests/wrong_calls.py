@@ -89,7 +89,7 @@ PASSED_ON = "NaN in, NaN out: the table of candidates says which of them scored 
 UNASKED = "as many as fit"
 LATER = "said in one line when the model is loaded, which knows dtypes and the context length"
 FINE: dict[tuple[str, str], str] = {
-    ("refusal_metric.logits", "nan"): PASSED_ON,
+    ("first_token_log_odds.logits", "nan"): PASSED_ON,
     ("kl_divergence.baseline", "nan"): PASSED_ON,
     ("kl_divergence.edited", "nan"): PASSED_ON,
     ("cosine_similarity.x", "nan"): "NaN in, NaN out",
@@ -843,9 +843,9 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         # -------------------------------------------------------------- metrics
         (
-            "refusal_metric",
-            rl.refusal_metric,
-            {"logits": takes(last, "logits"), "refusal_tokens": tokens},
+            "first_token_log_odds",
+            rl.first_token_log_odds,
+            {"logits": takes(last, "logits"), "ids": tokens},
         ),
         (
             "kl_divergence",

@@ -30,7 +30,7 @@ from refusal_lens.activations import map_last_logits
 from refusal_lens.chat.tails import render_tailed
 from refusal_lens.directions.finding import pick_refusal_tokens
 from refusal_lens.evaluation import complete, refusal_rate
-from refusal_lens.metrics import refusal_metric
+from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel
 from refusal_lens.prompts import Contrast
 from refusal_lens.studies.suffix import random_suffixes
@@ -66,7 +66,7 @@ def longest_fair(model: ChatModel, instructions: Sequence[str], tokens: tuple[in
             n = [length] * len(instructions)
             drawn = random_suffixes(model.chat, instructions, n_tokens=n, like=" a", seed=seed)
             texts = [i + suffix for i, suffix in zip(instructions, drawn, strict=True)]
-            metric = refusal_metric(map_last_logits(model, texts), tokens)
+            metric = first_token_log_odds(map_last_logits(model, texts), tokens)
             kept.append(float((metric > 0).double().mean()))
         share = sum(kept) / len(kept)
         log.info("random suffixes of %d tokens leave %.2f refused", length, share)
@@ -118,7 +118,7 @@ class Suffixed:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        return refusal_metric(logits, self.tokens).view(n, p)
+        return first_token_log_odds(logits, self.tokens).view(n, p)
 
 
 def _positions(mask: Tensor) -> Tensor:

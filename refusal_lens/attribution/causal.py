@@ -22,7 +22,7 @@ from ..chat import Rendered
 from ..directions import Direction
 from ..door import at_least, at_most, checked
 from ..errors import InputError
-from ..metrics import refusal_metric
+from ..metrics import first_token_log_odds
 from ..model import ChatModel, Site
 from ..shapes import PerPrompt, wide
 from .heads import Head, by_head, check_heads, check_target
@@ -224,7 +224,7 @@ def _measure(
         with replaced_heads(model, heads, here), model.hooked([reader]):
             logits = model.logits(batch)
         projection[index] = held[0]
-        metric[index] = refusal_metric(logits, refusal_tokens).cpu()
+        metric[index] = first_token_log_odds(logits, refusal_tokens).cpu()
     return projection, metric
 
 

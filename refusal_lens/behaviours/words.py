@@ -42,3 +42,6 @@ class Words:
         if name == "refusal":
             return cls()
         return cls(name, f"shows {name}", f"shows no {name}", f"{name} score", "prompts")
+
+
+REFUSAL = Words()

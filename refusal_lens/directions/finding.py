@@ -14,7 +14,7 @@ from ..display import shown
 from ..door import at_least, checked
 from ..errors import InputError
 from ..judges import Judge, phrase_judge
-from ..metrics import refusal_metric
+from ..metrics import first_token_log_odds
 from ..model import ChatModel
 from ..progress import Progress
 from ..prompts import Contrast, PromptPair
@@ -116,7 +116,7 @@ def observe_behaviour(
     on_progress: Progress | None = None,
 ) -> Behaved:
     """Refusal metric of every prompt, and the prompts that behave as their kind should, however few."""
-    metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
+    metric = partial(first_token_log_odds, ids=tuple(refusal_tokens))
     refused, answered = (
         map_last_logits(
             model,

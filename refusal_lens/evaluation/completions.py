@@ -13,7 +13,7 @@ from ..display import shown
 from ..door import at_least, checked
 from ..interventions import Edit, applied
 from ..judges import Judge, paper_judge, phrase_judge
-from ..metrics import binomial_standard_error, refusal_metric
+from ..metrics import binomial_standard_error, first_token_log_odds
 from ..model import ChatModel
 
 
@@ -63,7 +63,7 @@ def complete(
     """
     rendered = model.chat.render(instructions)
     model.require_room(rendered, max_new_tokens)
-    metric = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
+    metric = partial(first_token_log_odds, ids=tuple(refusal_tokens))
     with nullcontext() if edit is None else applied(model, edit):
         metrics = [math.nan] * len(instructions)
         if refusal_tokens:

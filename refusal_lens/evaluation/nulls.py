@@ -12,7 +12,7 @@ from torch import Tensor
 from ..door import at_least, at_most, checked
 from ..interventions import Ablate, Add, Deflect, Edit, HasVector, applied
 from ..judges import Judge, phrase_judge
-from ..metrics import refusal_metric
+from ..metrics import first_token_log_odds
 from ..model import ChatModel
 from ..shapes import wide
 
@@ -104,7 +104,7 @@ def _measure(
     """Mean metric and refusal rate per random direction: many directions, and prompts of like length, to
     a batch.
     """
-    number = partial(refusal_metric, refusal_tokens=tuple(refusal_tokens))
+    number = partial(first_token_log_odds, ids=tuple(refusal_tokens))
     rendered = model.chat.render(prompts)
     model.require_room(rendered, max_new_tokens)
     dirs = min(len(units), batch_size)

@@ -24,7 +24,7 @@ from ..door import checked
 from ..errors import InputError
 from ..evaluation import phrase_judge
 from ..interventions import ablate, add, applied
-from ..metrics import refusal_metric
+from ..metrics import first_token_log_odds
 from ..model import ChatModel
 from ..progress import Progress
 from ..report import write_report
@@ -454,7 +454,7 @@ class _Export:
             logits = model.logits(model.chat.render(texts[: len(then)])) if len(then) else None
             if logits is None:
                 continue
-            now = refusal_metric(logits, self.tokens).cpu().numpy()
+            now = first_token_log_odds(logits, self.tokens).cpu().numpy()
             apart = float(abs(now - then).mean())
             if not apart <= ANOTHER_MODEL:
                 raise InputError(

@@ -14,7 +14,7 @@ from ..activations import map_last_logits
 from ..display import shown
 from ..errors import UnmetError
 from ..interventions import unit
-from ..metrics import kl_divergence, refusal_metric
+from ..metrics import first_token_log_odds, kl_divergence
 from ..model import ChatModel, Site
 from .edits import WeightEdit
 
@@ -147,7 +147,7 @@ def parity(
         # Rounding can take the sum of p log(p / q) below zero.
         kl = kl_divergence(one, two).clamp_min(0)
         mean = float(kl.mean())
-        first, second = (refusal_metric(each, refusal_tokens) for each in (one, two))
+        first, second = (first_token_log_odds(each, refusal_tokens) for each in (one, two))
         rate, other_rate = (sum(each.refused[kind]) / len(kl) for each in (hooks, files))
         same = sum(a == b for a, b in zip(hooks.replies[kind], files.replies[kind], strict=True))
         kl_bound = (KL_ALLOWED.get(dtype, 1e-4) if exact else KL_OF_A_FOLD) if promised else None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...interventions import ZERO_NORM
-from ...metrics import METRIC_EPSILON, kl_divergence, refusal_metric
+from ...metrics import METRIC_EPSILON, first_token_log_odds, kl_divergence
 from ...model import ChatModel
 from ...shapes import PerPrompt
 from ..candidates import Candidates
@@ -311,7 +311,7 @@ class Engine:
         return torch.stack([self._vector(candidate) for candidate in block])
 
     def _refusal(self, logits: Tensor) -> PerPrompt:
-        return refusal_metric(logits, self.refusal_tokens)
+        return first_token_log_odds(logits, self.refusal_tokens)
 
     @staticmethod
     def _mean(values: Tensor | Sequence[float]) -> float:

@@ -28,7 +28,7 @@ from ...display import shown
 from ...door import checked
 from ...errors import InputError
 from ...evaluation import complete
-from ...metrics import cosine_similarity, refusal_metric
+from ...metrics import cosine_similarity, first_token_log_odds
 from ...model import ChatModel, Site
 from ...progress import Progress
 from ...shapes import Spans, wide
@@ -122,7 +122,7 @@ def study_suffix(
         )
     tokens = tuple(refusal_tokens)
     said = on_progress or _silent
-    metric = partial(refusal_metric, refusal_tokens=tokens)
+    metric = partial(first_token_log_odds, ids=tokens)
     kept, counts = _behaved(model, harmful, harmless, metric, batch_size)
     conditions = _conditions(model, kept, suffix, seed, max_new_tokens or 1)
     length = max_new_tokens or min(
