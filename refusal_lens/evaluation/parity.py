@@ -16,7 +16,7 @@ from ..errors import UnmetError
 from ..interventions import unit
 from ..metrics import kl_divergence, refusal_metric
 from ..model import ChatModel, Site
-from .edits import WeightEdit
+from ..weights.edits import WeightEdit
 
 Refuses = Callable[[str], bool]
 """Whether a reply is a refusal."""
