@@ -163,7 +163,7 @@ class Clamp:
 @shown()
 @checked
 @dataclass(frozen=True, eq=False)
-class Deflect:
+class NormMatchedMove:
     """``x - (x . r^) u^``: as far as ablating r goes, but in another direction u.
 
     The norm-matched null of ablation: what is left of its effect is due to the size of the move alone. Each
@@ -174,11 +174,11 @@ class Deflect:
     other: Float[Tensor, "*rows d_model"]
 
     def __post_init__(self) -> None:
-        _require_vector(self.vector, "vector of a deflection")
-        _require_vector(self.other, "other vector of a deflection")
+        _require_vector(self.vector, "vector of a norm-matched move")
+        _require_vector(self.other, "other vector of a norm-matched move")
         if self.vector.shape[-1] != self.other.shape[-1]:
             raise InputError(
-                f"vectors of a deflection: got {self.vector.shape[-1]} and {self.other.shape[-1]} "
+                f"vectors of a norm-matched move: got {self.vector.shape[-1]} and {self.other.shape[-1]} "
                 "dimensions, need as many in both"
             )
 

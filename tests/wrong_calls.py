@@ -31,7 +31,7 @@ from refusal_lens.attribution import (
 from refusal_lens.directions.finding import pick_refusal_tokens
 from refusal_lens.directions.sweep import sweep
 from refusal_lens.interop import vectors
-from refusal_lens.interventions import Ablate, Add, Clamp, Deflect
+from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
 from refusal_lens.metrics import binomial_standard_error, cosine_similarity, cross_entropy
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.report import write_reference_report
@@ -825,8 +825,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             },
         ),
         (
-            "Deflect",
-            Deflect,
+            "NormMatchedMove",
+            NormMatchedMove,
             {
                 "vector": takes(w.direction.vector, "vector", "no zero"),
                 "other": takes(torch.ones(w.width), "vector", "no zero"),

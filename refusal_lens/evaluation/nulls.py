@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..door import at_least, at_most, checked
-from ..interventions import Ablate, Add, Deflect, Edit, HasVector, applied
+from ..interventions import Ablate, Add, Edit, HasVector, NormMatchedMove, applied
 from ..judges import Judge, phrase_judge
 from ..metrics import refusal_metric
 from ..model import ChatModel
@@ -64,7 +64,7 @@ def nulls(
     moved = units[:n_moves]
     sorts: list[tuple[str, str, Sequence[str], Tensor, MakeEdit]] = [
         ("random_direction", kinds[0], positive, units, Ablate),
-        ("norm_matched_move", kinds[0], positive, moved, lambda u: Deflect(r, u)),
+        ("norm_matched_move", kinds[0], positive, moved, lambda u: NormMatchedMove(r, u)),
         ("norm_matched_move", kinds[1], negative, moved, lambda u: Add(size * u, direction.layer)),
     ]
     total = len(units) + 2 * len(moved)
