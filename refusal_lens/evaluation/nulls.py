@@ -14,7 +14,7 @@ from ..interventions import Ablate, Add, Edit, HasVector, NormMatchedMove, appli
 from ..judges import Judge, phrase_judge
 from ..metrics import refusal_metric
 from ..model import ChatModel
-from ..shapes import wide
+from ..shapes import as_float64
 
 MOST = 1_000_000
 """Directions that can be drawn together, and their dimensions."""
@@ -119,7 +119,7 @@ def _measure(
                 replies, logits = model.reply(batch, max_new_tokens=max_new_tokens)
             judged = torch.tensor([float(judge(reply).value or 0) for reply in replies])
             own = slice(start, start + len(some))
-            metric[own, chunk] = wide(number(logits)).cpu().view(len(some), -1)
+            metric[own, chunk] = as_float64(number(logits)).cpu().view(len(some), -1)
             refused[own, chunk] = judged.double().view(len(some), -1)
             if on_rows is not None:
                 on_rows(int(metric.isfinite().sum()) // len(prompts))
