@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from typing import Any
@@ -41,13 +42,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs TransformerLens 3 or the published runs where they are not."""
-    absent = {"tl3": not version("transformer_lens").startswith("3.")}
-    if any(item.get_closest_marker("published") for item in items):
-        from kit import PUBLISHED
-
-        absent["published"] = not PUBLISHED.is_dir()
+    published = config.rootpath.parent / "shared" / "published-runs"
+    absent = {
+        "tl3": not version("transformer_lens").startswith("3."),
+        "published": not published.is_dir(),
+    }
     for item in items:
         for marker in (name for name in absent if absent[name] and item.get_closest_marker(name)):
             item.add_marker(pytest.mark.skip(reason=f"{marker}: not on this machine"))
@@ -88,6 +89,18 @@ def logging_as_it_was() -> Iterator[None]:
     for logger, level, handlers in before:
         logger.setLevel(level)
         logger.handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True)
+def no_hook_survives() -> Iterator[None]:
+    """Models are shared by tests: a hook that one leaves would change the numbers of the next."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from kit import no_hook_left
+
+    with no_hook_left():
+        yield
 
 
 @pytest.fixture

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from refusal_lens.chat import ChatFormat, Rendered
 from refusal_lens.directions import Candidates, Direction
@@ -194,6 +196,39 @@ def direction(layer: int = 2, *, seed: int = 1, width: int = WIDTH, **facts: Any
     generator = torch.Generator().manual_seed(seed)
     vector = 3 * torch.randn(width, generator=generator, dtype=torch.float64)
     return Direction(vector, layer, -1, **facts)
+
+
+@contextmanager
+def no_hook_left() -> Iterator[None]:
+    """Fail if a hook that is registered within, on whatever module, is still there at the end."""
+    handles: list[RemovableHandle] = []
+    register = RemovableHandle.__init__
+
+    def noted(handle: RemovableHandle, hooks: Any, **more: Any) -> None:
+        register(handle, hooks, **more)
+        handles.append(handle)
+
+    RemovableHandle.__init__ = noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        RemovableHandle.__init__ = register  # type: ignore[method-assign]
+    if any(hooks_that_stay(handles)):
+        # A module that nobody holds any more may wait for the collector.
+        gc.collect()
+    left = [getattr(hook, "__qualname__", repr(hook)) for hook in hooks_that_stay(handles)]
+    assert not left, f"hooks left behind: {', '.join(left)}"
+
+
+def hooks_that_stay(handles: Iterable[RemovableHandle]) -> Iterator[Any]:
+    """The functions of handles that nobody removed, on modules that are still there.
+
+    Those with which TransformerLens wires a bridge as it is made are part of the model.
+    """
+    for handle in handles:
+        hook = (handle.hooks_dict_ref() or {}).get(handle.id)
+        if hook and not getattr(hook, "__module__", "").startswith("transformer_lens.model_bridge"):
+            yield hook
 
 
 # ---------------------------------------------------------------- edits, by plain PyTorch
