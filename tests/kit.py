@@ -194,7 +194,7 @@ def hooked_qwen2() -> Any:
 def direction(layer: int = 2, *, seed: int = 1, width: int = WIDTH, **facts: Any) -> Direction:
     """A random direction."""
     generator = torch.Generator().manual_seed(seed)
-    vector = 3 * torch.randn(width, generator=generator, dtype=torch.float64)
+    vector = 3 * torch.randn(width, generator=generator).double()
     return Direction(vector, layer, -1, **facts)
 
 

@@ -34,6 +34,10 @@ PROMPTS = ["Paint the door.", "Wake!", "How does one bake bread without an oven,
 LAST = kit.LAYERS - 1
 
 
+def direction(layer: int = LAST) -> Direction:
+    return kit.direction(layer, seed=3)
+
+
 def rendered(architecture: str) -> Rendered:
     return kit.load(architecture).chat.render(PROMPTS)
 
@@ -50,7 +54,7 @@ def output_matrix(architecture: str, layer: int) -> Tensor:
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *LATENT])
 def test_contributions_add_up_to_the_projection(architecture: str) -> None:
-    model, r = kit.load(architecture), kit.direction()
+    model, r = kit.load(architecture), direction()
     found = attribute(model, rendered(architecture), r, positions=(-1, -2, -7), batch_size=3)
     streams = model.read(rendered(architecture), [Site("resid_pre", LAST)])[Site("resid_pre", LAST)]
     expected = torch.stack([streams[:, p].double() @ r.unit for p in (-1, -2, -7)], 1)
@@ -68,7 +72,7 @@ def test_output_weights_are_those_of_the_plain_model(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "neox", "gpt2", *LATENT])
 def test_a_head_writes_what_its_slice_of_the_output_matrix_says(architecture: str) -> None:
-    model, r = kit.load(architecture), kit.direction()
+    model, r = kit.load(architecture), direction()
     z = model.read(rendered(architecture), [Site("z", 1)])[Site("z", 1)]
     matrix = output_matrix(architecture, 1).reshape(kit.HEADS, -1, kit.WIDTH).double()
     by_head = z[:, -1].reshape(len(z), kit.HEADS, -1).double()
@@ -80,7 +84,7 @@ def test_a_head_writes_what_its_slice_of_the_output_matrix_says(architecture: st
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "olmo2", "granite", "deepseek_v3"])
 def test_removing_a_head_of_the_last_layer_removes_its_contribution(architecture: str) -> None:
     """A head just below l* acts on resid_pre[l*] only directly, up to what the norms rescale."""
-    model, r, head = kit.load(architecture), kit.direction(layer=1), Head(0, 2)
+    model, r, head = kit.load(architecture), direction(layer=1), Head(0, 2)
     gone = head_effects(
         model, rendered(architecture), r, heads=[head], values=None, refusal_tokens=[5], edit="zero"
     )
@@ -98,7 +102,7 @@ def test_removing_a_head_of_the_last_layer_removes_its_contribution(architecture
 
 
 def test_one_prompt_alone_gives_the_same_as_in_a_padded_batch() -> None:
-    model, r = kit.load("qwen2"), kit.direction()
+    model, r = kit.load("qwen2"), direction()
     together = attribute(model, PROMPTS, r)
     alone = torch.cat([attribute(model, [prompt], r).heads for prompt in PROMPTS])
     torch.testing.assert_close(together.heads, alone, rtol=0, atol=1e-5)
@@ -106,7 +110,7 @@ def test_one_prompt_alone_gives_the_same_as_in_a_padded_batch() -> None:
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *LATENT])
 def test_sources_add_up_to_their_head(architecture: str) -> None:
-    model, r = kit.load(architecture), kit.direction()
+    model, r = kit.load(architecture), direction()
     heads = [Head(0, 1), Head(1, 3), Head(LAST, 0)]
     found = attribute_sources(model, rendered(architecture), r, heads=heads, batch_size=3)
     assert found.error <= 1e-5 * float(found.dfa.abs().max())
@@ -120,7 +124,7 @@ def test_sources_add_up_to_their_head(architecture: str) -> None:
 
 @pytest.mark.tl3
 def test_a_hooked_transformer_gives_the_numbers_of_the_bridge() -> None:
-    bridge, r = kit.load("qwen2"), kit.direction()
+    bridge, r = kit.load("qwen2"), direction()
     wrapped = ChatModel.wrap(kit.hooked_qwen2(), chat=bridge.chat)
     heads = [Head(0, 1), Head(1, 3)]
     for ask in (
@@ -134,11 +138,11 @@ def test_a_hooked_transformer_gives_the_numbers_of_the_bridge() -> None:
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
 def test_half_precision_adds_up_to_its_own_rounding(architecture: str) -> None:
     model = ChatModel.load(str(kit.folder(architecture)), device="cpu", dtype="bfloat16")
-    found = attribute(model, PROMPTS, kit.direction())
+    found = attribute(model, PROMPTS, direction())
     assert found.relative_error < 0.05
-    sources = attribute_sources(model, PROMPTS, kit.direction(), heads=[Head(0, 1)])
+    sources = attribute_sources(model, PROMPTS, direction(), heads=[Head(0, 1)])
     assert sources.error <= 0.05 * float(found.projection.abs().max())
-    exact = attribute(kit.load(architecture), PROMPTS, kit.direction())
+    exact = attribute(kit.load(architecture), PROMPTS, direction())
     torch.testing.assert_close(found.heads, exact.heads, rtol=0.1, atol=0.05)
 
 
@@ -156,7 +160,7 @@ def test_regions_partition_every_row() -> None:
 
 
 def test_top_heads_are_those_with_the_highest_mean() -> None:
-    found = attribute(kit.load("llama"), PROMPTS, kit.direction())
+    found = attribute(kit.load("llama"), PROMPTS, direction())
     mean = found.heads[:, 0].mean(0)
     best = found.top_heads(3)
     assert [mean[h.layer, h.head] for h in best] == sorted(mean.flatten(), reverse=True)[:3]
@@ -166,7 +170,7 @@ def test_top_heads_are_those_with_the_highest_mean() -> None:
 
 
 def test_frame_has_every_component_and_its_means_add_up() -> None:
-    found = attribute(kit.load("gpt2"), PROMPTS, kit.direction(), positions=(-1, -2)).frame()
+    found = attribute(kit.load("gpt2"), PROMPTS, direction(), positions=(-1, -2)).frame()
     last = found[found["position"] == -1].set_index("component")["mean"]
     parts = last.drop(["total", "projection"]).sum()
     assert abs(parts - last["projection"]) < 1e-5
@@ -175,7 +179,7 @@ def test_frame_has_every_component_and_its_means_add_up() -> None:
 
 
 def test_layer_zero_is_all_embedding() -> None:
-    found = attribute(kit.load("qwen2"), PROMPTS, kit.direction(), layer=0)
+    found = attribute(kit.load("qwen2"), PROMPTS, direction(), layer=0)
     assert found.heads.shape == (len(PROMPTS), 1, 0, kit.HEADS)
     torch.testing.assert_close(found.token_embedding, found.projection)
 
@@ -187,11 +191,11 @@ def test_another_writer_to_the_stream_is_an_error(site: Site) -> None:
         model.hooked([(site, lambda x: x + 1.0)]),
         pytest.raises(InputError, match="something else writes"),
     ):
-        attribute(model, PROMPTS, kit.direction())
+        attribute(model, PROMPTS, direction())
 
 
 def test_an_edited_mlp_output_is_simply_what_the_mlp_writes() -> None:
-    model, r = kit.load("qwen2"), kit.direction()
+    model, r = kit.load("qwen2"), direction()
     with model.hooked([(Site("mlp_out", 0), lambda x: 0 * x)]):
         assert float(attribute(model, PROMPTS, r).mlps[:, 0, 0].abs().max()) == 0
 
@@ -200,7 +204,7 @@ def test_an_unknown_multiplier_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     model = kit.load("granite")
     monkeypatch.setattr(model.hf.config, "residual_multiplier", 1.0)
     with pytest.raises(InputError, match=r"heads and biases of layer 0 .* multiplier"):
-        attribute(model, PROMPTS, kit.direction())
+        attribute(model, PROMPTS, direction())
 
 
 def test_attention_that_is_not_pattern_times_values_is_an_error() -> None:
@@ -209,7 +213,7 @@ def test_attention_that_is_not_pattern_times_values_is_an_error() -> None:
         model.hooked([(Site("z", 0), lambda z: 2 * z)]),
         pytest.raises(InputError, match="not pattern times values"),
     ):
-        attribute_sources(model, PROMPTS, kit.direction(), heads=[Head(0, 0)])
+        attribute_sources(model, PROMPTS, direction(), heads=[Head(0, 0)])
 
 
 @pytest.mark.parametrize(
@@ -224,7 +228,7 @@ def test_attention_that_is_not_pattern_times_values_is_an_error() -> None:
 )
 def test_bad_places_get_a_line(given: dict, line: str) -> None:
     with pytest.raises(InputError, match=line):
-        attribute(kit.load("qwen2"), PROMPTS, kit.direction(), **given)
+        attribute(kit.load("qwen2"), PROMPTS, direction(), **given)
 
 
 def test_bad_directions_and_heads_get_a_line() -> None:
@@ -236,14 +240,14 @@ def test_bad_directions_and_heads_get_a_line() -> None:
     with pytest.raises(InputError, match="zero vector"):
         attribute(model, PROMPTS, Direction(torch.zeros(32), 1, -1))
     with pytest.raises(InputError, match=r"head 1\.7"):
-        attribute_sources(model, PROMPTS, kit.direction(), heads=[Head(1, 7)])
+        attribute_sources(model, PROMPTS, direction(), heads=[Head(1, 7)])
     with pytest.raises(InputError, match="got none"):
-        attribute_sources(model, PROMPTS, kit.direction(), heads=[])
+        attribute_sources(model, PROMPTS, direction(), heads=[])
     with pytest.raises(InputError, match=r"2\.1: at or past layer 2"):
         head_effects(
             model,
             PROMPTS,
-            kit.direction(),
+            direction(),
             heads=[Head(2, 1)],
             values=None,
             refusal_tokens=[5],
@@ -272,7 +276,7 @@ def test_random_head_sets_take_from_other_layers_what_a_layer_lacks() -> None:
 def test_patching_every_head_of_a_layer_moves_its_output() -> None:
     """Patching all heads of layer 0 with another prompt's equals plain surgery on the Hugging Face
     model: its output projection is fed the other prompt's head outputs at the last token."""
-    model, r = kit.load("qwen2"), kit.direction()
+    model, r = kit.load("qwen2"), direction()
     one, other = ["Paint the door."], ["Wake up!"]
     given = last_head_outputs(model, other, layers=[0])
     effects = head_effects(
@@ -305,7 +309,7 @@ def test_patching_with_its_own_outputs_changes_nothing() -> None:
     effects = head_effects(
         model,
         PROMPTS,
-        kit.direction(),
+        direction(),
         heads=heads,
         values=own,
         refusal_tokens=[5],
@@ -321,7 +325,7 @@ def test_patching_with_its_own_outputs_changes_nothing() -> None:
 
 def test_an_edit_below_the_target_is_seen_by_attribution() -> None:
     """Added at resid_pre, r is a writer of its own, and the sum says so."""
-    model, r = kit.load("qwen2"), kit.direction(layer=1)
+    model, r = kit.load("qwen2"), direction(layer=1)
     with applied(model, add(r)), pytest.raises(InputError, match="an installed edit"):
         attribute(model, PROMPTS, r)
 
@@ -348,7 +352,7 @@ def test_a_probed_norm_is_the_norm(norm: torch.nn.Module) -> None:
 
 def test_as_many_tokens_as_heads_are_not_taken_for_each_other() -> None:
     """Latent attention holds values by head first; here the two axes have the same length."""
-    model, r = kit.load("deepseek_v3"), kit.direction()
+    model, r = kit.load("deepseek_v3"), direction()
     ids = torch.arange(40, 40 + kit.HEADS)[None]
     spans = torch.tensor([[0, kit.HEADS]])
     short = replace(rendered("deepseek_v3")[:1], ids=ids, mask=torch.ones_like(ids), instruction=spans)
@@ -357,7 +361,7 @@ def test_as_many_tokens_as_heads_are_not_taken_for_each_other() -> None:
 
 
 def test_head_outputs_of_latent_attention_are_kept_and_replaced_by_head() -> None:
-    model, r = kit.load("deepseek_v3"), kit.direction()
+    model, r = kit.load("deepseek_v3"), direction()
     prompts = rendered("deepseek_v3")[:1]
     kept = last_head_outputs(model, prompts, layers=[0, 1])
     assert kept[1].shape == (1, kit.HEADS, 6)
@@ -374,6 +378,6 @@ def test_heads_that_the_output_matrix_does_not_divide_into_are_one_clear_line(
     model = kit.load("qwen2")
     monkeypatch.setattr(model, "n_heads", 3)
     with pytest.raises(InputError, match="cannot be split over 3 heads"):
-        attribute(model, PROMPTS, kit.direction())
+        attribute(model, PROMPTS, direction())
     with pytest.raises(InputError, match="do not divide into 3 heads"):
         last_head_outputs(model, PROMPTS, layers=[0])
