@@ -144,8 +144,8 @@ class TestBytes:
     def test_names_without_the_prefix_of_the_inner_model_are_found(self, tmp_path: Path) -> None:
         """As GPT-2 and BLOOM have them on the hub."""
         source = saved(tmp_path, "gpt2")
-        plain = {k.removeprefix("transformer."): v for k, v in load_file(source / SINGLE).items()}
-        save_file(plain, source / SINGLE, metadata={"format": "pt"})
+        bare = {k.removeprefix("transformer."): v for k, v in load_file(source / SINGLE).items()}
+        save_file(bare, source / SINGLE, metadata={"format": "pt"})
         export_to(source, tmp_path / "out")
         proof = verify(plain(source), plain(tmp_path / "out"), orthogonalise(direction()))
         assert proof.equal, proof.line
