@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,6 +35,7 @@ from architectures import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from refusal_lens.direction import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.interop.adapter import write_adapter
 from refusal_lens.interop.vectors import write_steered
@@ -64,10 +64,10 @@ def _one_thread() -> None:
     hf.utils.logging.disable_progress_bar()
 
 
-def direction(seed: int = 1) -> SimpleNamespace:
+def direction(seed: int = 1) -> Direction:
     generator = torch.Generator().manual_seed(seed)
     vector = 3 * torch.randn(WIDTH, generator=generator, dtype=torch.float64)
-    return SimpleNamespace(vector=vector, layer=2)
+    return Direction(vector, layer=2, position=-1)
 
 
 def tokens(seed: int = 2) -> Tensor:

@@ -22,8 +22,10 @@ from architectures import by_id, folder, make
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from refusal_lens.direction import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.weights import (
+    Shift,
     edited,
     edits,
     export,
@@ -48,9 +50,9 @@ def _one_thread() -> None:
     hf.utils.logging.disable_progress_bar()
 
 
-def direction(seed: int = 1, *, layer: int = 2, width: int = WIDTH) -> SimpleNamespace:
+def direction(seed: int = 1, *, layer: int = 2, width: int = WIDTH) -> Direction:
     generator = torch.Generator().manual_seed(seed)
-    return SimpleNamespace(vector=3 * torch.randn(width, generator=generator).double(), layer=layer)
+    return Direction(3 * torch.randn(width, generator=generator).double(), layer, -1)
 
 
 def saved(
@@ -222,12 +224,11 @@ class TestEdits:
     def test_numbers_that_are_none_are_refused(self, wrong: float) -> None:
         vector = direction().vector.clone()
         vector[3] = wrong
-        broken = SimpleNamespace(vector=vector, layer=2)
         for make_edit in (
             lambda: orthogonalise(direction(), strength=wrong),
-            lambda: orthogonalise(broken),
-            lambda: shift(direction(), coefficient=wrong),
-            lambda: shift(broken),
+            lambda: orthogonalise(vector),
+            lambda: shift(direction(), strength=wrong),
+            lambda: Shift(vector, 2),
         ):
             with pytest.raises(InputError, match="need a"):
                 make_edit()
@@ -261,9 +262,9 @@ class TestEdits:
         self, tmp_path: Path, name: str, layer: int
     ) -> None:
         source = saved(tmp_path, name)
-        for coefficient in (1.0, -0.5):
-            edit = shift(direction(layer=layer), coefficient=coefficient)
-            out = tmp_path / f"out{coefficient}"
+        for strength in (1.0, -0.5):
+            edit = shift(direction(layer=layer), strength=strength)
+            out = tmp_path / f"out{strength}"
             write_checkpoint(prepare(source, edit), out, provenance={})
             proof = verify(load(source), load(out), edit)
             assert proof.equal, proof.line

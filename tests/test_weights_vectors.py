@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,8 @@ import transformers as hf
 from architectures import folder
 from torch import Tensor, nn
 
-from refusal_lens.directions import Candidates, Direction
+from refusal_lens.direction import Direction
+from refusal_lens.directions import Candidates
 from refusal_lens.errors import InputError
 from refusal_lens.interop.vectors import (
     read_gguf,
@@ -40,9 +40,9 @@ def _one_thread() -> None:
     hf.utils.logging.disable_progress_bar()
 
 
-def direction(layer: int = 2, seed: int = 1) -> SimpleNamespace:
+def direction(layer: int = 2, seed: int = 1) -> Direction:
     generator = torch.Generator().manual_seed(seed)
-    return SimpleNamespace(vector=3 * torch.randn(32, generator=generator).double(), layer=layer)
+    return Direction(3 * torch.randn(32, generator=generator).double(), layer, -1)
 
 
 def load(name: str) -> nn.Module:
@@ -66,7 +66,7 @@ class TestGguf:
     def test_a_subtraction_is_the_negative(self, tmp_path: Path) -> None:
         pytest.importorskip("gguf")
         path = tmp_path / "v.gguf"
-        write_gguf(path, shift(direction(), coefficient=-2), architecture="x", provenance={})
+        write_gguf(path, shift(direction(), strength=-2), architecture="x", provenance={})
         assert torch.equal(read_gguf(path)[1], (-2 * direction().vector).float())
 
     def test_it_acts_where_llama_cpp_adds(self, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ class TestSteered:
         for edit in (
             orthogonalise(direction()),
             shift(direction()),
-            shift(direction(1), coefficient=-1.5),
+            shift(direction(1), strength=-1.5),
         ):
             path = tmp_path / f"{edit.name}.pt"
             write_steered(
