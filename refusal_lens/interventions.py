@@ -24,6 +24,7 @@ from .display import shown
 from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
+from .model.engine import Engine
 from .model.sites import whole
 from .shapes import Vectors, wide
 
@@ -236,7 +237,7 @@ def affine(direction: HasVector, reference: Vectors, *, strength: float = 1.0) -
 
 @contextmanager
 def applied(
-    model: ChatModel,
+    model: Engine,
     edit: Edit | Sequence[Edit],
     *,
     at: Sequence[Site] | None = None,
@@ -245,11 +246,13 @@ def applied(
     """Apply an edit (or several, in order) to every forward pass inside the context.
 
     at: sites, by default the edit's own. when: "prompt", "reply" (prefilled and generated tokens) or "all";
-    the same tokens are edited with and without a key-value cache. Raises InputError for a vector or sites that
-    do not fit the model.
+    the same tokens are edited with and without a key-value cache. Raises InputError for a model that is no
+    ChatModel, and for a vector or sites that do not fit it.
     """
     if not isinstance(model, ChatModel):
-        raise InputError(f"model: got {type(model).__name__}, need a ChatModel")
+        raise InputError(
+            f"model to edit: got {type(model).__name__}, need a ChatModel, on which hooks can be installed"
+        )
     if when not in ("prompt", "reply", "all"):
         raise InputError(f'when: got {when!r}, need "prompt", "reply" or "all"')
     edits: Sequence[Edit] = [edit] if callable(edit) else edit

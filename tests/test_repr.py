@@ -21,6 +21,7 @@ from refusal_lens import Contrast, Direction, PromptPair, Run, RunConfig
 from refusal_lens.activations import Means
 from refusal_lens.attribution import attribute, attribute_sources
 from refusal_lens.attribution.heads import Head
+from refusal_lens.behaviours import FirstTokens
 from refusal_lens.chat import Rendered
 from refusal_lens.directions import Candidates, Selection, score_candidates
 from refusal_lens.directions.finding import Behaved
@@ -77,7 +78,7 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "Attribution": found,
         "SourceAttribution": attribute_sources(model, prompts[:2], direction, heads=[Head(0, 0)]),
         "Completion": complete(
-            model, [EVIL[:60]], refusal_tokens=[40], edit=ablate(direction), max_new_tokens=40
+            model, [EVIL[:60]], behaviour=FirstTokens((40,)), edit=ablate(direction), max_new_tokens=40
         )[0],
         "RunConfig": RunConfig(EVIL, harmful=EVIL, harmless=EVIL, system=EVIL, n_train=9),
         "Run": Run(Path("/tmp") / EVIL[:500].replace("/", "")),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..conversations import Prompt
 from ..judges import Judge
-from ..model import ChatModel
+from ..model.engine import Engine
 from ..shapes import PerPrompt
 from .words import Words
 
@@ -35,7 +35,7 @@ class Behaviour(Protocol):
 
     def scores(
         self,
-        model: ChatModel,
+        model: Engine,
         prompts: Sequence[Prompt],
         *,
         batch_size: int = 32,

@@ -22,8 +22,8 @@ from ..directions import Candidates, Direction
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..evaluation import phrase_judge
 from ..interventions import ablate, add, applied
+from ..judges import phrase_judge
 from ..metrics import first_token_log_odds
 from ..model import ChatModel
 from ..progress import Progress
@@ -385,7 +385,7 @@ class _Export:
             model,
             self.prompts,
             self.edit,
-            refuses=lambda reply: bool(phrase_judge(reply).value),
+            refuses=lambda reply: bool(phrase_judge.score(reply).value),
             under=under,
             max_new_tokens=self.config.max_new_tokens,
             batch_size=self.config.batch_size,

@@ -21,6 +21,7 @@ from ...attribution import (
     last_head_outputs,
     mean_head_outputs,
 )
+from ...behaviours import FirstTokens
 from ...chat import Rendered
 from ...chat.tails import Tailed
 from ...directions import Direction
@@ -252,7 +253,7 @@ def _measure(
     done = complete(
         model,
         rendered.instructions,
-        refusal_tokens=tokens,
+        behaviour=FirstTokens(tokens),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
@@ -260,7 +261,7 @@ def _measure(
     return Measured(
         prompts=rendered.instructions,
         replies=tuple(one.response for one in done),
-        refused=tuple(one.refusal for one in done),
+        refused=tuple(bool(one.shows) for one in done),
         n_suffix_tokens=condition.n_suffix_tokens,
         merged=(False,) * len(rendered) if merged is None else tuple(merged.tolist()),
         cosine=cosine_similarity(last, direction.vector),
@@ -268,7 +269,7 @@ def _measure(
         dfa=sources.dfa,
         dfa_by_region=sources.contribution_by_region(),
         attention=sources.attention_by_region(),
-        metric=torch.tensor([one.metric for one in done], dtype=torch.float64),
+        metric=torch.tensor([one.score for one in done], dtype=torch.float64),
         error=max(whole.error, sources.error),
     )
 
