@@ -29,6 +29,7 @@ from refusal_lens.directions.refusal_tokens import RefusalTokens
 from refusal_lens.directions.selection import Choice, Thresholds
 from refusal_lens.display import shown
 from refusal_lens.evaluation import complete
+from refusal_lens.judges import phrase_judge
 from refusal_lens.interventions import ablate, add, clamp
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.pipeline.export_job import ExportConfig, Exported
@@ -80,6 +81,7 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "Completion": complete(
             model, [EVIL[:60]], behaviour=FirstTokens((40,)), edit=ablate(direction), max_new_tokens=40
         )[0],
+        "PhraseJudge": phrase_judge,
         "RunConfig": RunConfig(EVIL, harmful=EVIL, harmless=EVIL, system=EVIL, n_train=9),
         "Run": Run(Path("/tmp") / EVIL[:500].replace("/", "")),
         "Writers": writers_of(model.hf),

@@ -327,7 +327,8 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         },
         "function": {"int": 3, "str": "print", "list": []},
         "no None": {"None": None},
-        "judge": {"None": None, "str": "phrases", "int": 1, "function": len, "class": PhraseJudge},
+        "judge": {"None": None, "str": "phrases", "int": 1},
+        "judge object": {"function": len, "class": PhraseJudge},
         "behaviour": {
             "None": None,
             "str": "refusal",
@@ -1045,7 +1046,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "prompts": prompts,
                 "behaviour": behaviour,
                 "edit": takes(None, "fitting edit", "edit or None"),
-                "judge": takes(rl.phrase_judge, "judge"),
+                "judge": takes(rl.phrase_judge, "judge", "judge object"),
                 "max_new_tokens": short,
                 "batch_size": count,
                 "on_progress": told,
@@ -1090,7 +1091,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "seed": takes(0, "whole"),
                 "max_new_tokens": short,
                 "batch_size": count,
-                "judge": takes(rl.phrase_judge, "judge"),
+                "judge": takes(rl.phrase_judge, "judge", "judge object"),
             },
         ),
         (
