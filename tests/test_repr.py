@@ -29,8 +29,8 @@ from refusal_lens.directions.refusal_tokens import RefusalTokens
 from refusal_lens.directions.selection import Choice, Thresholds
 from refusal_lens.display import shown
 from refusal_lens.evaluation import complete
-from refusal_lens.judges import phrase_judge
 from refusal_lens.interventions import ablate, add, clamp
+from refusal_lens.judges import phrase_judge
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.pipeline.export_job import ExportConfig, Exported
 from refusal_lens.weights import orthogonalise, prepare, shift, writers_of
@@ -183,7 +183,8 @@ def test_every_dataclass_with_a_tensor_or_a_table_is_shown_short() -> None:
 
 
 def test_names_of_the_package_are_covered(values: dict[str, Any]) -> None:
-    public = {name for name in refusal_lens.__all__ if is_dataclass(getattr(refusal_lens, name))}
+    items = {name: getattr(refusal_lens, name) for name in refusal_lens.__all__}
+    public = {n for n, item in items.items() if isinstance(item, type) and is_dataclass(item)}
     assert public - {"Thresholds"} <= set(values)
     assert isinstance(values["Rendered"], Rendered)
     assert isinstance(values["Direction"], Direction)

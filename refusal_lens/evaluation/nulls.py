@@ -14,7 +14,7 @@ from ..behaviours.last_token import last_token_scores, reads_last_token
 from ..conversations import Conversation, Exchange, Prompt
 from ..door import at_least, at_most, checked
 from ..errors import InputError
-from ..interventions import Ablate, Add, Deflect, Edit, HasVector, applied
+from ..interventions import Ablate, Add, Edit, HasVector, NormMatchedMove, applied
 from ..judges import Judge, judged
 from ..model import ChatModel
 from ..shapes import PerPrompt
@@ -73,7 +73,7 @@ def nulls(
     moved = units[:n_moves]
     random_edits = [
         _RandomEdits("random_direction", kind, positive, units, Ablate),
-        _RandomEdits("norm_matched_move", kind, positive, moved, lambda u: Deflect(r, u)),
+        _RandomEdits("norm_matched_move", kind, positive, moved, lambda u: NormMatchedMove(r, u)),
         _RandomEdits(
             "norm_matched_move", other, negative, moved, lambda u: Add(size * u, direction.layer)
         ),

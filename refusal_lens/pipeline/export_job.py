@@ -22,6 +22,9 @@ from ..directions import Candidates, Direction
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
+from ..evaluation.parity import Parity, Scores, parity, score
+from ..interop.adapter import write_adapter
+from ..interop.vectors import write_gguf, write_reference, write_steered
 from ..interventions import ablate, add, applied
 from ..judges import phrase_judge
 from ..metrics import first_token_log_odds
@@ -37,11 +40,7 @@ from ..weights import (
     orthogonalise,
     prepare,
     shift,
-    write_adapter,
     write_checkpoint,
-    write_gguf,
-    write_reference,
-    write_steered,
     writers_of,
     writers_of_config,
 )
@@ -50,7 +49,6 @@ from ..weights.edits import NewBias
 from ..weights.hooks import hooked
 from ..weights.memory import huggingface
 from ..weights.moving import leftovers, require_outside, require_room, shortened, there
-from ..weights.parity import Parity, Scores, parity, score
 from ..weights.shards import DTYPES
 from .config import chat_options
 from .export_model import check_belongs, model_folder, where
