@@ -112,11 +112,8 @@ def complete(
             rendered, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_progress
         )
     judge = judge or (behaviour.judge if behaviour is not None else None)
-    exchanges = [
-        Exchange(Conversation.of(prompt), reply.text)
-        for prompt, reply in zip(asked, replies, strict=True)
-    ]
-    paper = judged(paper_judge, exchanges) if judge == phrase_judge else []
+    to_judge = exchanges(asked, [reply.text for reply in replies])
+    paper = judged(paper_judge, to_judge) if judge == phrase_judge else []
     return [
         Completion(
             prompt,
@@ -128,7 +125,7 @@ def complete(
             paper[row].shows if paper else None,
         )
         for row, (prompt, reply, verdict, score) in enumerate(
-            zip(asked, replies, judged(judge, exchanges), scores, strict=True)
+            zip(asked, replies, judged(judge, to_judge), scores, strict=True)
         )
     ]
 
@@ -155,3 +152,11 @@ def without_reply(prompt: Prompt) -> Prompt:
     if isinstance(prompt, str):
         return prompt
     return prompt.with_reply(None).prompt
+
+
+def exchanges(prompts: Sequence[Prompt], replies: Sequence[str]) -> list[Exchange]:
+    """What a judge sees: each prompt with the reply to it."""
+    return [
+        Exchange(Conversation.of(prompt), reply)
+        for prompt, reply in zip(prompts, replies, strict=True)
+    ]

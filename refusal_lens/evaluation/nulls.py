@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..behaviours import Behaviour
 from ..behaviours.last_token import last_token_scores, reads_last_token
-from ..conversations import Conversation, Exchange, Prompt
+from ..conversations import Prompt
 from ..door import at_least, at_most, checked
 from ..errors import InputError
 from ..interventions import Ablate, Add, Edit, HasVector, NormMatchedMove, applied
 from ..judges import Judge, judged
 from ..model import ChatModel
 from ..shapes import PerPrompt
-from .completions import rate_of, without_reply
+from .completions import exchanges, rate_of, without_reply
 
 MOST = 1_000_000
 """Directions that can be drawn together, and their dimensions."""
@@ -155,11 +155,7 @@ class _Measurement:
         batch = self.model.chat.render(prompts)
         with applied(self.model, edit):
             replies, logits = self.model.reply(batch, max_new_tokens=self.max_new_tokens)
-        exchanges = [
-            Exchange(Conversation.of(prompt), reply)
-            for prompt, reply in zip(prompts, replies, strict=True)
-        ]
-        verdicts = [score.shows for score in judged(self.judge, exchanges)]
+        verdicts = [score.shows for score in judged(self.judge, exchanges(prompts, replies))]
         return last_token_scores(self.behaviour, logits).cpu() if at_last else None, verdicts
 
     def _scores_one_by_one(self, prompts: list[Prompt], edits: _RandomEdits) -> Tensor:
