@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..conversations import Prompt
 from ..judges import Judge
-from ..model.engine import Engine
+from ..model import ChatModel
 from ..shapes import PerPrompt
 from .words import Words
 
@@ -35,7 +35,7 @@ class Behaviour(Protocol):
 
     def scores(
         self,
-        model: Engine,
+        model: ChatModel,
         prompts: Sequence[Prompt],
         *,
         batch_size: int = 32,

@@ -19,7 +19,7 @@ from ..door import checked
 from ..errors import InputError
 from ..judges import Judge, phrase_judge
 from ..metrics import METRIC_EPSILON, first_token_log_odds
-from ..model.engine import Engine
+from ..model import ChatModel
 from ..shapes import PerPrompt
 from .behaviour import OnProgress, Reading
 from .words import REFUSAL, Words
@@ -78,7 +78,7 @@ class FirstTokens:
     @torch.no_grad()
     def scores(
         self,
-        model: Engine,
+        model: ChatModel,
         prompts: Sequence[Prompt],
         *,
         batch_size: int = 32,

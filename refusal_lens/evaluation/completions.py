@@ -6,16 +6,29 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+from ..activations import map_last_logits
 from ..behaviours import Behaviour
-from ..conversations import Conversation, Exchange, Prompt, instruction_of
+from ..behaviours.last_token import last_token_scores, require_last_token
+from ..conversations import (
+    Conversation,
+    Exchange,
+    Prompt,
+    instruction_of,
+    prompt_of_row,
+    row_of_prompt,
+    unanswered,
+)
 from ..display import shown
 from ..door import at_least, checked
 from ..interventions import Edit, applied
 from ..judges import Judge, judged, paper_judge, phrase_judge
 from ..metrics import binomial_standard_error
+from ..model import ChatModel
 from ..model.engine import Engine
+from ..shapes import PerPrompt
 
 
 @shown()
@@ -43,10 +56,7 @@ class Completion:
 
     def to_row(self) -> dict[str, Any]:
         """The completion as a line of a completions file; a score of NaN is None."""
-        row: dict[str, Any] = {"instruction": self.instruction}
-        if isinstance(self.prompt, Conversation):
-            row["messages"] = self.prompt.to_json()
-        row |= {
+        row = row_of_prompt(self.prompt) | {
             "response": self.response,
             "shows": self.shows,
             "evidence": self.evidence,
@@ -58,9 +68,9 @@ class Completion:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Completion:
         """The completion that `to_row` wrote."""
-        messages, score = row.get("messages"), row["score"]
+        score = row["score"]
         return cls(
-            row["instruction"] if messages is None else Conversation.of(messages),
+            prompt_of_row(row),
             row["response"],
             row["shows"],
             row["evidence"],
@@ -101,13 +111,13 @@ def complete(
     the first pass, for a prompt that does not fit into the model with its reply, and for an edit of an engine that
     is no ChatModel.
     """
-    asked = [without_reply(prompt) for prompt in prompts]
+    asked = unanswered(prompts)
     rendered = engine.chat.render(asked)
     engine.require_room(rendered, max_new_tokens)
     with nullcontext() if edit is None else applied(engine, edit):
         scores = [math.nan] * len(asked)
         if behaviour is not None:
-            scores = behaviour.scores(engine, asked, batch_size=batch_size).tolist()
+            scores = scores_on(engine, asked, behaviour, batch_size=batch_size).tolist()
         replies = engine.replies(
             rendered, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_progress
         )
@@ -147,11 +157,18 @@ def rate_of(shows: Sequence[bool | None]) -> Rate:
     return Rate(share, binomial_standard_error(share, n), n, n_unjudged)
 
 
-def without_reply(prompt: Prompt) -> Prompt:
-    """The prompt without the reply that it may bring: what a model is asked."""
-    if isinstance(prompt, str):
-        return prompt
-    return prompt.with_reply(None).prompt
+def scores_on(
+    engine: Engine, prompts: Sequence[Prompt], behaviour: Behaviour, *, batch_size: int
+) -> PerPrompt:
+    """The behaviour's score of every prompt on any engine.
+
+    Raises InputError for a behaviour that asks for more than an engine gives that is no ChatModel.
+    """
+    if isinstance(engine, ChatModel):
+        return behaviour.scores(engine, prompts, batch_size=batch_size)
+    require_last_token(behaviour, prompts, f"completions of {engine.name}, which is no ChatModel")
+    number = partial(last_token_scores, behaviour)
+    return map_last_logits(engine, prompts, number=number, batch_size=batch_size)
 
 
 def exchanges(prompts: Sequence[Prompt], replies: Sequence[str]) -> list[Exchange]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..conversations import Prompt
+from ..conversations import Prompt, unanswered
 from ..door import checked
 from ..errors import InputError
 from ..interventions import Edit, applied
 from ..metrics import cross_entropy
 from ..model import ChatModel
-from .completions import without_reply
 
 LOGIT_BUDGET = 2**27
 """How many logits one batch may hold (0.5 GiB in float32)."""
@@ -59,8 +58,8 @@ def reply_loss(
             f"replies: got {len(replies)}, need one for each of {len(prompts)} prompts"
         )
     pairs = [
-        (without_reply(prompt), reply)
-        for prompt, reply in zip(prompts, replies, strict=True)
+        (prompt, reply)
+        for prompt, reply in zip(unanswered(prompts), replies, strict=True)
         if len(reply)
     ]
     if not pairs:

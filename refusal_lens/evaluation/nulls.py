@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..behaviours import Behaviour
 from ..behaviours.last_token import last_token_scores, reads_last_token
-from ..conversations import Prompt
+from ..conversations import Prompt, unanswered
 from ..door import at_least, at_most, checked
 from ..errors import InputError
 from ..interventions import Ablate, Add, Edit, HasVector, NormMatchedMove, applied
 from ..judges import Judge, judged
 from ..model import ChatModel
 from ..shapes import PerPrompt
-from .completions import exchanges, rate_of, without_reply
+from .completions import exchanges, rate_of
 
 MOST = 1_000_000
 """Directions that can be drawn together, and their dimensions."""
@@ -27,7 +27,7 @@ COLUMNS = ["null", "index", "kind", "score", "rate", "n", "n_unjudged"]
 
 @checked
 def random_units(n: int, d_model: int, *, seed: int) -> Tensor:
-    """N directions drawn evenly from the sphere, [n d_model] float64."""
+    """Unit vectors drawn evenly from the sphere, [n d_model] float64."""
     at_least(0, n=n)
     at_least(1, d_model=d_model)
     at_most(MOST, n=n, d_model=d_model)
@@ -116,7 +116,7 @@ class _Measurement:
 
     def rows(self, edits: _RandomEdits, tell: Callable[[int], None]) -> list[dict]:
         """Mean score and rate per direction."""
-        prompts = [without_reply(prompt) for prompt in edits.prompts]
+        prompts = unanswered(edits.prompts)
         rendered = self.model.chat.render(prompts)
         self.model.require_room(rendered, self.max_new_tokens)
         units = edits.units

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..activations import map_last_logits
 from ..behaviours import Behaviour, Words
 from ..behaviours.last_token import last_token_scores, reads_last_token
-from ..conversations import Prompt
+from ..conversations import Prompt, unanswered
 from ..display import shown
 from ..errors import UnmetError
 from ..interventions import unit
@@ -22,7 +22,7 @@ from ..metrics import kl_divergence
 from ..model import ChatModel, Site
 from ..shapes import PerPrompt
 from ..weights.edits import WeightEdit
-from .completions import exchanges, rate_of, without_reply
+from .completions import exchanges, rate_of
 
 KL_ALLOWED = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 """Mean KL in nats that rounding the edited weights to the checkpoint's dtype explains."""
@@ -66,7 +66,7 @@ def ask(
 
     Replies are 64 tokens long at most, or as many as fit, unless max_new_tokens says how many.
     """
-    asked = {kind: [without_reply(prompt) for prompt in kept] for kind, kept in prompts.items()}
+    asked = {kind: unanswered(texts) for kind, texts in prompts.items()}
     logits, scores, replies = {}, {}, {}
     with under or nullcontext():
         for kind, texts in asked.items():
