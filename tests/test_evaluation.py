@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+import kit
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
@@ -32,11 +32,11 @@ BEHAVIOUR = FirstTokens((40, 41))
 
 @lru_cache
 def model() -> ChatModel:
-    return ChatModel.load(str(tiny.folder("qwen2")), device="cpu", dtype="float32")
+    return ChatModel.load(str(kit.folder("qwen2")), device="cpu", dtype="float32")
 
 
 def direction() -> Direction:
-    vector = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(1))
+    vector = torch.randn(kit.WIDTH, generator=torch.Generator().manual_seed(1))
     return Direction(vector, 1, -1)
 
 
@@ -207,7 +207,7 @@ class TestNulls:
         assert list(table["n"]) == [3] * 5 + [2] * 2
         assert table["n_unjudged"].sum() == 0
         assert told[-1] == (7, 7)
-        units = random_units(3, tiny.WIDTH, seed=4)
+        units = random_units(3, kit.WIDTH, seed=4)
         rows = complete(
             model(),
             PROMPTS,
