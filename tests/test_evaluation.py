@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -25,6 +25,7 @@ from refusal_lens.interventions import ablate, applied
 from refusal_lens.judges import judge_replies, paper_judge, phrase_judge
 from refusal_lens.model import ChatModel, Reply
 from refusal_lens.model.engine import Engine
+from refusal_lens.progress import Progress
 
 PROMPTS = ["Paint the door.", "Wake!", "How does one bake bread?"]
 BEHAVIOUR = FirstTokens((40, 41))
@@ -60,7 +61,7 @@ class Table:
         *,
         max_new_tokens: int | None = None,
         batch_size: int = 64,
-        on_batch: Callable[[int, int], None] | None = None,
+        on_progress: Progress | None = None,
     ) -> list[Reply]:
         texts = prompts.instructions if isinstance(prompts, Rendered) else prompts
         return [Reply(self.answers[text], (1, 2)) for text in texts]
@@ -90,7 +91,7 @@ class TestEngine:
         assert rate([first, second, third]) == Rate(2 / 3, math.sqrt(2 / 27), 3, 0)
 
     def test_an_edit_needs_hooks(self) -> None:
-        with pytest.raises(InputError, match="model to edit: got Table, need a ChatModel"):
+        with pytest.raises(InputError, match="model of applied: got Table, need a ChatModel"):
             complete(TABLE, PROMPTS, behaviour=BEHAVIOUR, edit=ablate(direction()))
 
 
@@ -200,13 +201,13 @@ class TestNulls:
         return nulls(model(), direction(), prompts=prompts, behaviour=behaviour, **asked)
 
     def test_one_row_for_each_direction_with_its_own_kind_and_counts(self) -> None:
-        told: list[tuple[int, int]] = []
+        told: list[tuple[str, int, int]] = []
         table = self.table(BEHAVIOUR, on_progress=lambda *done: told.append(done))
         assert list(table) == ["null", "index", "kind", "score", "rate", "n", "n_unjudged"]
         assert list(table["kind"]) == ["dark"] * 5 + ["bright"] * 2
         assert list(table["n"]) == [3] * 5 + [2] * 2
         assert table["n_unjudged"].sum() == 0
-        assert told[-1] == (7, 7)
+        assert told[-1] == ("nulls", 7, 7)
         units = random_units(3, kit.WIDTH, seed=4)
         rows = complete(
             model(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from ..judges import Judge, judged, paper_judge, phrase_judge
 from ..metrics import binomial_standard_error
 from ..model import ChatModel
 from ..model.engine import Engine
+from ..progress import Progress
 from ..shapes import PerPrompt
 
 
@@ -102,7 +103,7 @@ def complete(
     judge: Judge | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 64,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> list[Completion]:
     """Greedy replies under an edit (or none), judged, with the behaviour's score of each prompt.
 
@@ -119,7 +120,7 @@ def complete(
         if behaviour is not None:
             scores = scores_on(engine, asked, behaviour, batch_size=batch_size).tolist()
         replies = engine.replies(
-            rendered, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_progress
+            rendered, max_new_tokens=max_new_tokens, batch_size=batch_size, on_progress=on_progress
         )
     judge = judge or (behaviour.judge if behaviour is not None else None)
     to_judge = exchanges(asked, [reply.text for reply in replies])

@@ -12,11 +12,13 @@ from torch import Tensor
 from ..behaviours import Behaviour
 from ..behaviours.last_token import last_token_scores, reads_last_token
 from ..conversations import Prompt, unanswered
+from ..direction import Direction
 from ..door import at_least, at_most, checked
 from ..errors import InputError
-from ..interventions import Ablate, Add, Edit, HasVector, NormMatchedMove, applied
+from ..interventions import Ablate, Add, Edit, NormMatchedMove, applied
 from ..judges import Judge, judged
 from ..model import ChatModel
+from ..progress import Progress
 from ..shapes import PerPrompt
 from .completions import exchanges, rate_of
 
@@ -40,7 +42,7 @@ def random_units(n: int, d_model: int, *, seed: int) -> Tensor:
 @checked
 def nulls(
     model: ChatModel,
-    direction: HasVector,
+    direction: Direction,
     *,
     prompts: Mapping[str, Sequence[Prompt]],
     behaviour: Behaviour,
@@ -50,7 +52,7 @@ def nulls(
     seed: int = 0,
     max_new_tokens: int = 16,
     batch_size: int = 64,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> pd.DataFrame:
     """The behaviour under random edits: columns null, index, kind, score, rate, n, n_unjudged (replies).
 
@@ -87,7 +89,7 @@ def nulls(
 
         def tell(done: int, before: int = len(rows)) -> None:
             if on_progress is not None:
-                on_progress(before + done, total)
+                on_progress("nulls", before + done, total)
 
         rows += measurement.rows(edits, tell)
     return pd.DataFrame(rows)[COLUMNS]
