@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..activations import cache_residuals
+from ..behaviours import FirstTokens
 from ..directions import (
     Candidates,
     Checkpoint,
@@ -25,6 +26,7 @@ from ..directions.finding import extract_candidates
 from ..directions.sweep import sweep
 from ..errors import InputError
 from ..evaluation import (
+    Completion,
     complete,
     cosine_by_layer,
     cosine_in_both,
@@ -33,6 +35,7 @@ from ..evaluation import (
     reply_loss,
 )
 from ..interventions import Edit, ablate, add, subtract
+from ..judges import phrase_judge
 from ..model import ChatModel
 from ..model.loading import resolve_device, resolve_dtype
 from ..progress import Progress, named
@@ -141,6 +144,11 @@ class Job:
     def refusal_tokens(self) -> tuple[int, ...]:
         """R, empty where none was found."""
         return tuple(self.behaviour["refusal_tokens"]["ids"])
+
+    @cached_property
+    def first_tokens(self) -> FirstTokens | None:
+        """The refusal metric; None where no refusal tokens were found."""
+        return FirstTokens(self.refusal_tokens) if self.refusal_tokens else None
 
     @cached_property
     def direction(self) -> Direction:
@@ -265,13 +273,28 @@ def completions(job: Job, step: Step, *, side: int, condition: str) -> None:
     done = complete(
         job.model,
         side_of(job.contrast.test, side),
-        refusal_tokens=job.refusal_tokens,
+        behaviour=job.first_tokens,
+        judge=phrase_judge,
         edit=job.edit(condition),
         max_new_tokens=c.max_new_tokens,
         batch_size=job.batch_size,
         on_progress=job.said(f"completions, {kind}, {condition}"),
     )
-    step.write_jsonl(f"completions/{kind}_{condition}.jsonl", [asdict(one) for one in done])
+    step.write_jsonl(f"completions/{kind}_{condition}.jsonl", [_row(one) for one in done])
+
+
+def _row(completion: Completion) -> dict[str, Any]:
+    """A line of a completions file."""
+    row = completion.to_row()
+    return {
+        "instruction": row["instruction"],
+        "response": row["response"],
+        "refusal": row["shows"],
+        "evidence": row["evidence"],
+        "metric": row["score"],
+        "reply_ids": row["reply_ids"],
+        "refusal_exact": row["paper_count"],
+    }
 
 
 def losses(job: Job, step: Step) -> None:
@@ -301,10 +324,11 @@ def null_edits(job: Job, step: Step) -> None:
     table = nulls(
         job.model,
         job.direction,
-        positive=test.positive[: c.null_prompts],
-        negative=test.negative[: c.null_prompts],
-        kinds=job.contrast.kinds,
-        refusal_tokens=job.refusal_tokens,
+        prompts={
+            kind: side_of(test, side)[: c.null_prompts]
+            for side, kind in enumerate(job.contrast.kinds)
+        },
+        behaviour=FirstTokens(job.refusal_tokens),
         n=c.n_null,
         n_moves=c.n_moves,
         seed=c.seed,
@@ -312,7 +336,8 @@ def null_edits(job: Job, step: Step) -> None:
         batch_size=job.batch_size,
         on_progress=job.said("nulls"),
     )
-    step.write_csv("nulls.csv", table)
+    table = table.rename(columns={"score": "metric", "rate": "refusal_rate"})
+    step.write_csv("nulls.csv", table.drop(columns="n_unjudged"))
 
 
 def geometry(job: Job, step: Step) -> None:
@@ -373,12 +398,13 @@ def base_comparison(job: Job, step: Step) -> None:
     done = complete(
         base,
         contrast.test.positive,
-        refusal_tokens=job.refusal_tokens,
+        behaviour=job.first_tokens,
+        judge=phrase_judge,
         max_new_tokens=c.max_new_tokens,
         batch_size=job.batch_size,
         on_progress=job.said(f"completions, {kind}, base model"),
     )
-    step.write_jsonl(f"completions/{kind}_base.jsonl", [asdict(one) for one in done])
+    step.write_jsonl(f"completions/{kind}_base.jsonl", [_row(one) for one in done])
     prompts = {kind: side_of(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
     table = cosine_in_both(
         job.model,
