@@ -356,6 +356,8 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
             "texts": ["resid_pre"],
             "holds None": [None],
             "too high": [Site("resid_pre", n_layers)],
+            "layer too high": [n_layers],
+            "bools": [True],
         },
         "heads": {
             "None": None,
@@ -573,6 +575,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "model": takes(w.model, "model or None"),
             },
         ),
+        ("Direction.transferred", w.direction.transferred, {"model": model}),
         ("Direction.check_belongs_to", w.direction.check_belongs_to, {"model": model}),
         ("Direction * scale", lambda scale: w.direction * scale, {"scale": takes(2.0, "scalar")}),
         (
