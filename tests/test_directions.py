@@ -11,9 +11,10 @@ import tiny
 import torch
 
 from refusal_lens.activations import mean_next_token_probabilities, mean_residuals
+from refusal_lens.behaviours import FirstTokens
+from refusal_lens.behaviours.tokens import top_tokens
 from refusal_lens.directions import Candidates, Direction
 from refusal_lens.directions.finding import filter_by_behaviour
-from refusal_lens.directions.refusal_tokens import top_tokens
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel
 from refusal_lens.prompts import PromptPair
@@ -122,5 +123,5 @@ def test_filter_that_leaves_too_few_says_so() -> None:
     token = int(mean_next_token_probabilities(model(), HARMFUL).argmin())
     with pytest.raises(InputError, match=r"val prompts: only 0 of 4 positive"):
         filter_by_behaviour(
-            model(), PromptPair(tuple(HARMFUL), tuple(HARMLESS)), refusal_tokens=[token], split="val"
-        )
+            model(), PromptPair(tuple(HARMFUL), tuple(HARMLESS)), behaviour=FirstTokens((token,))
+        ).require_enough("val")

@@ -1,0 +1,80 @@
+"""Behaviours as JSON: what a run's folder keeps, and how it gives them back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..conversations import Conversation
+from ..door import checked
+from ..errors import InputError
+from .behaviour import Behaviour
+from .continuations import Continuations, ReplyPair
+from .first_tokens import FirstTokens
+from .words import Words
+
+WHERE = "behaviour as JSON"
+
+
+@checked
+def behaviour_from_json(data: Mapping[str, Any]) -> Behaviour:
+    """The behaviour that a `to_json` wrote.
+
+    What its `details` gave is taken too where it is there. Raises InputError for anything else, and for a behaviour
+    of a plain function, which no file holds.
+    """
+    kind, name = data.get("kind"), data.get("name")
+    if kind == "function of logits":
+        raise InputError(
+            f"behaviour {name!r:.60}: is the Python function {data.get('function')!r:.80}, which no file can give "
+            "back; make it again with from_logits"
+        )
+    readers: dict[Any, Callable[[], Behaviour]] = {
+        "first tokens": lambda: _first_tokens(data),
+        "continuations": lambda: _continuations(data),
+    }
+    if kind not in readers:
+        raise InputError(f"{WHERE}: got kind {kind!r:.40}, need one of {', '.join(readers)}")
+    try:
+        return readers[kind]()
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{WHERE}: cannot be read ({error})") from error
+
+
+def _first_tokens(data: Mapping[str, Any]) -> FirstTokens:
+    return FirstTokens(
+        _ids(data["ids"]),
+        _ids(data["against"]),
+        tuple(str(text) for text in data.get("texts", ())),
+        str(data.get("source", "given")),
+        tuple((int(i), str(text), float(p), float(q)) for i, text, p, q in data.get("evidence", ())),
+        **_name_and_words(data),
+    )
+
+
+def _continuations(data: Mapping[str, Any]) -> Continuations:
+    return Continuations(
+        tuple(map(_ids, data["positive"])),
+        tuple(map(_ids, data["negative"])),
+        tuple(
+            ReplyPair(Conversation.of(pair["prompt"]).prompt, _ids(pair["positive"]), _ids(pair["negative"]))
+            for pair in data["pairs"]
+        ),
+        _texts_of_both(data.get("texts", ((), ()))),
+        **_name_and_words(data),
+    )
+
+
+def _texts_of_both(listed: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    positive, negative = (tuple(map(str, texts)) for texts in listed)
+    return positive, negative
+
+
+def _ids(listed: Any) -> tuple[int, ...]:
+    return tuple(int(token) for token in listed)
+
+
+def _name_and_words(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": str(data["name"]), "words": Words(**data["words"])}
