@@ -5,6 +5,7 @@ from .continuations import Continuations, ReplyPair
 from .discovery import NoFirstTokens, choose_first_tokens
 from .first_tokens import FirstTokens
 from .functions import LogitFunction, from_logits
+from .replies import Replies, from_replies
 from .stored import behaviour_from_json
 from .words import Words
 
@@ -16,9 +17,11 @@ __all__ = [
     "LogitFunction",
     "NoFirstTokens",
     "Reading",
+    "Replies",
     "ReplyPair",
     "Words",
     "behaviour_from_json",
     "choose_first_tokens",
     "from_logits",
+    "from_replies",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Float64, Int
@@ -12,10 +12,9 @@ from ..chat import Rendered
 from ..conversations import Prompt
 from ..judges import Judge
 from ..model import ChatModel
+from ..progress import Progress
 from ..shapes import PerPrompt
 from .words import Words
-
-OnProgress = Callable[[int, int], None]
 
 
 @runtime_checkable
@@ -52,7 +51,7 @@ class Behaviour(Protocol):
         prompts: Sequence[Prompt] | Rendered,
         *,
         batch_size: int = 32,
-        on_progress: OnProgress | None = None,
+        on_progress: Progress | None = None,
     ) -> PerPrompt:
         """The score of every prompt, float64 on the CPU, under the edits that are installed."""
 

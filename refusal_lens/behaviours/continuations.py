@@ -21,6 +21,7 @@ from ..metrics import check_token_ids
 from ..model import ChatModel
 from ..shapes import as_float64
 from .behaviour import Reading
+from .judging import judge_json
 from .scoring import ByLogits
 from .tokens import reply_tokens
 from .words import REFUSAL, Words
@@ -160,8 +161,8 @@ class Continuations(ByLogits):
         }
 
     def details(self) -> dict[str, Any]:
-        """The texts of the replies."""
-        return {"texts": self.texts}
+        """The texts of the replies, and who judges those that are generated."""
+        return {"texts": [list(texts) for texts in self.texts], "judge": judge_json(self.judge)}
 
 
 def _without_reply(prompt: Prompt) -> Prompt:

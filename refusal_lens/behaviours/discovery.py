@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +11,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..activations import map_last_logits, mean_next_token_probabilities
+from ..conversations import Conversation, Exchange, Prompt
 from ..door import at_least, checked
 from ..errors import InputError
-from ..judges import Judge, phrase_judge
+from ..judges import Judge, judged, phrase_judge
 from ..model import ChatModel
-from ..progress import Progress
+from ..progress import Progress, named
 from ..prompts import PromptPair
 from ..shapes import Probabilities, as_float64
 from .first_tokens import Evidence, FirstTokens
@@ -119,7 +119,7 @@ def choose_first_tokens(
             model,
             prompts[:at_most],
             batch_size=batch_size,
-            on_progress=None if on_progress is None else partial(on_progress, f"first tokens, {kind}"),
+            on_progress=named(on_progress, f"first tokens, {kind}"),
         )
         for kind, prompts in (("positive", pair.positive), ("negative", pair.negative))
     )
@@ -187,10 +187,14 @@ def _discovered(
     first = map_last_logits(model, sample, number=probabilities, batch_size=batch_size)
     positive, negative = means or (first[:n].double().mean(0), first[n:].double().mean(0))
     evidence = _evidence(model, positive, negative)
-    shows = torch.arange(len(sample)) < n
+    of_positive = torch.arange(len(sample)) < n
+    shows = of_positive
     if concept.judge is not None:
-        shows = _judged(model, sample, concept.judge, batch_size, on_progress)
-        if reason := _too_few(shows, n, concept.words):
+        verdicts = _verdicts(model, sample, concept.judge, batch_size, on_progress)
+        known = [row for row, verdict in enumerate(verdicts) if verdict is not None]
+        shows = torch.tensor([bool(verdicts[row]) for row in known], dtype=torch.bool)
+        first, of_positive = first[known], of_positive[known]
+        if reason := _too_few(shows, of_positive, concept.words):
             raise NoFirstTokens(concept.name, reason, evidence)
     ids = separating_tokens(first, shows)
     if reason := _undecided(model, first, shows, ids):
@@ -200,29 +204,34 @@ def _discovered(
     return FirstTokens.of(model, ordered, source=source, evidence=evidence, **concept.facts)
 
 
-def _judged(
+def _verdicts(
     model: ChatModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     judge: Judge,
     batch_size: int,
     on_progress: Progress | None,
-) -> Bool[Tensor, " prompt"]:
-    """Whether each prompt's short reply shows the behaviour."""
+) -> list[bool | None]:
+    """Whether each prompt's short reply shows the behaviour; None where the judge cannot tell."""
     rendered = model.chat.render(prompts)
     replies = model.generate(
         rendered,
         max_new_tokens=model.reply_room(rendered, REPLY_TOKENS),
         batch_size=batch_size,
-        on_batch=None if on_progress is None else partial(on_progress, "short replies"),
+        on_progress=named(on_progress, "short replies"),
     )
-    return torch.tensor([bool(judge(reply).value) for reply in replies])
+    exchanges = [
+        Exchange(Conversation.of(prompt), reply) for prompt, reply in zip(prompts, replies, strict=True)
+    ]
+    return [score.shows for score in judged(judge, exchanges)]
 
 
-def _too_few(shows: Bool[Tensor, " prompt"], n_positive: int, words: Words) -> str:
+def _too_few(
+    shows: Bool[Tensor, " prompt"], of_positive: Bool[Tensor, " prompt"], words: Words
+) -> str:
     """Why the judged replies tell nothing; "" when enough of them show and lack the behaviour."""
     for kind, verb, hits in (
-        ("positive", words.shows, shows[:n_positive]),
-        ("negative", words.lacks, ~shows[n_positive:]),
+        ("positive", words.shows, shows[of_positive]),
+        ("negative", words.lacks, ~shows[~of_positive]),
     ):
         count = int(hits.sum())
         log.info("replies judged: %s on %d of %d %s prompts", verb, count, len(hits), kind)

@@ -18,6 +18,8 @@ from ..judges import Judge, phrase_judge
 from ..metrics import METRIC_EPSILON, first_token_log_odds
 from ..model import ChatModel
 from .behaviour import Reading
+from .judging import judge_json
+from .last_token import LAST
 from .scoring import ByLogits
 from .tokens import first_token, token_text
 from .words import REFUSAL, Words
@@ -94,7 +96,7 @@ class FirstTokens(ByLogits):
 
     def readings(self, prompts: Sequence[Prompt]) -> list[tuple[Reading, ...]]:
         """The prompt itself, at its last token."""
-        return [(Reading((), 1.0),)] * len(prompts)
+        return [LAST] * len(prompts)
 
     def number(
         self, logits: Float[Tensor, "row k d_vocab"], ids: Int[Tensor, "row n_ids"] | None = None
@@ -113,5 +115,10 @@ class FirstTokens(ByLogits):
         }
 
     def details(self) -> dict[str, Any]:
-        """The texts, where they come from, and the likeliest first tokens."""
-        return {"texts": self.texts, "source": self.source, "evidence": self.evidence}
+        """The texts, where they come from, the likeliest first tokens, and who judges replies."""
+        return {
+            "texts": list(self.texts),
+            "source": self.source,
+            "evidence": [list(entry) for entry in self.evidence],
+            "judge": judge_json(self.judge),
+        }

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..judges import Judge
 from ..shapes import LastLogits
 from .behaviour import Reading
+from .last_token import LAST
 from .scoring import ByLogits
 from .words import REFUSAL, Words
 
@@ -47,7 +48,7 @@ class LogitFunction(ByLogits):
 
     def readings(self, prompts: Sequence[Prompt]) -> list[tuple[Reading, ...]]:
         """The prompt itself, at its last token."""
-        return [(Reading((), 1.0),)] * len(prompts)
+        return [LAST] * len(prompts)
 
     def number(
         self, logits: Float[Tensor, "row k d_vocab"], ids: Int[Tensor, "row n_ids"]

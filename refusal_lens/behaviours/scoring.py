@@ -15,8 +15,9 @@ from ..chat import Rendered
 from ..conversations import Prompt
 from ..errors import InputError
 from ..model import ChatModel
+from ..progress import Progress
 from ..shapes import PerPrompt
-from .behaviour import Behaviour, LogitBehaviour, OnProgress
+from .behaviour import Behaviour, LogitBehaviour
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class ByLogits:
         prompts: Sequence[Prompt] | Rendered,
         *,
         batch_size: int = 32,
-        on_progress: OnProgress | None = None,
+        on_progress: Progress | None = None,
     ) -> PerPrompt:
         """The score of every prompt under the edits that are installed; batch_size counts rows.
 
@@ -117,7 +118,7 @@ class ByLogits:
             numbers[index.cpu()] = row_numbers(self, logits, [row.ids for row in asked])
             done += len(batch)
             if on_progress is not None:
-                on_progress(done, len(rows))
+                on_progress(self.words.score, done, len(rows))
         return prompt_scores(rows, numbers, len(rendered))
 
     def details(self) -> dict[str, Any]:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..conversations import Conversation
 from ..door import checked
 from ..errors import InputError
+from ..judges import Judge
 from .behaviour import Behaviour
 from .continuations import Continuations, ReplyPair
 from .first_tokens import FirstTokens
+from .judging import judge_of_json
+from .replies import Replies
 from .words import Words
+
+log = logging.getLogger(__name__)
 
 WHERE = "behaviour as JSON"
 
 
 @checked
-def behaviour_from_json(data: Mapping[str, Any]) -> Behaviour:
-    """The behaviour that a `to_json` wrote.
+def behaviour_from_json(data: Mapping[str, Any], *, judges: Sequence[Judge] = ()) -> Behaviour:
+    """The behaviour that a `to_json` wrote, with what its `details` gave where that is there too.
 
-    What its `details` gave is taken too where it is there. Raises InputError for anything else, and for a behaviour
-    of a plain function, which no file holds.
+    judges: whom to look a judge's name up among, beside the bundled ones. Where a judge of replies is not found, the
+    behaviour has none, which is logged. Raises InputError for anything else, for a behaviour of a plain function,
+    which no file holds, and for one that is scored by a judge that is not found.
     """
     kind, name = data.get("kind"), data.get("name")
     if kind == "function of logits":
@@ -30,8 +37,9 @@ def behaviour_from_json(data: Mapping[str, Any]) -> Behaviour:
             "back; make it again with from_logits"
         )
     readers: dict[Any, Callable[[], Behaviour]] = {
-        "first tokens": lambda: _first_tokens(data),
-        "continuations": lambda: _continuations(data),
+        "first tokens": lambda: _first_tokens(data, judges),
+        "continuations": lambda: _continuations(data, judges),
+        "replies": lambda: _replies(data, judges),
     }
     if kind not in readers:
         raise InputError(f"{WHERE}: got kind {kind!r:.40}, need one of {', '.join(readers)}")
@@ -43,7 +51,7 @@ def behaviour_from_json(data: Mapping[str, Any]) -> Behaviour:
         raise InputError(f"{WHERE}: cannot be read ({error})") from error
 
 
-def _first_tokens(data: Mapping[str, Any]) -> FirstTokens:
+def _first_tokens(data: Mapping[str, Any], judges: Sequence[Judge]) -> FirstTokens:
     return FirstTokens(
         _ids(data["ids"]),
         _ids(data["against"]),
@@ -51,10 +59,11 @@ def _first_tokens(data: Mapping[str, Any]) -> FirstTokens:
         str(data.get("source", "given")),
         tuple((int(i), str(text), float(p), float(q)) for i, text, p, q in data.get("evidence", ())),
         **_name_and_words(data),
+        judge=_judge(data, judges),
     )
 
 
-def _continuations(data: Mapping[str, Any]) -> Continuations:
+def _continuations(data: Mapping[str, Any], judges: Sequence[Judge]) -> Continuations:
     return Continuations(
         tuple(map(_ids, data["positive"])),
         tuple(map(_ids, data["negative"])),
@@ -64,7 +73,29 @@ def _continuations(data: Mapping[str, Any]) -> Continuations:
         ),
         _texts_of_both(data.get("texts", ((), ()))),
         **_name_and_words(data),
+        judge=_judge(data, judges),
     )
+
+
+def _replies(data: Mapping[str, Any], judges: Sequence[Judge]) -> Replies:
+    judge = judge_of_json(data["judge"], judges)
+    if judge is None:
+        raise InputError(f"{WHERE}: got no judge of the replies, need one")
+    return Replies(
+        judge,
+        int(data["max_new_tokens"]),
+        threshold=float(data["threshold"]),
+        **_name_and_words(data),
+    )
+
+
+def _judge(data: Mapping[str, Any], judges: Sequence[Judge]) -> Judge | None:
+    """The judge of replies; None, and said, where a run was judged by a program that is not here."""
+    try:
+        return judge_of_json(data.get("judge"), judges)
+    except InputError as error:
+        log.warning("replies of %s are not judged: %s", data.get("name"), error)
+        return None
 
 
 def _texts_of_both(listed: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

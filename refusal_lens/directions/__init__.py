@@ -1,7 +1,7 @@
 """Directions: candidates from means, their scores, the selection rule, and the value itself."""
 
+from ..direction import Direction
 from .candidates import Candidates
-from .direction import Direction
 from .finding import Finding, find_direction
 from .selection import NoCandidateError, Selection, Thresholds, select
 from .sweep import SweepCheckpoint, score_candidates

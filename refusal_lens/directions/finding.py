@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import pandas as pd
 import torch
 
 from ..activations import mean_residuals
 from ..behaviours import Behaviour, FirstTokens, choose_first_tokens
+from ..direction import Direction
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..judges import phrase_judge
 from ..model import ChatModel
-from ..progress import Progress
+from ..progress import Progress, named
 from ..prompts import Contrast, PromptPair
 from ..shapes import PerPrompt
 from .candidates import Candidates, provenance_of
-from .direction import Direction
 from .selection import Selection, Thresholds, select
 from .sweep import score_candidates
 from .sweep.sweeping import Mode
@@ -130,7 +129,7 @@ def filter_by_behaviour(
             model,
             prompts,
             batch_size=batch_size,
-            on_progress=None if on_progress is None else partial(on_progress, f"{behaviour.words.score}, {kind}"),
+            on_progress=named(on_progress, f"{behaviour.words.score}, {kind}"),
         )
         for kind, prompts in (("positive", pair.positive), ("negative", pair.negative))
     )
@@ -154,7 +153,7 @@ def extract_candidates(
     """Difference-of-means candidates from one pair of prompt sets."""
     means = []
     for kind, prompts in (("positive", pair.positive), ("negative", pair.negative)):
-        told = None if on_progress is None else partial(on_progress, f"{kind} activations")
+        told = named(on_progress, f"{kind} activations")
         means.append(mean_residuals(model, prompts, batch_size=batch_size, on_progress=told))
     facts = provenance_of(
         model.chat,
@@ -162,6 +161,7 @@ def extract_candidates(
         model=model.name,
         revision=model.revision,
         data_sha256=data_sha256,
+        weights_sha256=model.weights_sha256,
     )
     return Candidates.from_means(*means, **facts)
 
@@ -213,7 +213,7 @@ def find_direction(
         behaviour=about,
         mode=mode,
         rule=rule,
-        on_progress=None if on_progress is None else partial(on_progress, "scores"),
+        on_progress=on_progress,
     )
     selection = select(table, model.n_layers, rule)
     direction = candidates.direction(selection.position, selection.layer)

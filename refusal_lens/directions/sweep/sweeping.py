@@ -18,6 +18,7 @@ from ...display import shown
 from ...door import at_least, checked
 from ...errors import InputError
 from ...model import ChatModel
+from ...progress import Progress
 from ..candidates import Candidates
 from .batches import PassSize, common_prefix, unpadded
 from .budget import Memory, Shape, memory_of, pass_size_for
@@ -78,7 +79,7 @@ def sweep(
     budget: int | None = None,
     memory: int | None = None,
     batch_size: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
     resume: SweepCheckpoint | None = None,
     on_block: Callable[[SweepCheckpoint], None] | None = None,
 ) -> Sweep:
@@ -96,7 +97,7 @@ def sweep(
     passes may hold, by default a quarter of what is free, in powers of two. The same sweep gives
     the same bits each time, stopped and resumed or not, while device, threads and memory are the
     same; `Stats.size` tells the size of its passes. batch_size: at most so many rows side by side.
-    on_progress: called with work done and work in all (tokens times blocks; an estimate in lazy
+    on_progress: called with "scores", work done and work in all (tokens times blocks; an estimate in lazy
     mode). on_block: called with a checkpoint after each block of candidates; resume: one of these,
     to go on from. Raises InputError for NaN logits of the unedited model, and for a checkpoint of
     another sweep.
@@ -191,7 +192,7 @@ class _Run:
 
     engine: SweepEngine
     key: str
-    on_progress: Callable[[int, int], None] | None
+    on_progress: Progress | None
     on_block: Callable[[SweepCheckpoint], None] | None
 
     def baseline(self, index: Sequence[Index]) -> None:
@@ -204,14 +205,14 @@ class _Run:
         count, start = self.engine.count, self.engine.count.units
         for number, block in enumerate(schedule):
             if number == 0 and self.on_progress is not None:
-                self.on_progress(0, max(1, round(block.units + block.rest())))
+                self.on_progress("scores", 0, max(1, round(block.units + block.rest())))
             passes = count.passes
             block.do()
             if self.on_block is not None and count.passes > passes:
                 self.on_block(self.checkpoint())
             if self.on_progress is not None:
                 done = count.units - start
-                self.on_progress(round(done), max(1, round(done + block.rest())))
+                self.on_progress("scores", round(done), max(1, round(done + block.rest())))
 
     def checkpoint(self) -> SweepCheckpoint:
         """What is known by now."""
