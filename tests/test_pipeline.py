@@ -340,7 +340,7 @@ def test_a_suffix_that_is_refused_leaves_the_study_before(
 
 @pytest.mark.parametrize("given", ["\u00b2", "\u0663x", "9" * 5000])
 def test_what_only_looks_like_a_token_id_is_one_line(given: str) -> None:
-    with pytest.raises(InputError, match="refusal token") as caught:
+    with pytest.raises(InputError, match="first token") as caught:
         FirstTokens.of(ChatModel.load("organism", device="cpu"), [given])
     assert "\n" not in str(caught.value)
 
