@@ -13,10 +13,11 @@ import torch
 import transformers as hf
 
 from refusal_lens.activations import mean_next_token_probabilities, mean_residuals
+from refusal_lens.behaviours import FirstTokens
+from refusal_lens.behaviours.tokens import top_tokens
 from refusal_lens.direction import Direction
 from refusal_lens.directions import Candidates
 from refusal_lens.directions.finding import filter_by_behaviour
-from refusal_lens.directions.refusal_tokens import top_tokens
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import ablate, applied
 from refusal_lens.model import ChatModel
@@ -208,5 +209,5 @@ def test_filter_that_leaves_too_few_says_so() -> None:
     token = int(mean_next_token_probabilities(kit.load("qwen2"), HARMFUL).argmin())
     with pytest.raises(InputError, match=r"val prompts: only 0 of 4 positive"):
         filter_by_behaviour(
-            kit.load("qwen2"), PromptPair(tuple(HARMFUL), tuple(HARMLESS)), refusal_tokens=[token], split="val"
-        )
+            kit.load("qwen2"), PromptPair(tuple(HARMFUL), tuple(HARMLESS)), behaviour=FirstTokens((token,))
+        ).require_enough("val")

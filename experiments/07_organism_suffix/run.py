@@ -27,9 +27,8 @@ from torch import Tensor
 
 from refusal_lens import organism
 from refusal_lens.activations import map_last_logits
-from refusal_lens.behaviours import FirstTokens
+from refusal_lens.behaviours import FirstTokens, choose_first_tokens
 from refusal_lens.chat.tails import render_tailed
-from refusal_lens.directions.finding import pick_refusal_tokens
 from refusal_lens.evaluation import complete, rate
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel
@@ -258,7 +257,7 @@ def main() -> None:
     for parameter in model.hf.parameters():
         parameter.requires_grad_(False)
     contrast = Contrast.refusal()
-    tokens = tuple(pick_refusal_tokens(model, contrast.train).ids)
+    tokens = choose_first_tokens(model, contrast.train).ids
     length = asked.length or longest_fair(model, contrast.train.positive, tokens)
     search = Search(length, seed=asked.seed, restarts=asked.restarts, steps=asked.steps)
     seeds = range(search.seed, search.seed + search.restarts)

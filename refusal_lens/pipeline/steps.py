@@ -15,10 +15,10 @@ from ..activations import cache_residuals
 from ..behaviours import FirstTokens
 from ..directions import (
     Candidates,
-    Checkpoint,
-    Choice,
     Direction,
     NoCandidateError,
+    Selection,
+    SweepCheckpoint,
     Thresholds,
     select,
 )
@@ -218,11 +218,11 @@ def scores(job: Job, step: Step) -> None:
         Candidates.load(job.path("candidates.safetensors")),
         positive=val.positive,
         negative=val.negative,
-        refusal_tokens=job.refusal_tokens,
+        behaviour=FirstTokens(job.refusal_tokens),
         mode=c.mode,
         rule=Thresholds(c.kl_threshold, c.induce_threshold, c.prune_layers),
         on_progress=job.said("scores"),
-        resume=Checkpoint.latest(step.records),
+        resume=SweepCheckpoint.latest(step.records),
         on_block=lambda checkpoint: step.keep(checkpoint.record()),
     )
     step.write_csv("scores.csv", done.table)
@@ -235,14 +235,14 @@ def selection(job: Job, step: Step) -> None:
         return
     found = Candidates.load(job.path("candidates.safetensors"))
     try:
-        choice = _choice(job, found.n_layers)
+        selection = _selection(job, found.n_layers)
     except NoCandidateError as error:
         log.info("%s", error)
         step.write_csv("candidates.csv", error.table)
         return
-    step.write_csv("candidates.csv", choice.table)
+    step.write_csv("candidates.csv", selection.table)
     with step.writing("direction.safetensors") as path:
-        found.direction(choice.position, choice.layer).save(path)
+        found.direction(selection.position, selection.layer).save(path)
 
 
 def why_none_is_selected(job: Job) -> str:
@@ -250,20 +250,18 @@ def why_none_is_selected(job: Job) -> str:
     if not job.made("scores", "scores.csv"):
         return str(job.behaviour.get("no_direction"))
     try:
-        _choice(job, Candidates.load(job.path("candidates.safetensors")).n_layers)
+        _selection(job, Candidates.load(job.path("candidates.safetensors")).n_layers)
     except NoCandidateError as error:
         return str(error)
     return ""
 
 
-def _choice(job: Job, n_layers: int) -> Choice:
+def _selection(job: Job, n_layers: int) -> Selection:
     c = job.config
     return select(
         read_csv(job.path("scores.csv"), text=("position_name",)),
         n_layers,
-        kl_threshold=c.kl_threshold,
-        induce_threshold=c.induce_threshold,
-        prune_layers=c.prune_layers,
+        Thresholds(c.kl_threshold, c.induce_threshold, c.prune_layers),
     )
 
 
