@@ -41,8 +41,9 @@ from refusal_lens.behaviours.scoring import scored_rows
 from refusal_lens.chat import ChatFormat
 from refusal_lens.conversations import Conversation, Exchange
 from refusal_lens.directions import Candidates, Thresholds, select
-from refusal_lens.directions.finding import extract_candidates, filter_by_behaviour
-from refusal_lens.directions.sweep import Sweep, SweepCheckpoint, score_candidates, sweep
+from refusal_lens.directions.finding import filter_by_behaviour
+from refusal_lens.directions.sweep import Sweep, SweepCheckpoint, sweep
+from refusal_lens.directions.sweep.rows import rows_of
 from refusal_lens.directions.sweep.state import NAMES
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import ZERO_NORM, Ablate, Add, applied
@@ -254,31 +255,38 @@ def one_by_one(architecture: str, behaviour: Behaviour) -> pd.DataFrame:
 
     unedited = map_last_logits(model, NEGATIVE)
     rows = []
-    for position, layer in vectors.index():
-        vector = vectors.mean_diffs[position, layer]
+    for place, layer in vectors.index():
+        vector = vectors.mean_diffs[place, layer]
         if vector.norm() <= ZERO_NORM:
-            rows.append((position, layer, score(POSITIVE), score(NEGATIVE), 0.0))
+            rows.append((layer, score(POSITIVE), score(NEGATIVE), 0.0))
             continue
         with applied(model, Ablate(vector)):
             bypass = score(POSITIVE)
             kl = float(kl_divergence(unedited, map_last_logits(model, NEGATIVE)).mean())
         with applied(model, Add(vector, layer)):
-            rows.append((position, layer, bypass, score(NEGATIVE), kl))
-    return pd.DataFrame(rows, columns=["position", "layer", *NAMES])
+            rows.append((layer, bypass, score(NEGATIVE), kl))
+    return pd.DataFrame(rows, columns=["layer", *NAMES])
+
+
+def edits(architecture: str, table: pd.DataFrame) -> Iterator[tuple[Any, Tensor, int]]:
+    """Each row of a sweep's table with its candidate's vector and layer, without rounding noise."""
+    vectors = candidates(architecture)
+    for (place, layer), row in zip(vectors.index(), table.itertuples(), strict=True):
+        if row.norm > ZERO_NORM:
+            yield row, vectors.mean_diffs[place, layer], layer
 
 
 def largest_gap(one: pd.DataFrame, other: pd.DataFrame) -> float:
-    assert one[["position", "layer"]].equals(other[["position", "layer"]])
+    assert one["layer"].equals(other["layer"])
     return float((one[list(NAMES)] - other[list(NAMES)]).abs().to_numpy().max())
 
 
 def test_the_sweep_is_that_of_transformers_alone_under_plain_hooks() -> None:
     table = swept("llama", CONTINUATIONS, budget=300).table
-    for row in table[table["norm"] > ZERO_NORM].itertuples():
-        vector = candidates("llama").mean_diffs[row.position, row.layer]
+    for row, vector, layer in edits("llama", table):
         with plain().ablated(vector):
             assert row.bypass == pytest.approx(mean(plain().ratios(POSITIVE)), abs=CLOSE)
-        with plain().added(vector, row.layer):
+        with plain().added(vector, layer):
             assert row.induce == pytest.approx(mean(plain().ratios(NEGATIVE)), abs=CLOSE)
     assert (table[list(NAMES)].std() > 1e-3).all()
 
@@ -330,9 +338,8 @@ def test_early_rejection_takes_what_the_full_sweep_takes(behaviour: LogitBehavio
     """With a bound so tight that a prompt reaches it, on rows that come a few at a time."""
     model, full = kit.load("qwen2"), swept("qwen2", behaviour, budget=300).table
     largest = [behaviour.scores(model, NEGATIVE).max()]
-    for row in full[full["norm"] > ZERO_NORM].itertuples():
-        vector = candidates("qwen2").mean_diffs[row.position, row.layer]
-        with applied(model, Add(vector, row.layer)):
+    for _, vector, layer in edits("qwen2", full):
+        with applied(model, Add(vector, layer)):
             largest.append(behaviour.scores(model, NEGATIVE).max())
     tight, given_up = changed(behaviour, bounds=(-math.inf, float(max(largest)))), 0
     for share in (0.5, 1.0):
@@ -340,10 +347,11 @@ def test_early_rejection_takes_what_the_full_sweep_takes(behaviour: LogitBehavio
         rule = Thresholds(kl_threshold=99.0, induce_threshold=threshold, prune_layers=0.0)
         result = swept("qwen2", tight, mode="lazy", rule=rule, budget=50)
         lazy, exhaustive = (select(table, kit.LAYERS, rule) for table in (result.table, full))
-        assert (lazy.position, lazy.layer) == (exhaustive.position, exhaustive.layer)
-        for position, layer, reason in result.checkpoint.given_up:
-            row = full[(full["position"] == position) & (full["layer"] == layer)].iloc[0]
-            assert row["induce"] < rule.induce_threshold, reason
+        assert lazy.layer == exhaustive.layer
+        assert lazy.scores == pytest.approx(exhaustive.scores, abs=CLOSE)
+        induce = dict(zip(candidates("qwen2").index(), full["induce"], strict=True))
+        for place, layer, _ in result.checkpoint.given_up:
+            assert induce[place, layer] < threshold
             given_up += 1
     assert given_up, "bounds that reject nothing prove nothing"
 
@@ -363,7 +371,7 @@ def spelling(reply: str) -> float | None:
 
 
 def test_a_function_of_logits_finds_what_first_tokens_find() -> None:
-    """Through all that makes a direction: filter, candidates, scores, selection."""
+    """Through all that makes a direction of it: filter, scores, selection."""
     model, pair = kit.load("qwen2"), PromptPair(POSITIVE, NEGATIVE)
     scores = [FIRST.scores(model, prompts) for prompts in (POSITIVE, NEGATIVE)]
     threshold = float(torch.cat(scores).median())
@@ -375,22 +383,18 @@ def test_a_function_of_logits_finds_what_first_tokens_find() -> None:
         kept = filter_by_behaviour(model, pair, behaviour=behaviour)
         assert torch.equal(kept.positive_scores, scores[0])
         assert torch.equal(kept.negative_scores, scores[1])
-        every = extract_candidates(model, pair, data_sha256="0", concept=behaviour.name)
-        last = Candidates(every.mean_positive[-2:], every.mean_negative[-2:], every.positions[-2:])
-        table = score_candidates(
-            model, last, positive=POSITIVE, negative=NEGATIVE, behaviour=behaviour, budget=300
-        )
+        table = swept("qwen2", behaviour, budget=300).table
         rule = Thresholds(kl_threshold=99.0, induce_threshold=-99.0)
         results.append((kept.pair, select(table, model.n_layers, rule)))
     (pair_kept, function), (also_kept, first) = results
     assert pair_kept == also_kept
     assert 0 < len(pair_kept.positive) + len(pair_kept.negative) < 6
-    assert (function.position, function.layer) == (first.position, first.layer)
+    assert (function.layer, function.scores) == (first.layer, first.scores)
     pd.testing.assert_frame_equal(function.table, first.table, check_exact=True)
 
 
 def test_a_function_of_replies_is_swept_by_generating_and_judging(caplog: pytest.LogCaptureFixture) -> None:
-    model, vectors = kit.load("llama"), candidates("llama")
+    model = kit.load("llama")
     behaviour = from_replies(spelling, name="spelling", max_new_tokens=6)
     with caplog.at_level(logging.WARNING):
         table = swept("llama", behaviour).table
@@ -401,11 +405,10 @@ def test_a_function_of_replies_is_swept_by_generating_and_judging(caplog: pytest
         numbers = [value for value in values if value is not None]
         return sum(numbers) / len(numbers) if numbers else math.nan
 
-    for row in table[table["norm"] > ZERO_NORM].itertuples():
-        vector = vectors.mean_diffs[row.position, row.layer]
+    for row, vector, layer in edits("llama", table):
         with applied(model, Ablate(vector)):
             assert row.bypass == pytest.approx(expected(POSITIVE), abs=CLOSE, nan_ok=True)
-        with applied(model, Add(vector, row.layer)):
+        with applied(model, Add(vector, layer)):
             assert row.induce == pytest.approx(expected(NEGATIVE), abs=CLOSE, nan_ok=True)
     first = swept("llama", FIRST).table
     assert (table["kl"] - first["kl"]).abs().max() < CLOSE
@@ -494,7 +497,9 @@ def test_a_judge_that_no_file_holds_is_asked_for(caplog: pytest.LogCaptureFixtur
     ("change", "message"),
     [
         ({"kind": "poem"}, "got kind 'poem'"),
+        ({"kind": ["first tokens"]}, "got kind"),
         ({"ids": None}, "cannot be read"),
+        ({"ids": "45"}, "ids of FirstTokens"),
         ({"ids": []}, "got no token id"),
         ({"words": {"noun": "a", "adverb": "b"}}, "cannot be read"),
         ({"words": {"noun": ""}}, "word 'noun'"),
@@ -535,6 +540,9 @@ def test_wrong_behaviours_get_one_line() -> None:
         "need a tensor of one number per row": lambda: from_logits(
             lambda logits: logits, name="a"
         ).scores(model, POSITIVE),
+        r"mine of logits: got 3, need numbers within 0 and 1": lambda: from_logits(
+            lambda logits: logits[:, 0] * 0 + 3, name="mine", bounds=(0.0, 1.0)
+        ).scores(model, POSITIVE),
         "need the lower one first": lambda: from_logits(log_odds, name="a", bounds=(1.0, 0.0)),
         "max_new_tokens: got 0": lambda: Replies(phrase_judge, 0),
         "need True, False, a finite number or None": lambda: from_replies(
@@ -556,6 +564,22 @@ def test_a_behaviour_must_read_every_prompt() -> None:
 
     with pytest.raises(InputError, match="got 0 prompts with some, need at least one for each of 3"):
         scored_rows(Silent(REFUSAL), POSITIVE)
+
+
+def test_kl_is_measured_on_each_negative_prompt_once() -> None:
+    class Uneven(FirstTokens):
+        """Reads the first prompt twice and the others behind a token."""
+
+        def readings(self, prompts: Sequence[Any]) -> list[tuple[Reading, ...]]:
+            forced = (Reading((65, 66), 1.0),)
+            return [(Reading((), 0.5),) * 2, *[forced] * (len(prompts) - 1)]
+
+    tokens = [torch.arange(3), torch.arange(4)]
+    rows = rows_of(Uneven(REFUSAL), [["a", "b"]] * 2, [tokens, tokens])
+    assert [rows.rows[number].tokens.tolist() for number in rows.kl] == [[0, 1, 2], [0, 1, 2, 3]]
+    assert rows.positive.numbers == [0, 1, 2]
+    assert rows.rows[2].tokens.tolist() == [0, 1, 2, 3, 65]
+    assert rows.rows[2].n_read == 2
 
 
 def test_what_the_last_token_decides() -> None:

@@ -123,6 +123,8 @@ FINE: dict[tuple[str, str], str] = {
     ): "no head is replaced, as `head_effects` measures for comparison",
     ("ChatModel.generate.max_new_tokens", "None"): UNASKED,
     ("complete.max_new_tokens", "None"): UNASKED,
+    ("FirstTokens.of.against", "texts"): "a text of digits is an id",
+    ("FirstTokens.of.against", "empty"): "there need be none",
     ("complete.behaviour", "None"): "where there are no refusal tokens; the scores are NaN",
     ("complete.judge", "None"): "the behaviour's own",
     ("nulls.judge", "None"): "the behaviour's own",
