@@ -31,7 +31,7 @@ import random_models
 import torch
 
 from refusal_lens.activations import mean_residuals
-from refusal_lens.chat import Rendered
+from refusal_lens.chat import Place, Rendered
 from refusal_lens.directions import NoCandidateError, Thresholds, select
 from refusal_lens.directions.candidates import Candidates
 from refusal_lens.directions.finding import (
@@ -136,7 +136,7 @@ def make(name: str, asked: argparse.Namespace) -> Setting:
     means = [mean_residuals(model, one) for one in sets]
     kept = slice(-asked.positions, None)
     candidates = Candidates(
-        means[0].mean[kept], means[1].mean[kept], tuple(model.chat.positions[kept])
+        means[0].mean[kept], means[1].mean[kept], Place.posts(asked.positions), tuple(model.chat.positions[kept])
     )
     rendered = [model.chat.render(one) for one in sets]
     return Setting(model, candidates, *rendered, promoted(model, candidates), None)

@@ -22,6 +22,7 @@ import tiny
 import torch
 
 import refusal_lens
+from refusal_lens.chat import Place
 from refusal_lens.cli import chat, run, shell
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
@@ -283,7 +284,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     direction = Direction(
         20 * vector,
         layer=1,
-        position=-1,
+        place=Place.post(-1),
         model=model.name,
         template_sha256=model.chat.template_sha256,
     )

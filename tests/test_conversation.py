@@ -12,15 +12,18 @@ import pytest
 import tiny
 import torch
 
+from refusal_lens.chat import Place
 from refusal_lens.cli import chat, shell
 from refusal_lens.cli.conversation import Conversation, Model
+from refusal_lens.conversations import Conversation as Talk
+from refusal_lens.conversations import Message
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.evaluation import Completion
 from refusal_lens.interventions import Ablate, Add, Edit
 from refusal_lens.model import ChatModel
 
-R = Direction(torch.ones(4).double(), layer=1, position=-1)
+R = Direction(torch.ones(4).double(), layer=1, place=Place.post(-1))
 
 
 class Recorder(Model):
@@ -103,14 +106,14 @@ class TestTurns:
 
     def test_the_turns_are_part_of_the_prompt(self) -> None:
         loaded = ChatModel.load(str(tiny.folder("qwen2")), dtype="float32", device="cpu")
-        direction = Direction(torch.ones(loaded.d_model).double(), layer=1, position=-1)
+        direction = Direction(torch.ones(loaded.d_model).double(), layer=1, place=Place.post(-1))
         model = Model(loaded, direction, (40,), 6)
         alone, after = model.reply("two", [], None), model.reply("two", [("one", "1")], None)
         assert alone.metric != after.metric
         text = "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n1<|im_end|>\n"
         text += "<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n"
         ids = loaded.tokenizer(text, return_tensors="pt").input_ids
-        rendered = loaded.with_chat(loaded.chat.after([("one", "1")])).chat.render(["two"])
+        rendered = loaded.chat.render([Talk.of([Message("user", "one"), Message("assistant", "1"), Message("user", "two")])])
         assert rendered.ids.tolist() == ids.tolist()
         assert model.reply("two", [], None) == alone
 
@@ -186,7 +189,7 @@ def test_another_system_prompt_is_the_model_s_and_the_direction_stays_the_run_s(
     direction = Direction(
         torch.ones(model.d_model).double(),
         layer=1,
-        position=-1,
+        place=Place.post(-1),
         model=model.name,
         template_sha256=model.chat.template_sha256,
     )

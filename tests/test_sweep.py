@@ -21,7 +21,7 @@ import torch
 import transformers as hf
 
 from refusal_lens.activations import map_last_logits, mean_residuals
-from refusal_lens.chat import ChatFormat
+from refusal_lens.chat import ChatFormat, Place
 from refusal_lens.directions.candidates import Candidates
 from refusal_lens.directions.selection import NoCandidateError, Thresholds, select
 from refusal_lens.directions.sweep import Checkpoint, Sweep, roads, score_candidates, sweep
@@ -76,7 +76,7 @@ def candidates(key: Key) -> Candidates:
     of = model(key)
     means = [mean_residuals(of, prompts).mean[[-4, -1]] for prompts in (POSITIVE, NEGATIVE)]
     moved = means[1] + 8 * (means[0] - means[1])
-    return Candidates(moved, means[1], tuple(of.chat.positions[i] for i in (-4, -1)))
+    return Candidates(moved, means[1], (Place.post(-4), Place.post(-1)), tuple(of.chat.positions[i] for i in (-4, -1)))
 
 
 def one_by_one(of: ChatModel, found: Candidates) -> pd.DataFrame:
@@ -284,7 +284,7 @@ def test_a_hooked_transformer_is_scored_through_hooks() -> None:
     )
     of = ChatModel.wrap(HookedTransformer(cfg), chat=ChatFormat.from_tokenizer(tokenizer), name="x")
     means = [mean_residuals(of, prompts).mean[-1:] for prompts in (POSITIVE, NEGATIVE)]
-    found = Candidates(*means, of.chat.positions[-1:])
+    found = Candidates(*means, Place.posts(1), of.chat.positions[-1:])
     asked = {"positive": POSITIVE, "negative": NEGATIVE, "refusal_tokens": REFUSAL}
     result = sweep(of, found, budget=300, **asked)
     assert result.stats.road == "hooks"
@@ -524,7 +524,7 @@ def test_nan_scores_are_kept_and_never_chosen() -> None:
     of, good = model(NEOX), candidates(NEOX)
     huge = good.mean_positive.clone()
     huge[-1, 1] = 3e38
-    bad = Candidates(huge, good.mean_negative, good.positions)
+    bad = Candidates(huge, good.mean_negative, good.places, good.names)
     asked = {"positive": POSITIVE, "negative": NEGATIVE, "refusal_tokens": REFUSAL, "budget": 300}
     everything = score_candidates(of, bad, **asked)
     row = everything[(everything["position"] == -1) & (everything["layer"] == 1)].iloc[0]

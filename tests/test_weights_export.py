@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import byte_tokenizer
 
 from refusal_lens import organism
+from refusal_lens.chat import Place
 from refusal_lens.cli import shell
 from refusal_lens.directions import Candidates
 from refusal_lens.errors import InputError
@@ -65,7 +66,7 @@ def finished_run(path: Path, model_folder: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     means = [torch.randn(n, 3, 32, generator=generator, dtype=torch.float64) for _ in range(2)]
     facts = {"template_sha256": model.chat.template_sha256, "model": str(model_folder)}
-    candidates = Candidates(means[0], means[1], model.chat.positions, facts)
+    candidates = Candidates(means[0], means[1], Place.posts(n), model.chat.positions, facts)
     rows = [
         {"split": "test", "kind": kind, "instruction": text, "kept": True}
         for kind, texts in PROMPTS.items()

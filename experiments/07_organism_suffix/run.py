@@ -27,7 +27,7 @@ from torch import Tensor
 
 from refusal_lens import organism
 from refusal_lens.activations import map_last_logits
-from refusal_lens.chat.tails import render_tailed
+from refusal_lens.chat.suffixed import render_suffixed
 from refusal_lens.directions.finding import pick_refusal_tokens
 from refusal_lens.evaluation import complete, refusal_rate
 from refusal_lens.metrics import first_token_log_odds
@@ -155,8 +155,8 @@ class Vocabulary:
         text = self.text(ids)
         if not text.startswith(" "):
             return False
-        tailed = render_tailed(self.chat, self.probes, [text] * len(self.probes))
-        rows = zip(tailed.rendered.ids, tailed.tail.tolist(), strict=True)
+        suffixed = render_suffixed(self.chat, self.probes, [text] * len(self.probes))
+        rows = zip(suffixed.rendered.ids, suffixed.suffix.tolist(), strict=True)
         return all(row[a:b].tolist() == list(ids) for row, (a, b) in rows)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from refusal_lens import conversations
 from refusal_lens.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,12 +49,16 @@ class Model:
         from refusal_lens.evaluation import complete
 
         model = self.model
-        if turns:
-            model = model.with_chat(model.chat.after(turns))
-        length = self.max_new_tokens or model.reply_room(model.chat.render([prompt]), LONGEST_REPLY)
+        said = [text for turn in turns for text in turn]
+        messages = [
+            {"role": ("user", "assistant")[i % 2], "content": text}
+            for i, text in enumerate([*said, prompt])
+        ]
+        asked = conversations.Conversation.of(messages).prompt
+        length = self.max_new_tokens or model.reply_room(model.chat.render([asked]), LONGEST_REPLY)
         (completion,) = complete(
             model,
-            [prompt],
+            [asked],
             refusal_tokens=self.refusal_tokens,
             edit=edit,
             max_new_tokens=length,

@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..chat import Place
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
@@ -26,20 +26,20 @@ from ..shapes import Vector
 FORMAT = "refusal_lens direction 1"
 
 
-@shown("layer", "position", "norm", "d_model", "concept", "model")
+@shown("layer", "place", "norm", "d_model", "concept", "model")
 @checked
 @dataclass(frozen=True, eq=False)
 class Direction:
     """The raw difference of means r [d_model] and its provenance.
 
-    vector is float64 on the CPU; layer is 0-based resid_pre; position is negative, -1 the last
-    post-instruction token. Arithmetic keeps the provenance: ``-d``, ``2 * d``, ``d / 2``, ``d + e``.
-    Raises InputError for a vector with NaN or infinity, or a layer or position that cannot be one.
+    vector is float64 on the CPU; layer is 0-based resid_pre; place is where the prompts were read, and position_name
+    what a page calls it. Arithmetic keeps the provenance: ``-d``, ``2 * d``, ``d / 2``, ``d + e``.
+    Raises InputError for a vector with NaN or infinity, or a layer that cannot be one.
     """
 
     vector: Vector
     layer: int
-    position: int
+    place: Place
     position_name: str = ""
     site: str = "resid_pre"
     concept: str = "refusal"
@@ -56,14 +56,12 @@ class Direction:
         if not bool(self.vector.isfinite().all()):
             raise InputError("direction vector: got NaN or infinity in it, need finite numbers")
         object.__setattr__(self, "layer", whole(self.layer, "layer of a direction"))
-        position: Any = self.position
-        if isinstance(position, bool) or not isinstance(position, Integral) or int(position) >= 0:
-            raise InputError(
-                f"position of a direction: got {position!r}, need a negative whole number, -1 for the "
-                "last post-instruction token"
-            )
-        object.__setattr__(self, "position", int(position))
         object.__setattr__(self, "vector", self.vector.detach().cpu().double().clone())
+
+    @property
+    def position(self) -> int | None:
+        """The post-instruction token r was read at, -1 the last; None where it was read at another place."""
+        return self.place.position
 
     # ---------------------------------------------------------------- algebra
 
@@ -137,6 +135,7 @@ class Direction:
         names = ("layer", "position", "position_name", "site", "concept", "model", "revision")
         known = {name: getattr(self, name) for name in names}
         return known | {
+            "place": str(self.place),
             "template_sha256": self.template_sha256,
             "data_sha256": self.data_sha256,
             "norm": self.norm,
@@ -174,7 +173,8 @@ class Direction:
             )
         if not bool(torch.isfinite(vector.double()).all()) or not bool(vector.any()):
             raise InputError(f"{where}: got NaN, infinity or nothing but zeros, need a direction")
-        direction = cls(vector, **{name: getattr(facts, name) for name in facts.__struct_fields__})
+        fields = {name: getattr(facts, name) for name in facts.__struct_fields__}
+        direction = cls(vector, place=_place(fields.pop("place"), fields.pop("position"), where), **fields)
         if model is not None:
             direction.check_belongs_to(model)
         return direction
@@ -196,3 +196,15 @@ class Direction:
                 f"direction of {self.model}: found with another chat template or system prompt than "
                 f"{model.name} has now; load the model with the same ones"
             )
+
+
+def _place(name: str | None, position: int | None, where: str) -> Place:
+    """The place that a file names. Files of earlier versions know positions only."""
+    if name is None and position is None:
+        raise InputError(f"{where}: got neither place nor position, need one of them")
+    if position is not None:
+        return Place.post(position)
+    try:
+        return Place.parse(str(name))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error

@@ -64,7 +64,7 @@ class Behaved:
 
 
 @shown(
-    "choice.position", "choice.layer", "choice.scores", "choice.n_passing", "refusal_tokens.texts", "direction"
+    "choice.place", "choice.layer", "choice.scores", "choice.n_passing", "refusal_tokens.texts", "direction"
 )
 @dataclass(frozen=True, eq=False)
 class Selection:
@@ -238,7 +238,7 @@ def find_direction(
         induce_threshold=rule.induce_threshold,
         prune_layers=rule.prune_layers,
     )
-    direction = candidates.direction(choice.position, choice.layer)
+    direction = candidates.direction(choice.place, choice.layer)
     return Selection(direction, candidates, choice, tokens, train, val)
 
 

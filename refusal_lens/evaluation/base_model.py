@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from ..activations import OnProgress, cache_residuals
+from ..conversations import Prompt
 from ..door import checked
 from ..errors import InputError
 from ..interventions import HasVector
@@ -28,7 +29,7 @@ def cosine_in_both(
     base: ChatModel,
     direction: HasVector,
     *,
-    prompts: Mapping[str, Sequence[str]],
+    prompts: Mapping[str, Sequence[Prompt]],
     batch_size: int = 32,
     on_progress: OnProgress | None = None,
 ) -> pd.DataFrame:
@@ -40,7 +41,7 @@ def cosine_in_both(
     total, done = 2 * sum(map(len, prompts.values())), 0
     for name, model in (("chat", chat), ("base", base)):
         for kind, each in prompts.items():
-            streams = cache_residuals(model, each, positions=[-1], batch_size=batch_size)
+            streams = cache_residuals(model, each, places=["post[-1]"], batch_size=batch_size)
             done += len(each)
             if on_progress is not None:
                 on_progress(done, total)

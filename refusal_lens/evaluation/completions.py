@@ -8,7 +8,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-from ..activations import map_last_logits
+from ..activations import as_rendered, map_last_logits
+from ..conversations import Prompt, instruction_of
 from ..display import shown
 from ..door import at_least, checked
 from ..interventions import Edit, applied
@@ -47,7 +48,7 @@ class Rate:
 @checked
 def complete(
     model: ChatModel,
-    instructions: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     refusal_tokens: Sequence[int],
     edit: Edit | None = None,
@@ -61,11 +62,11 @@ def complete(
     The metric is NaN where there are no refusal tokens. max_new_tokens as in `ChatModel.replies`. Raises
     InputError, before the first pass, for a prompt that does not fit into the model with its reply.
     """
-    rendered = model.chat.render(instructions)
+    rendered = as_rendered(model, prompts)
     model.require_room(rendered, max_new_tokens)
     metric = partial(first_token_log_odds, ids=tuple(refusal_tokens))
     with nullcontext() if edit is None else applied(model, edit):
-        metrics = [math.nan] * len(instructions)
+        metrics = [math.nan] * len(prompts)
         if refusal_tokens:
             metrics = map_last_logits(
                 model, rendered, number=metric, batch_size=batch_size
@@ -75,7 +76,7 @@ def complete(
         )
     return [
         Completion(
-            instruction,
+            instruction_of(prompt),
             reply.text,
             bool(score.value),
             score.evidence,
@@ -83,8 +84,8 @@ def complete(
             reply.ids,
             bool(paper_judge(reply.text).value),
         )
-        for instruction, reply, score, value in zip(
-            instructions, replies, (judge(r.text) for r in replies), metrics, strict=True
+        for prompt, reply, score, value in zip(
+            prompts, replies, (judge(r.text) for r in replies), metrics, strict=True
         )
     ]
 

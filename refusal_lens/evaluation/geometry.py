@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from ..activations import cache_residuals
+from ..conversations import Prompt
 from ..door import checked
 from ..errors import InputError
 from ..interventions import Edit, HasVector, applied
@@ -21,7 +22,7 @@ def cosine_by_layer(
     model: ChatModel,
     direction: HasVector,
     *,
-    prompts: Mapping[str, Sequence[str]],
+    prompts: Mapping[str, Sequence[Prompt]],
     edits: Mapping[str, Mapping[str, Edit | None]],
     batch_size: int = 32,
     on_progress: Callable[[int, int], None] | None = None,
@@ -40,7 +41,7 @@ def cosine_by_layer(
         for condition, edit in conditions.items():
             with applied(model, [] if edit is None else edit):
                 streams = cache_residuals(
-                    model, prompts[kind], positions=[-1], batch_size=batch_size
+                    model, prompts[kind], places=["post[-1]"], batch_size=batch_size
                 )
             cosines = cosine_similarity(streams[:, 0], direction.vector)
             mean, sd = cosines.mean(0), cosines.std(0, unbiased=False)

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..activations import mean_next_token_probabilities
+from ..conversations import row_of_prompt
 from ..directions.finding import Behaved, observe_behaviour, pick_refusal_tokens
 from ..directions.refusal_tokens import NoRefusalTokens, RefusalTokens, top_tokens
 from ..model import ChatModel
@@ -52,7 +53,7 @@ def behaviour(job: Job, step: Step) -> None:
         log.info("no direction is sought: %s", reason)
     for side, kind in enumerate(contrast.kinds):
         test = side_of(contrast.test, side)
-        rows += [{"split": "test", "kind": kind, "instruction": p, "kept": True} for p in test]
+        rows += [{"split": "test", "kind": kind, **row_of_prompt(p), "kept": True} for p in test]
     step.write_json(
         "behaviour.json",
         {
@@ -114,7 +115,7 @@ def _filtered(
     for side, metric in enumerate((behaved.positive_metric, behaved.negative_metric)):
         kept = set(side_of(behaved.pair, side))
         rows += [
-            {"split": split, "kind": kinds[side], "instruction": p, "kept": p in kept, "metric": m}
+            {"split": split, "kind": kinds[side], **row_of_prompt(p), "kept": p in kept, "metric": m}
             for p, m in zip(side_of(pair, side), metric.tolist(), strict=True)
         ]
     return rows
@@ -123,7 +124,7 @@ def _filtered(
 def _unfiltered(pair: PromptPair, split: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
     """Without refusal tokens there is no metric, and no prompt is known to behave as it should."""
     return [
-        {"split": split, "kind": kind, "instruction": p, "kept": False, "metric": None}
+        {"split": split, "kind": kind, **row_of_prompt(p), "kept": False, "metric": None}
         for side, kind in enumerate(kinds)
         for p in side_of(pair, side)
     ]

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..activations import cache_residuals
+from ..conversations import Prompt, prompt_of_row
 from ..directions import (
     Candidates,
     Checkpoint,
@@ -156,7 +157,7 @@ class Job:
         return PromptPair(
             *(
                 tuple(
-                    r["instruction"]
+                    prompt_of_row(r)
                     for r in rows
                     if r["split"] == split and r["kind"] == kind and r["kept"]
                 )
@@ -236,7 +237,7 @@ def selection(job: Job, step: Step) -> None:
         return
     step.write_csv("candidates.csv", choice.table)
     with step.writing("direction.safetensors") as path:
-        found.direction(choice.position, choice.layer).save(path)
+        found.direction(choice.place, choice.layer).save(path)
 
 
 def why_none_is_selected(job: Job) -> str:
@@ -253,7 +254,7 @@ def why_none_is_selected(job: Job) -> str:
 def _choice(job: Job, n_layers: int) -> Choice:
     c = job.config
     return select(
-        read_csv(job.path("scores.csv"), text=("position_name",)),
+        read_csv(job.path("scores.csv"), text=("place", "position_name")),
         n_layers,
         kl_threshold=c.kl_threshold,
         induce_threshold=c.induce_threshold,
@@ -344,7 +345,7 @@ def components(job: Job, step: Step) -> None:
         kind: cache_residuals(
             job.model,
             side_of(job.contrast.test, side),
-            positions=[-1],
+            places=["post[-1]"],
             batch_size=job.batch_size,
             on_progress=job.said(f"components, {kind}"),
         )
@@ -393,6 +394,6 @@ def base_comparison(job: Job, step: Step) -> None:
     step.write_csv("base_curves.csv", table)
 
 
-def side_of(pair: PromptPair, side: int) -> Sequence[str]:
+def side_of(pair: PromptPair, side: int) -> Sequence[Prompt]:
     """The prompts of one kind: 0 for the positive, 1 for the negative ones."""
     return pair.positive if side == 0 else pair.negative

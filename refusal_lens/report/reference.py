@@ -141,7 +141,7 @@ def _write_direction(run: ReferenceRun, choice: Choice, path: Path) -> None:
     direction = Direction(
         vector,
         choice.layer,
-        choice.position,
+        choice.place,
         model=run.path.resolve().name,
         more={"source": FORMAT},
     )

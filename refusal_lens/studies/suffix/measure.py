@@ -22,7 +22,7 @@ from ...attribution import (
     mean_head_outputs,
 )
 from ...chat import Rendered
-from ...chat.tails import Tailed
+from ...chat.suffixed import Suffixed
 from ...directions import Direction
 from ...display import shown
 from ...door import checked
@@ -56,9 +56,9 @@ class Condition:
     merged: Tensor | None = None
 
     @classmethod
-    def of(cls, tailed: Tailed) -> Condition:
+    def of(cls, suffixed: Suffixed) -> Condition:
         """From instructions with suffixes."""
-        return cls(tailed.rendered, tailed.tail, tailed.merged)
+        return cls(suffixed.rendered, suffixed.suffix, suffixed.merged)
 
     @property
     def regions(self) -> Regions:
@@ -248,17 +248,17 @@ def _measure(
         regions=condition.regions,
         batch_size=batch_size,
     )
-    last = cache_residuals(model, rendered, positions=[-1], batch_size=batch_size)[:, 0]
+    last = cache_residuals(model, rendered, places=["post[-1]"], batch_size=batch_size)[:, 0]
     done = complete(
         model,
-        rendered.instructions,
+        rendered.prompts,
         refusal_tokens=tokens,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
     merged = condition.merged
     return Measured(
-        prompts=rendered.instructions,
+        prompts=rendered.prompts,
         replies=tuple(one.response for one in done),
         refused=tuple(one.refusal for one in done),
         n_suffix_tokens=condition.n_suffix_tokens,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...chat import ChatFormat
-from ...chat.tails import Tailed, render_tailed
+from ...chat.suffixed import Suffixed, render_suffixed
 from ...door import checked
 from ...errors import InputError
 from ...model import ChatModel
@@ -66,21 +66,21 @@ def checked_suffix(suffix: Any, *, where: str = "suffix") -> str:
 
 def with_suffix(
     model: ChatModel, instructions: Sequence[str], suffixes: Sequence[str], *, room: int = 0
-) -> Tailed:
+) -> Suffixed:
     """Each instruction with its suffix in the user turn.
 
     Raises InputError when a prompt and `room` reply tokens are longer than the model's context.
     """
-    tailed = render_tailed(model.chat, instructions, suffixes)
+    suffixed = render_suffixed(model.chat, instructions, suffixes)
     context = model.max_positions
-    longest = int(tailed.rendered.lengths.max())
+    longest = int(suffixed.rendered.lengths.max())
     if context is not None and longest + room > context:
         raise InputError(
-            f"suffix of {max(tailed.n_tokens)} tokens on {model.name}: the longest prompt with it "
+            f"suffix of {max(suffixed.n_tokens)} tokens on {model.name}: the longest prompt with it "
             f"has {longest} tokens (and {room} for the reply), need at most the context of "
             f"{context}; try a shorter one"
         )
-    return tailed
+    return suffixed
 
 
 @checked
@@ -105,7 +105,7 @@ def random_suffixes(
     waiting = list(range(len(instructions)))
     for round_ in range(_ROUNDS):
         texts = [pool.text(drawn[i]) for i in waiting]
-        tried = render_tailed(chat, [instructions[i] for i in waiting], texts)
+        tried = render_suffixed(chat, [instructions[i] for i in waiting], texts)
         still = []
         for i, n, merged in zip(waiting, tried.n_tokens, tried.merged.tolist(), strict=True):
             if n == n_tokens[i] and not merged:
