@@ -113,7 +113,8 @@ class TestTurns:
         text = "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n1<|im_end|>\n"
         text += "<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n"
         ids = loaded.tokenizer(text, return_tensors="pt").input_ids
-        rendered = loaded.chat.render([Talk.of([Message("user", "one"), Message("assistant", "1"), Message("user", "two")])])
+        messages = [Message("user", "one"), Message("assistant", "1"), Message("user", "two")]
+        rendered = loaded.chat.render([Talk.of(messages)])
         assert rendered.ids.tolist() == ids.tolist()
         assert model.reply("two", [], None) == alone
 

@@ -25,9 +25,9 @@ _COUNT = (0, MOST)
 class Table:
     """Columns by what they hold.
 
-    whole: whole numbers with their bounds; partly: likewise, or empty cells beside a place. numbers: NaN is allowed. words: text.
-    Each must be there; those in `more` are checked where they are. flags: true or false, may be absent. filled: there
-    is no such table without rows.
+    whole: whole numbers with their bounds; partly: likewise, or empty cells beside a place. numbers: NaN
+    is allowed. words: text. Each must be there; those in `more` are checked where they are. flags: true
+    or false, may be absent. filled: there is no such table without rows.
     """
 
     whole: Mapping[str, tuple[int, int]]
