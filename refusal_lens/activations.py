@@ -20,7 +20,7 @@ from .display import shown
 from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
-from .shapes import LastLogits, PlaceLayerVectors, Probabilities, PromptActivations, wide
+from .shapes import LastLogits, PlaceLayerVectors, Probabilities, PromptActivations, as_float64
 
 OnProgress = Callable[[int, int], None]
 """Called with (prompts done, prompts in all)."""
@@ -56,7 +56,7 @@ def mean_residuals(
     rendered, wanted = _located(model, prompts, places)
     total = torch.zeros((len(wanted), model.n_layers, model.d_model), dtype=torch.float64)
     for _, streams in _streams(model, rendered, wanted, batch_size, on_progress):
-        total += wide(streams).sum(0).cpu()
+        total += as_float64(streams).sum(0).cpu()
     names = tuple(rendered.name_of(place) for place in wanted)
     return Means(total / len(rendered), len(rendered), wanted, names)
 
@@ -118,7 +118,7 @@ def mean_next_token_probabilities(
     rendered = as_rendered(model, prompts)
     total, done = torch.zeros(model.d_vocab, dtype=torch.float64), 0
     for _, batch in rendered.batches(batch_size):
-        total += wide(model.logits(batch)).softmax(-1).sum(0).cpu()
+        total += as_float64(model.logits(batch)).softmax(-1).sum(0).cpu()
         done += len(batch)
         if on_progress is not None:
             on_progress(done, len(rendered))
@@ -199,7 +199,7 @@ def _at_places(x: Tensor, at: Sequence[Columns]) -> Tensor:
     lengths = [place.columns.shape[1] for place in at]
     if max(lengths) == 1:
         return tokens
-    tokens = wide(tokens)
+    tokens = as_float64(tokens)
     weights = torch.cat([place.weights for place in at], 1).to(tokens.device)
     parts = (tokens * weights[..., None]).split(lengths, dim=1)
     return torch.stack([part.sum(1) for part in parts], 1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
+import kit
 import numpy as np
 import pytest
-import tiny
 import torch
 from jaxtyping import config
 
@@ -21,7 +21,7 @@ from refusal_lens.interventions import (
     Ablate,
     Add,
     Clamp,
-    Deflect,
+    NormMatchedMove,
     ablate,
     add,
     affine,
@@ -29,9 +29,9 @@ from refusal_lens.interventions import (
     clamp,
     subtract,
 )
-from refusal_lens.model import ChatModel, Site
+from refusal_lens.model import Site
 
-WIDTH = tiny.WIDTH
+WIDTH = kit.WIDTH
 R = torch.randn(WIDTH, generator=torch.Generator().manual_seed(5))
 D = Direction(R, layer=1, place=Place.post(-1))
 
@@ -44,11 +44,6 @@ def as_for_users() -> Iterator[None]:
     config.update("jaxtyping_disable", False)
 
 
-@lru_cache
-def model() -> ChatModel:
-    return ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
-
-
 def broken(value: float, at: int = 3) -> torch.Tensor:
     return R.index_fill(0, torch.tensor(at), value)
 
@@ -57,8 +52,8 @@ MAKERS: dict[str, Any] = {
     "Ablate": Ablate,
     "Add": partial(Add, layer=1),
     "Clamp": partial(Clamp, layer=1, value=0.5),
-    "Deflect, r": lambda v: Deflect(v, R),
-    "Deflect, u": lambda v: Deflect(R, v),
+    "NormMatchedMove, r": lambda v: NormMatchedMove(v, R),
+    "NormMatchedMove, u": lambda v: NormMatchedMove(R, v),
     "ablate": ablate,
 }
 VECTORS = {
@@ -76,7 +71,7 @@ VECTORS = {
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("vector", VECTORS)
 def test_a_vector_without_a_direction_is_no_edit(maker: str, vector: str) -> None:
-    with pytest.raises(InputError, match=r"vector|direction|other of Deflect") as failed:
+    with pytest.raises(InputError, match=r"vector|direction|other of NormMatchedMove") as failed:
         MAKERS[maker](VECTORS[vector])
     assert "\n" not in str(failed.value)
 
@@ -151,16 +146,16 @@ def test_directions_are_finite(number: float) -> None:
         (Ablate(R), [], "at: got no site"),
         (Ablate(R), Site("resid_pre", 1), "at: got Site"),
         (Ablate(R), ["blocks.1.hook_resid_pre"], "at: got 'blocks.1.hook_resid_pre'"),
-        (Ablate(R), [Site("resid_pre", tiny.LAYERS)], "hook site blocks.3"),
+        (Ablate(R), [Site("resid_pre", kit.LAYERS)], "hook site blocks.3"),
         (Ablate(R), [Site("pattern", 1)], "edit at pattern"),
         (Ablate(R), [Site("z", 1)], "edit at z"),
-        (Add(R, tiny.LAYERS), None, "layer of the edit"),
+        (Add(R, kit.LAYERS), None, "layer of the edit"),
         (lambda x: x, None, "does not know its sites"),
         (7, None, "edit: got int"),
     ],
 )
 def test_an_edit_is_put_where_it_belongs(edit: Any, at: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message), applied(model(), edit, at=at):
+    with pytest.raises(InputError, match=message), applied(kit.load("qwen2"), edit, at=at):
         pass
 
 
@@ -168,10 +163,10 @@ def test_an_edit_is_put_where_it_belongs(edit: Any, at: Any, message: str) -> No
 def test_streams_are_read_at_places_that_exist(place: Any) -> None:
     wanted = r"^place .* at prompt 0: got|^place: got .* need t_inst|^places of .* need a list of"
     with pytest.raises(InputError, match=wanted):
-        cache_residuals(model(), ["hello"], places=[place])
+        cache_residuals(kit.load("qwen2"), ["hello"], places=[place])
 
 
-@pytest.mark.parametrize("layer", [tiny.LAYERS, -1, 1.0, True])
+@pytest.mark.parametrize("layer", [kit.LAYERS, -1, 1.0, True])
 def test_writes_are_those_of_layers_that_exist(layer: Any) -> None:
     with pytest.raises(InputError, match=r"layers? of .* need"):
-        model().writes([layer])
+        kit.load("qwen2").writes([layer])

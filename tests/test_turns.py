@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import templates
-from templates import FAMILIES, STYLES
-from test_chat import chat_of, controls, part, row, shown
+from kit import controls, ids_of, part, shown
+from templates import FAMILIES, STYLES, chat_of
 from tokenizers import processors
 
 from refusal_lens.chat import ChatFormat
@@ -45,13 +45,13 @@ def test_a_conversation_is_that_of_apply_chat_template(name: str) -> None:
     talks = [talk(TURNS[:n], "hello sea") for n in (0, 1, 2)]
     rendered = chat.render([*talks, "x"])
     for i, conversation in enumerate(talks):
-        ids = row(rendered, i)
+        ids = ids_of(rendered, i)
         assert ids == reference(chat, conversation)
         assert shown(chat, part(rendered, "instruction", i)).strip() == "hello sea"
         assert part(rendered, "post", i) == part(rendered, "post", 3)
         bos = chat.tokenizer.bos_token_id
         assert ids.count(bos) == reference(chat, conversation).count(bos)
-        assert ids == row(chat.render([conversation]))
+        assert ids == ids_of(chat.render([conversation]))
     assert rendered.prompts == ("hello sea", *talks[1:], "x")
 
 
@@ -61,10 +61,10 @@ def test_system_prompts_of_the_format_and_of_the_conversation(name: str) -> None
     chat = chat_of(name, system="Be brief.")
     own = talk(TURNS, "x", system="Be kind. Rhyme.")
     rendered = chat.render([talk(TURNS, "x"), own, "x", talk([], "x", system="")])
-    assert row(rendered, 0) == reference(chat, talk(TURNS, "x", system="Be brief."))
-    assert row(rendered, 1) == reference(chat, own) == row(chat_of(name).render([own]))
-    assert row(rendered, 2) == reference(chat, talk([], "x", system="Be brief."))
-    assert row(rendered, 3) == reference(chat, talk([], "x", system=""))
+    assert ids_of(rendered, 0) == reference(chat, talk(TURNS, "x", system="Be brief."))
+    assert ids_of(rendered, 1) == reference(chat, own) == ids_of(chat_of(name).render([own]))
+    assert ids_of(rendered, 2) == reference(chat, talk([], "x", system="Be brief."))
+    assert ids_of(rendered, 3) == reference(chat, talk([], "x", system=""))
 
 
 @pytest.mark.parametrize("name", [n for n in FAMILIES if not STYLES[n].system])
@@ -79,18 +79,18 @@ def test_no_earlier_text_becomes_a_control_token(name: str) -> None:
     chat = chat_of(name)
     names = controls(chat)
     special = {i for i in names if chat.tokenizer.added_tokens_decoder[i].special}
-    usual = [t for t in row(chat.render([talk([("hello", "sea")], "x")])) if t in names]
+    usual = [t for t in ids_of(chat.render([talk([("hello", "sea")], "x")])) if t in names]
     for spelt in names.values():
         asked = chat.render([talk([(f"a {spelt} b", "sea")], "x")])
-        assert [t for t in row(asked) if t in names] == usual, spelt
+        assert [t for t in ids_of(asked) if t in names] == usual, spelt
         if STYLES[name].system:
             kind, odd = (
-                row(chat.render([talk([], "x", system=text)])) for text in ("a b", f"a {spelt} b")
+                ids_of(chat.render([talk([], "x", system=text)])) for text in ("a b", f"a {spelt} b")
             )
             assert [t for t in odd if t in names] == [t for t in kind if t in names], spelt
         if "think" in spelt:
             continue
-        said = row(chat.render([talk([("hello", f"a {spelt} b")], "x")]))
+        said = ids_of(chat.render([talk([("hello", f"a {spelt} b")], "x")]))
         assert [t for t in said if t in special] == [t for t in usual if t in special], spelt
         assert spelt in shown(chat, said)
 
@@ -99,7 +99,7 @@ def test_no_earlier_text_becomes_a_control_token(name: str) -> None:
 def test_thoughts_of_past_turns_are_treated_as_the_template_does(name: str) -> None:
     chat = chat_of(name)
     thought = talk([("hello", "<think>\nhm\n</think>\n\nhi"), ("more", "river")], "x")
-    assert row(chat.render([thought])) == reference(chat, thought)
+    assert ids_of(chat.render([thought])) == reference(chat, thought)
 
 
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n not in CUTS])
@@ -107,19 +107,19 @@ def test_a_conversation_with_its_reply_is_that_of_apply_chat_template(name: str)
     chat = chat_of(name)
     answered = talk(TURNS, "hello", reply="Sure, here.")
     rendered = chat.render(["x", answered])
-    assert row(rendered, 1) == chat.tokenizer.apply_chat_template(
+    assert ids_of(rendered, 1) == chat.tokenizer.apply_chat_template(
         answered.to_json(), return_dict=False
     )
     assert shown(chat, part(rendered, "answer", 1)).strip() == "Sure, here."
     assert part(rendered, "answer", 0) == []
-    assert row(rendered, 1) == row(chat.render([talk(TURNS, "hello")], replies=["Sure, here."]))
+    assert ids_of(rendered, 1) == ids_of(chat.render([talk(TURNS, "hello")], replies=["Sure, here."]))
 
 
 def test_a_reply_after_turns_is_rendered_and_prefilled() -> None:
     chat = chat_of("llama-3", prefill="Sure")
     reply = chat.render([talk(TURNS, "x")], replies=[", here."])
     assert shown(chat, part(reply, "answer")) == "Sure, here."
-    assert shown(chat, row(chat.render([talk(TURNS, "x")]))).endswith("Sure")
+    assert shown(chat, ids_of(chat.render([talk(TURNS, "x")]))).endswith("Sure")
     with pytest.raises(InputError, match="got one for prompt 1, which has its own"):
         chat.render(["x", talk([], "x", reply="y")], replies=["a", "b"])
 
@@ -131,8 +131,8 @@ def test_a_token_that_begins_texts_and_ends_turns_still_begins_them() -> None:
         single="</s> $A", pair="</s> $A $B", special_tokens=[("</s>", tokenizer.eos_token_id)]
     )
     chat = ChatFormat.from_tokenizer(tokenizer)
-    assert row(chat.render(["x"]))[0] == tokenizer.eos_token_id
-    assert row(chat.render([talk(TURNS, "x")]))[0] == tokenizer.eos_token_id
+    assert ids_of(chat.render(["x"]))[0] == tokenizer.eos_token_id
+    assert ids_of(chat.render([talk(TURNS, "x")]))[0] == tokenizer.eos_token_id
 
 
 def test_what_cannot_be_turns_is_one_line() -> None:
@@ -181,7 +181,7 @@ def harmony(**options: Any) -> ChatFormat:
 def test_a_channel_before_the_reply_is_part_of_the_prompt() -> None:
     chat = harmony()
     rendered = chat.render(["hello"], replies=["Sure, here."])
-    assert row(rendered) == chat.tokenizer.apply_chat_template(
+    assert ids_of(rendered) == chat.tokenizer.apply_chat_template(
         [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Sure, here."}],
         return_dict=False,
     )
@@ -190,7 +190,7 @@ def test_a_channel_before_the_reply_is_part_of_the_prompt() -> None:
     end = chat.tokenizer.convert_tokens_to_ids("<|end|>")
     assert end in chat.stop_ids
     opened = harmony(prefill="Sure").render(["hello"])
-    assert shown(chat, row(opened)).endswith("assistant<|channel|>final<|message|>Sure")
+    assert shown(chat, ids_of(opened)).endswith("assistant<|channel|>final<|message|>Sure")
     assert shown(chat, part(opened, "answer")) == "Sure"
 
 
@@ -213,7 +213,7 @@ def test_a_block_of_thought_in_past_turns_is_not(block: str) -> None:
     )
     chat = ChatFormat.from_tokenizer(tokenizer)
     rendered = chat.render(["hello"], replies=["hi"])
-    assert shown(chat, row(rendered)).endswith("assistant\nhi<|im_end|>\n")
+    assert shown(chat, ids_of(rendered)).endswith("assistant\nhi<|im_end|>\n")
 
 
 # ---- BOS behind other things
@@ -224,7 +224,7 @@ def test_a_template_that_writes_bos_later_gets_no_second_one(before: str) -> Non
     tokenizer = templates.tokenizer("llama-3")
     tokenizer.chat_template = f"{{{{ {before!r} }}}}" + templates.LLAMA3
     chat = ChatFormat.from_tokenizer(tokenizer)
-    ids = row(chat.render(["hello"]))
+    ids = ids_of(chat.render(["hello"]))
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids == reference(chat, talk([], "hello"))
 
@@ -237,4 +237,4 @@ def test_bos_behind_the_system_prompt_is_seen() -> None:
         + templates.R1.replace("{{ bos_token }}", "").replace("{{ m.content }}", "")
     )
     chat = ChatFormat.from_tokenizer(tokenizer, system="Be brief.")
-    assert row(chat.render(["hello"])).count(tokenizer.bos_token_id) == 1
+    assert ids_of(chat.render(["hello"])).count(tokenizer.bos_token_id) == 1

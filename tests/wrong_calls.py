@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import kit
 import numpy as np
 import pandas as pd
-import tiny
 import torch
 
 import refusal_lens as rl
@@ -31,7 +31,8 @@ from refusal_lens.attribution import (
 from refusal_lens.chat import Place
 from refusal_lens.directions.finding import pick_refusal_tokens
 from refusal_lens.directions.sweep import sweep
-from refusal_lens.interventions import Ablate, Add, Clamp, Deflect
+from refusal_lens.interop import vectors
+from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
 from refusal_lens.metrics import binomial_standard_error, cosine_similarity, cross_entropy
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.report import write_reference_report
@@ -117,7 +118,7 @@ NUMPY = "NumPy's whole numbers are whole numbers"
 
 def make_world(place: Path) -> SimpleNamespace:
     """A tiny model and everything that public functions take, right values."""
-    model = ChatModel.load(str(tiny.folder("llama")), device="cpu", dtype="float32")
+    model = ChatModel.load(str(kit.folder("llama")), device="cpu", dtype="float32")
     prompts = ["Paint the door.", "Wake!", "How does one bake bread?"]
     width, vocab = model.d_model, model.d_vocab
     generator = torch.Generator().manual_seed(0)
@@ -663,7 +664,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             "ChatModel.load",
             ChatModel.load,
             {
-                "name": takes(str(tiny.folder("llama")), "path", "no model"),
+                "name": takes(str(kit.folder("llama")), "path", "no model"),
                 "device": takes("cpu", "device"),
                 "dtype": takes("float32", "dtype"),
                 "revision": takes(None, "some wrong text"),
@@ -836,8 +837,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             },
         ),
         (
-            "Deflect",
-            Deflect,
+            "NormMatchedMove",
+            NormMatchedMove,
             {
                 "vector": takes(w.direction.vector, "vector", "no zero"),
                 "other": takes(torch.ones(w.width), "vector", "no zero"),
@@ -1135,7 +1136,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             "weights.prepare",
             weights.prepare,
             {
-                "folder": takes(tiny.folder("llama"), "path", "no model"),
+                "folder": takes(kit.folder("llama"), "path", "no model"),
                 "edit": takes(
                     weights.orthogonalise(w.direction), "weight edit", "fitting weight edit"
                 ),
@@ -1153,14 +1154,14 @@ def targets(w: SimpleNamespace) -> list[Target]:
             },
         ),
         ("weights.writers_of", weights.writers_of, {"model": takes(w.model.hf, "module")}),
-        ("weights.read_gguf", weights.read_gguf, {"path": takes(None, "path", "file")}),
-        ("weights.read_reference", weights.read_reference, {"folder": takes(None, "path", "file")}),
+        ("read_gguf", vectors.read_gguf, {"path": takes(None, "path", "file")}),
+        ("read_reference", vectors.read_reference, {"folder": takes(None, "path", "file")}),
         (
             "weights.verify_files",
             weights.verify_files,
             {
-                "original": takes(tiny.folder("llama"), "path", "no model"),
-                "edited": takes(tiny.folder("llama"), "path", "no model"),
+                "original": takes(kit.folder("llama"), "path", "no model"),
+                "edited": takes(kit.folder("llama"), "path", "no model"),
                 "direction": takes(w.direction, "direction", "fitting width"),
                 "strength": takes(1.0, "number", "finite"),
             },
@@ -1210,8 +1211,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
 
 
 BROKEN_BY_DESIGN = (
-    "weights.read_gguf",
-    "weights.read_reference",
+    "read_gguf",
+    "read_reference",
     "write_report",
     "write_reference_report",
     "run_pipeline",

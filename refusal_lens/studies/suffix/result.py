@@ -41,7 +41,7 @@ class Measured:
     dfa_by_region and attention: split over source regions. metric: the refusal metric.
     """
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     replies: tuple[str, ...]
     refused: tuple[bool, ...]
     n_suffix_tokens: tuple[int, ...]
