@@ -153,7 +153,7 @@ def promoted(model: ChatModel, candidates: Candidates) -> tuple[int, ...]:
 
 def _organism(asked: argparse.Namespace) -> Setting:
     model = ChatModel.load("organism", device=asked.device, dtype=asked.dtype)
-    contrast = Contrast.refusal()
+    contrast = Contrast.toy()
     tokens = pick_refusal_tokens(model, contrast.train).ids
     kept = [
         filter_by_behaviour(model, pair, refusal_tokens=tokens, split=split).pair

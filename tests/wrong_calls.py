@@ -623,7 +623,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             },
         ),
         ("Contrast.pair", w.contrast.pair, {"split": takes("train", "split")}),
-        ("Contrast.refusal", rl.Contrast.refusal, small | {"seed": takes(0, "whole")}),
+        ("Contrast.toy", rl.Contrast.toy, small | {"seed": takes(0, "whole")}),
         (
             "Contrast.from_files",
             rl.Contrast.from_files,

@@ -256,7 +256,7 @@ def main() -> None:
     model = ChatModel.load(asked.model, device="cpu")
     for parameter in model.hf.parameters():
         parameter.requires_grad_(False)
-    contrast = Contrast.refusal()
+    contrast = Contrast.toy()
     tokens = tuple(pick_refusal_tokens(model, contrast.train).ids)
     length = asked.length or longest_fair(model, contrast.train.positive, tokens)
     search = Search(length, seed=asked.seed, restarts=asked.restarts, steps=asked.steps)

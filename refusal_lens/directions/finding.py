@@ -10,6 +10,8 @@ import pandas as pd
 import torch
 
 from ..activations import map_last_logits, mean_residuals
+from ..chat import Place
+from ..conversations import Prompt
 from ..display import shown
 from ..door import at_least, checked
 from ..errors import InputError
@@ -159,14 +161,19 @@ def extract_candidates(
     *,
     data_sha256: str,
     concept: str = "refusal",
+    places: Sequence[Place | str] | None = None,
     batch_size: int = 32,
     on_progress: Progress | None = None,
 ) -> Candidates:
-    """Difference-of-means candidates from one pair of prompt sets."""
+    """Difference-of-means candidates from one pair of prompt sets, at places as in `mean_residuals`."""
     means = []
     for kind, prompts in (("positive", pair.positive), ("negative", pair.negative)):
         said = None if on_progress is None else partial(on_progress, f"{kind} activations")
-        means.append(mean_residuals(model, prompts, batch_size=batch_size, on_progress=said))
+        means.append(
+            mean_residuals(
+                model, prompts, places=places, batch_size=batch_size, on_progress=said
+            )
+        )
     facts = provenance_of(
         model.chat,
         concept=concept,
@@ -183,6 +190,7 @@ def find_direction(
     contrast: Contrast,
     *,
     refusal_tokens: Sequence[str | int] | None = None,
+    places: Sequence[Place | str] | None = None,
     thresholds: Thresholds | None = None,
     mode: Mode = "exhaustive",
     batch_size: int = 32,
@@ -190,7 +198,7 @@ def find_direction(
 ) -> Selection:
     """The direction that the paper's rule selects, with candidates, scores and counts.
 
-    mode "lazy" scores just what the same choice needs. batch_size: prompts in a pass that reads activations;
+    places: where candidates are read, by default at every post-instruction token. mode "lazy" scores just what the same choice needs. batch_size: prompts in a pass that reads activations;
     the sweep over candidates finds its own.
 
     Filters prompts by the model's own behaviour, takes the difference of means on train, scores on val,
@@ -218,6 +226,7 @@ def find_direction(
         train.pair,
         data_sha256=contrast.sha256,
         concept=contrast.name,
+        places=places,
         batch_size=batch_size,
         on_progress=on_progress,
     )
@@ -242,5 +251,5 @@ def find_direction(
     return Selection(direction, candidates, choice, tokens, train, val)
 
 
-def _where(prompts: Sequence[str], keep: torch.Tensor) -> tuple[str, ...]:
+def _where(prompts: Sequence[Prompt], keep: torch.Tensor) -> tuple[Prompt, ...]:
     return tuple(p for p, k in zip(prompts, keep.tolist(), strict=True) if k)

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..conversations import Prompt
 from ..door import at_least, at_most, checked
 from ..interventions import Ablate, Add, Edit, HasVector, NormMatchedMove, applied
 from ..judges import Judge, phrase_judge
@@ -37,8 +38,8 @@ def nulls(
     model: ChatModel,
     direction: HasVector,
     *,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    positive: Sequence[Prompt],
+    negative: Sequence[Prompt],
     kinds: tuple[str, str] = ("harmful", "harmless"),
     refusal_tokens: Sequence[int],
     n: int = 32,
@@ -62,7 +63,7 @@ def nulls(
     size = float(r.norm())
     units = random_units(n, r.shape[-1], seed=seed)
     moved = units[:n_moves]
-    sorts: list[tuple[str, str, Sequence[str], Tensor, MakeEdit]] = [
+    sorts: list[tuple[str, str, Sequence[Prompt], Tensor, MakeEdit]] = [
         ("random_direction", kinds[0], positive, units, Ablate),
         ("norm_matched_move", kinds[0], positive, moved, lambda u: NormMatchedMove(r, u)),
         ("norm_matched_move", kinds[1], negative, moved, lambda u: Add(size * u, direction.layer)),
@@ -91,7 +92,7 @@ def _tell(on_progress: Callable[[int, int], None], before: int, total: int, done
 
 def _measure(
     model: ChatModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     units: Tensor,
     *,
     make: MakeEdit,

@@ -102,7 +102,7 @@ class Job:
         if c.harmful is not None and c.harmless is not None:
             load = Contrast.from_files if is_local(c.harmful) else Contrast.from_datasets
             return load(c.harmful, c.harmless, **sizes)
-        return Contrast.refusal(**sizes)
+        return Contrast.toy(**sizes)
 
     def require_room(self) -> None:
         """Raise InputError for a prompt of the run that does not fit the model with its reply."""

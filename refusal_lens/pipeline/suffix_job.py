@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..conversations import row_of_prompt
 from ..directions import Direction
 from ..door import checked
 from ..errors import InputError
@@ -117,7 +118,7 @@ def _write(step: Step, study: SuffixStudy) -> None:
             {
                 "condition": name,
                 "prompt": i,
-                "instruction": prompt,
+                **row_of_prompt(prompt),
                 "response": reply,
                 "refusal": refused,
                 "metric": metric,

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ...activations import as_rendered
 from ...chat import Rendered
+from ...conversations import Prompt
 from ...display import shown
 from ...door import at_least, checked
 from ...errors import InputError
@@ -44,8 +45,8 @@ def score_candidates(
     model: ChatModel,
     candidates: Candidates,
     *,
-    positive: Sequence[str] | Rendered,
-    negative: Sequence[str] | Rendered,
+    positive: Sequence[Prompt] | Rendered,
+    negative: Sequence[Prompt] | Rendered,
     refusal_tokens: Sequence[int],
     mode: Mode = "exhaustive",
     rule: Rule | None = None,
@@ -83,8 +84,8 @@ def sweep(
     model: ChatModel,
     candidates: Candidates,
     *,
-    positive: Sequence[str] | Rendered,
-    negative: Sequence[str] | Rendered,
+    positive: Sequence[Prompt] | Rendered,
+    negative: Sequence[Prompt] | Rendered,
     refusal_tokens: Sequence[int],
     mode: Mode = "exhaustive",
     rule: Rule | None = None,

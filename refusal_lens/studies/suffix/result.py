@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ...attribution import Head
+from ...conversations import Prompt
 from ...directions import Direction
 from ...display import shown
 from ...metrics import binomial_standard_error

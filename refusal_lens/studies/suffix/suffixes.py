@@ -12,6 +12,7 @@ import numpy as np
 
 from ...chat import ChatFormat
 from ...chat.suffixed import Suffixed, render_suffixed
+from ...conversations import Prompt
 from ...door import checked
 from ...errors import InputError
 from ...model import ChatModel
@@ -65,13 +66,13 @@ def checked_suffix(suffix: Any, *, where: str = "suffix") -> str:
 
 
 def with_suffix(
-    model: ChatModel, instructions: Sequence[str], suffixes: Sequence[str], *, room: int = 0
+    model: ChatModel, prompts: Sequence[Prompt], suffixes: Sequence[str], *, room: int = 0
 ) -> Suffixed:
-    """Each instruction with its suffix in the user turn.
+    """Each prompt with its suffix behind the last user message.
 
     Raises InputError when a prompt and `room` reply tokens are longer than the model's context.
     """
-    suffixed = render_suffixed(model.chat, instructions, suffixes)
+    suffixed = render_suffixed(model.chat, prompts, suffixes)
     context = model.max_positions
     longest = int(suffixed.rendered.lengths.max())
     if context is not None and longest + room > context:
@@ -86,7 +87,7 @@ def with_suffix(
 @checked
 def random_suffixes(
     chat: ChatFormat,
-    instructions: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     n_tokens: Sequence[int],
     like: str,
@@ -102,10 +103,10 @@ def random_suffixes(
     rng = np.random.default_rng(seed)
     pool = _Pool(chat, rng, spaced=like[:1].isspace())
     drawn = [pool.draw(n) for n in n_tokens]
-    waiting = list(range(len(instructions)))
+    waiting = list(range(len(prompts)))
     for round_ in range(_ROUNDS):
         texts = [pool.text(drawn[i]) for i in waiting]
-        tried = render_suffixed(chat, [instructions[i] for i in waiting], texts)
+        tried = render_suffixed(chat, [prompts[i] for i in waiting], texts)
         still = []
         for i, n, merged in zip(waiting, tried.n_tokens, tried.merged.tolist(), strict=True):
             if n == n_tokens[i] and not merged:
