@@ -20,10 +20,8 @@ from .display import shown
 from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
+from .progress import Progress
 from .shapes import LastLogits, PlaceLayerVectors, Probabilities, PromptActivations, as_float64
-
-OnProgress = Callable[[int, int], None]
-"""Called with (prompts done, prompts in all)."""
 
 
 @shown("n", "names", "mean")
@@ -44,7 +42,7 @@ def mean_residuals(
     *,
     places: Sequence[Place | str] | None = None,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> Means:
     """Mean over prompts of resid_pre at every place and layer.
 
@@ -68,7 +66,7 @@ def cache_residuals(
     *,
     places: Sequence[Place | str] | None = None,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> PromptActivations:
     """resid_pre of every prompt, [prompt place layer d_model], on the CPU in the model's dtype.
 
@@ -90,7 +88,7 @@ def map_last_logits(
     *,
     number: Callable[[LastLogits], Tensor] = Tensor.cpu,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> Shaped[Tensor, "prompt *values"]:  # noqa: F821  (axes)
     """``number(last-position logits)`` for every prompt, in the prompts' order, on the CPU.
 
@@ -102,7 +100,7 @@ def map_last_logits(
     for index, batch in rendered.batches(batch_size):
         values.update(zip((int(i) for i in index), number(model.logits(batch)).cpu(), strict=True))
         if on_progress is not None:
-            on_progress(len(values), len(rendered))
+            on_progress("logits", len(values), len(rendered))
     return torch.stack([values[i] for i in range(len(rendered))])
 
 
@@ -112,7 +110,7 @@ def mean_next_token_probabilities(
     prompts: Sequence[Prompt] | Rendered,
     *,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> Probabilities:
     """Mean over prompts of the next-token distribution at the last position (paper, Fig. 9), replies left out."""
     rendered = as_rendered(model, prompts)
@@ -121,7 +119,7 @@ def mean_next_token_probabilities(
         total += as_float64(model.logits(batch)).softmax(-1).sum(0).cpu()
         done += len(batch)
         if on_progress is not None:
-            on_progress(done, len(rendered))
+            on_progress("logits", done, len(rendered))
     return total / len(rendered)
 
 
@@ -163,7 +161,7 @@ def _streams(
     rendered: Rendered,
     places: Sequence[Place],
     batch_size: int,
-    on_progress: OnProgress | None,
+    on_progress: Progress | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Per batch: the rows' indices and their streams [row place layer d_model].
 
@@ -189,7 +187,7 @@ def _streams(
         done += len(batch)
         yield torch.as_tensor(index), torch.stack([streams[i] for i in range(model.n_layers)], 2)
         if on_progress is not None:
-            on_progress(done, len(rendered))
+            on_progress("activations", done, len(rendered))
 
 
 def _at_places(x: Tensor, at: Sequence[Columns]) -> Tensor:
