@@ -20,6 +20,7 @@ from .display import shown
 from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
+from .model.engine import Engine
 from .progress import Progress
 from .shapes import LastLogits, PlaceLayerVectors, Probabilities, PromptActivations, as_float64
 
@@ -83,7 +84,7 @@ def cache_residuals(
 
 @checked
 def map_last_logits(
-    model: ChatModel,
+    model: Engine,
     prompts: Sequence[Prompt] | Rendered,
     *,
     number: Callable[[LastLogits], Tensor] = Tensor.cpu,
@@ -124,7 +125,7 @@ def mean_next_token_probabilities(
 
 
 def as_rendered(
-    model: ChatModel, prompts: Sequence[Prompt] | Rendered, *, replies: bool = False
+    model: Engine, prompts: Sequence[Prompt] | Rendered, *, replies: bool = False
 ) -> Rendered:
     """Prompts rendered with the model's template; what is rendered already stays as it is.
 

@@ -25,6 +25,7 @@ from .display import shown
 from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
+from .model.engine import Engine
 from .model.sites import whole
 from .shapes import Vectors, as_float64
 
@@ -216,7 +217,7 @@ def affine(direction: Direction, reference: Vectors, *, strength: float = 1.0) -
 
 @contextmanager
 def applied(
-    model: ChatModel,
+    model: Engine,
     edit: Edit | Sequence[Edit],
     *,
     at: Sequence[Site | int] | None = None,
@@ -236,13 +237,14 @@ def applied(
         )
     if when not in ("prompt", "reply", "all"):
         raise InputError(f'when: got {when!r}, need "prompt", "reply" or "all"')
-    edits: Sequence[Edit] = [edit] if callable(edit) else edit
+    need = "an edit, such as ablate(direction), or a list of them"
+    edits: list[Edit] = _listed([edit] if callable(edit) else edit, "edit", need)
     hooks = []
-    for one in _listed(edits, "edit", "an edit, such as ablate(direction), or a list of them"):
-        _check_fits(one, model)
-        for site in _own_sites(one, model) if at is None else _listed_sites(at):
-            _require_editable(one, site)
-            hooks.append((site, _restricted(one, model, when)))
+    for single in edits:
+        _check_fits(single, model)
+        for site in _default_sites(single, model) if at is None else _listed_sites(at):
+            _require_editable(single, site)
+            hooks.append((site, _restricted(single, model, when)))
     with model.hooked(hooks):
         yield model
 
@@ -266,7 +268,7 @@ def _listed_sites(at: Any) -> list[Site]:
     return sites
 
 
-def _own_sites(edit: Any, model: ChatModel) -> tuple[Site, ...]:
+def _default_sites(edit: Any, model: ChatModel) -> tuple[Site, ...]:
     if not hasattr(edit, "sites"):
         raise InputError(
             f"edit: got {type(edit).__name__}, which does not know its sites; need an edit such as "

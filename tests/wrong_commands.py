@@ -22,6 +22,7 @@ import torch
 import typer
 
 import refusal_lens as rl
+from refusal_lens.chat import Place
 from refusal_lens.cli.shell import app
 from refusal_lens.pipeline import RunConfig
 from refusal_lens.runs import Run
@@ -189,7 +190,7 @@ def make_world(place: Path) -> SimpleNamespace:
     direction = rl.Direction(
         torch.ones(model.d_model).double(),
         1,
-        -1,
+        Place.post(-1),
         model=model.name,
         template_sha256=model.chat.template_sha256,
     )
@@ -563,8 +564,8 @@ def _outs(w: SimpleNamespace) -> Iterator[Case]:
     for strength in ("nan", "inf", "-inf"):
         args = ["export", w.finished, "--to", "steered", "--out", "x.pt", "--strength", strength]
         yield Case(f"export --strength {strength}", partial(_same, args))
-        chat = ["chat", w.finished, "--prompt", "Hello", "--max-new-tokens", 2, "--scale", strength]
-        yield Case(f"chat --scale {strength}", partial(_same, chat))
+        chat = ["chat", w.finished, "--prompt", "Hello", "--max-new-tokens", 2, "--strength", strength]
+        yield Case(f"chat --strength {strength}", partial(_same, chat))
     yield Case("export without --out", partial(_same, ["export", w.finished, "--to", "gguf"]))
     yield Case("report --out of our own", partial(_same, ["report", w.invented, "--out", "x"]))
 

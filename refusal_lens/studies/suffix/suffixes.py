@@ -135,7 +135,7 @@ class _Pool:
 
     def draw(self, n: int) -> list[int]:
         """Draw n tokens."""
-        return [self._one() for _ in range(n)]
+        return [self._token() for _ in range(n)]
 
     def nearer(self, ids: list[int], missing: int) -> list[int]:
         """The tokens with some more, or without the last ones; with another last one for 0."""
@@ -146,7 +146,7 @@ class _Pool:
         """What the tokens say, behind a space exactly if asked for."""
         return (" " if self._spaced else "") + self._chat.decode(list(ids)).lstrip()
 
-    def _one(self) -> int:
+    def _token(self) -> int:
         for _ in range(100_000):
             token = int(self._rng.integers(self._size))
             if self._usable(token):
