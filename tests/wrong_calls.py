@@ -110,6 +110,8 @@ FINE: dict[tuple[str, str], str] = {
         "empty",
     ): "no head is replaced, as `head_effects` measures for comparison",
     ("ChatModel.generate.max_new_tokens", "None"): UNASKED,
+    ("ChatModel.generate.prompts", "str"): "one prompt",
+    ("FirstTokens.of.against", "empty"): "log-odds against all other tokens",
     ("complete.max_new_tokens", "None"): UNASKED,
     ("complete.behaviour", "None"): "where there are no refusal tokens; the scores are NaN",
     ("complete.judge", "None"): "the behaviour's own",
@@ -659,8 +661,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             "Contrast.from_files",
             rl.Contrast.from_files,
             {
-                "harmful": takes(place / "prompts.txt", "path", "file"),
-                "harmless": takes(place / "others.txt", "path", "file"),
+                "positive": takes(place / "prompts.txt", "path", "file"),
+                "negative": takes(place / "others.txt", "path", "file"),
                 "kinds": takes(("a", "b"), "names", "same names"),
                 "column": takes(None, "some wrong text"),
                 **small,
@@ -941,7 +943,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "tokens": takes([4], "tokens"),
-                "against": takes([], "ids"),
+                "against": takes([], "tokens"),
             },
         ),
         (
@@ -1078,7 +1080,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             lambda one: mean_head_outputs(one),
             {"one": takes(outputs, "outputs", "no None")},
         ),
-        ("Regions.of", Regions.of, {"prompts": prompts}),
+        ("Regions.of", Regions.of, {"rendered": takes(w.rendered, "rendered")}),
         # -------------------------------------------------------------- evaluation
         (
             "complete",
