@@ -97,7 +97,7 @@ class Ablate:
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
         """Every write to the residual stream."""
-        return model.writes() if self.strength == 1 else model.writes_once()
+        return model.writes(once=self.strength != 1)
 
 
 @shown()
@@ -194,7 +194,7 @@ class Deflect:
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
         """Every write to the residual stream, once."""
-        return model.writes_once()
+        return model.writes(once=True)
 
 
 def ablate(direction: HasVector | Vectors, *, strength: float = 1.0) -> Ablate:

@@ -27,7 +27,8 @@ from refusal_lens.errors import InputError
 from refusal_lens.interventions import add, applied
 from refusal_lens.metrics import refusal_metric
 from refusal_lens.model import ChatModel, Site
-from refusal_lens.model.writers import attention_writer, probe_norm
+from refusal_lens.model.norms import measure_norm
+from refusal_lens.model.writers import attention_writer
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "gemma3", "olmo2", "neox", "gpt2", "granite", "phi3")
 LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
@@ -347,15 +348,15 @@ def test_a_probed_norm_is_the_norm(norm: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in norm.parameters():
             parameter.normal_()
-    found = probe_norm(norm, norm.normalized_shape[0])
+    found = measure_norm(norm, norm.normalized_shape[0])
     x = torch.randn(5, norm.normalized_shape[0])
     y = norm(x).detach()
     assert found.centred == isinstance(norm, torch.nn.LayerNorm)
     scale = found.scale(x.double(), y.double())
-    again = scale[:, None] * found.centre(x.double()) * found.gain + found.shift
+    again = scale[:, None] * found.centre(x.double()) * found.gain + found.bias
     torch.testing.assert_close(again, y.double(), rtol=1e-4, atol=1e-5)
     u = torch.randn(norm.normalized_shape[0], dtype=torch.float64)
-    inside = scale * (x.double() @ found.pull_back(u)) + found.shift @ u
+    inside = scale * (x.double() @ found.pull_back(u)) + found.bias @ u
     torch.testing.assert_close(inside, y.double() @ u, rtol=1e-4, atol=1e-5)
 
 

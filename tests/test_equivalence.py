@@ -50,7 +50,7 @@ from refusal_lens.weights import (
     write_steered,
     writers_of,
 )
-from refusal_lens.weights.hooks import hooked
+from refusal_lens.weights.measure import hooked
 
 ids_of = pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
 CLOSE = 1e-4

@@ -27,8 +27,7 @@ from refusal_lens.weights import (
     write_steered,
     writers_of,
 )
-from refusal_lens.weights.hooks import hooked, logits_of
-from refusal_lens.weights.measure import random_ids
+from refusal_lens.weights.measure import hooked, logits_of, random_ids
 
 
 @pytest.fixture(autouse=True)

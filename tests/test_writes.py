@@ -78,9 +78,9 @@ def test_a_move_of_every_write_is_made_once() -> None:
         after.append(edit(x))
         return after[-1]
 
-    with model.hooked([(site, edit_and_note) for site in model.writes_once()]):
+    with model.hooked([(site, edit_and_note) for site in model.writes(once=True)]):
         logits(model)
-    assert len(before) == len(model.writes_once())
+    assert len(before) == len(model.writes(once=True))
     written = torch.stack(before).sum(0)
     moved = torch.stack(after).sum(0) - written
     assert torch.allclose(moved, -(written @ r_hat)[..., None] * u_hat, atol=1e-3)
@@ -139,7 +139,7 @@ def test_usual_models_keep_their_usual_sites() -> None:
     kinds = ("resid_pre", "attn_out", "mlp_out")
     usual = [Site(kind, layer) for layer in range(tiny.LAYERS) for kind in kinds]
     assert model.writes() == (*usual, Site("resid_post", tiny.LAYERS - 1))
-    assert model.writes_once() == (usual[0], *(s for s in usual if s.kind != "resid_pre"))
+    assert model.writes(once=True) == (usual[0], *(s for s in usual if s.kind != "resid_pre"))
 
 
 def test_what_cannot_be_followed_is_said(caplog: pytest.LogCaptureFixture) -> None:

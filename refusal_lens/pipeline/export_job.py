@@ -42,13 +42,10 @@ from ..weights import (
     write_gguf,
     write_reference,
     write_steered,
-    writers_of,
     writers_of_config,
 )
 from ..weights.checkpoint import configuration
 from ..weights.edits import NewBias
-from ..weights.hooks import hooked
-from ..weights.memory import huggingface
 from ..weights.moving import leftovers, require_outside, require_room, shortened, there
 from ..weights.parity import Parity, Scores, parity, score
 from ..weights.shards import DTYPES
@@ -417,17 +414,11 @@ class _Export:
         return table
 
     def _hooks(self, model: ChatModel) -> AbstractContextManager[Any]:
-        """The hooks that the run measured with; for a part of an ablation, one for every writer of the map.
-
-        Hooks on the stream itself would take such a part anew at every layer.
-        """
+        """The edit as hooks, which the run measured with."""
         edit = self.edit
-        if not isinstance(edit, Orthogonalise):
-            return applied(model, add(self.direction, coefficient=edit.coefficient))
-        if edit.strength != 1:
-            module = huggingface(model)
-            return hooked(module, writers_of(module), edit)
-        return applied(model, ablate(self.direction))
+        if isinstance(edit, Orthogonalise):
+            return applied(model, ablate(self.direction, strength=edit.strength))
+        return applied(model, add(self.direction, coefficient=edit.coefficient))
 
     @cached_property
     def tokens(self) -> list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..door import checked
 from ..errors import InputError
-from ..model.stream.blueprint import blueprint
+from ..model.stream.empty import empty_model
 from ..runs import write_json, write_safetensors
 from .checkpoint import Job, configuration, require_job
 from .contraction import contraction
@@ -71,7 +71,7 @@ def write_adapter(
             "norm-preserving edit: not of rank one, so it is no LoRA; use --to checkpoint"
         )
     config = configuration(job.checkpoint.folder, trust_remote_code=trust_remote_code)
-    model = blueprint(config, trust_remote_code=trust_remote_code, meta=True)
+    model = empty_model(config, trust_remote_code=trust_remote_code, meta=True)
     mixture = any(len(w.shape) == 3 for w in job.writers.writers)
     parts = [_part(model, change, mixture) for change in job.plans]
     missed = [part.parameter for part in parts if part.kind == "none"]
@@ -143,7 +143,7 @@ def _require_loaded_whole(
 
     It renames keys on loading, as transformers does for some architectures, and only warns of those it lost.
     """
-    model = blueprint(config, trust_remote_code=trust_remote_code, meta=True)
+    model = empty_model(config, trust_remote_code=trust_remote_code, meta=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..model.stream.blueprint import blueprint
+from ..model.stream.empty import empty_model
 from .edits import NewBias
 from .names import file_names
 
@@ -20,7 +20,7 @@ def config_with_bias(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What to change in config.json so that a module has a bias, and all biases that this adds.
 
-    Every switch of the configuration that is off and speaks of a bias is tried on a blueprint; the one that
+    Every switch of the configuration that is off and speaks of a bias is tried on a empty model; the one that
     adds fewest tensors wins, and all but the wanted one are zeros. Raises InputError when none does.
     """
     tried: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
@@ -49,7 +49,7 @@ def _added(
 ) -> dict[str, Tensor]:
     """The biases that a configuration has beyond the model's own; empty unless the wanted one is there."""
     try:
-        other = blueprint(config, trust_remote_code=trust_remote_code)
+        other = empty_model(config, trust_remote_code=trust_remote_code)
     except InputError:
         return {}
     old, new = _shapes(model), _shapes(other)

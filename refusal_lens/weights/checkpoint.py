@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..model.stream.blueprint import blueprint
+from ..model.norms import Norm, measure_norm
+from ..model.stream.empty import empty_model
 from ..model.stream.writers import Writers, writers_of_config
 from .addition import config_with_bias
 from .edits import (
@@ -31,7 +32,6 @@ from .edits import (
     precise,
 )
 from .names import FileNames, Source, file_names, sources
-from .norms import Gain, measure_gain
 from .shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
 
 
@@ -142,7 +142,7 @@ def prepare(
     model, writers = writers_of_config(config, trust_remote_code=trust_remote_code)
     writers.require_editable(allow_partial=allow_partial)
     names = file_names(model, {name: t.shape for name, t in checkpoint.tensors.items()})
-    plans = plan(writers, edit, _gains(checkpoint, model, names, writers.d_model))
+    plans = plan(writers, edit, _norms(checkpoint, model, names, writers.d_model))
     held = {
         change.parameter: _sources(checkpoint, model, names, writers, change)
         for change in plans
@@ -248,12 +248,12 @@ def _sources(
     return tuple(found)
 
 
-def _gains(
+def _norms(
     checkpoint: Checkpoint, model: nn.Module, names: FileNames, d_model: int
-) -> Callable[[str], Gain]:
-    """Measures a norm module of the blueprint with the checkpoint's values."""
+) -> Callable[[str], Norm]:
+    """Measures a norm module of the empty model with the checkpoint's values."""
 
-    def gain(name: str) -> Gain:
+    def norm_of(name: str) -> Norm:
         module = model.get_submodule(name)
         values = {}
         for leaf, parameter in module.named_parameters(recurse=False):
@@ -261,9 +261,9 @@ def _gains(
             if len(held) != 1:
                 raise InputError(f"{name}.{leaf}: not in the checkpoint; is a shard missing?")
             values[leaf] = checkpoint.read(held[0]).view(parameter.shape)
-        return measure_gain(module, d_model, values)
+        return measure_norm(module, d_model, values)
 
-    return gain
+    return norm_of
 
 
 def _untied(
@@ -285,7 +285,7 @@ def _untied(
     for name, inner in contents.items():
         if isinstance(inner, dict) and (name == "text_config" or "tie_word_embeddings" in inner):
             contents[name] = {**inner, "tie_word_embeddings": False}
-    model = blueprint(untied, trust_remote_code=trust_remote_code)
+    model = empty_model(untied, trust_remote_code=trust_remote_code)
     one = model.get_parameter(writers.tied)
     shared = [n for n, p in model.named_parameters(remove_duplicate=False) if p is one]
     if shared != [writers.tied]:

@@ -15,9 +15,9 @@ from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..interventions import HasVector, unit
+from ..model.norms import Norm
 from ..model.stream.writers import Treatment, Writer, Writers
 from ..shapes import Vector
-from .norms import Gain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ CHUNK_OF_A_GPU = 1 << 26
 VANISHING = 1e-6
 """A written vector that keeps less than this share of its length is not stretched back to it."""
 
-GainOf = Callable[[str], Gain]
+NormOf = Callable[[str], Norm]
 """Measures the norm module of that name."""
 
 
@@ -180,7 +180,7 @@ class NewBias:
 Change = Project | Offset | NewBias
 
 
-def plan(writers: Writers, edit: WeightEdit, gain_of: GainOf) -> tuple[Change, ...]:
+def plan(writers: Writers, edit: WeightEdit, norm_of: NormOf) -> tuple[Change, ...]:
     """What becomes of each parameter. Raises InputError when the edit does not fit the model."""
     if edit.vector.shape[0] != writers.d_model:
         raise InputError(
@@ -188,18 +188,18 @@ def plan(writers: Writers, edit: WeightEdit, gain_of: GainOf) -> tuple[Change, .
             f"{writers.d_model}; is it a direction of another model?"
         )
     if isinstance(edit, Orthogonalise):
-        return tuple(_projections(writers, edit, gain_of))
+        return tuple(_projections(writers, edit, norm_of))
     return (_offset(writers, edit),)
 
 
-def _projections(writers: Writers, edit: Orthogonalise, gain_of: GainOf) -> Iterator[Project]:
+def _projections(writers: Writers, edit: Orthogonalise, norm_of: NormOf) -> Iterator[Project]:
     r_hat = unit(edit.vector)
     for writer in writers.writers:
         if writer.treatment == "not editable":
             continue
         left = right = r_hat
         if writer.treatment == "folded":
-            left, right = gain_of(writer.norms[0]).rank_one(r_hat)
+            left, right = norm_of(writer.norms[0]).rank_one(r_hat)
         yield Project(writer.parameter, writer.axis, left, right, edit.strength, edit.keep_norms)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..interventions import unit
+from ..interventions import Ablate, Add, unit
 from ..model import ChatModel
+from ..model.hooks import ModuleInput, installed, on_every_write, stream_kept
 from ..model.stream.writers import Writers, writers_of
 from ..shapes import TokenIds
 from .edits import Orthogonalise, WeightEdit
-from .hooks import hooked, logits_of, streams
 from .memory import PostNorm, edited, huggingface
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 3e-1}
@@ -147,10 +148,32 @@ def projections(
 ) -> tuple[float, ...]:
     """Largest ``|x . r^| / ||x||`` at the entry of each block and behind the last one."""
     r_hat = unit(edit.vector)
-    with streams(module, writers) as held:
+    with stream_kept(module, writers) as held:
         logits_of(module, ids)
     xs = [x.double().cpu() for x in held]
     return tuple(float(((x @ r_hat).abs() / x.norm(dim=-1).clamp_min(1e-30)).max()) for x in xs)
+
+
+def hooked(
+    module: nn.Module, writers: Writers, edit: WeightEdit
+) -> AbstractContextManager[None]:
+    """A weight edit as hooks on a Hugging Face model: what edited weights are compared with.
+
+    Errors as for `on_every_write`.
+    """
+    if isinstance(edit, Orthogonalise):
+        return on_every_write(module, writers, Ablate(edit.vector, edit.strength))
+    block = module.get_submodule(f"{writers.blocks}.{edit.layer}")
+    return installed([(ModuleInput(block), Add(edit.vector, edit.layer, edit.coefficient))])
+
+
+@torch.no_grad()
+def logits_of(module: nn.Module, ids: Tensor) -> Tensor:
+    """Logits [batch pos d_vocab] in float32, without a cache."""
+    device = next(module.parameters()).device
+    config: Any = module.config
+    options = {"use_cache": False} if hasattr(config.get_text_config(), "use_cache") else {}
+    return module(input_ids=ids.to(device), **options).logits.float().cpu()
 
 
 def _d_vocab(module: Any) -> int:

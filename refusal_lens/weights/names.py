@@ -46,7 +46,7 @@ class FileNames:
 
 
 def file_names(model: Any, shapes: Mapping[str, Sequence[int]]) -> FileNames:
-    """Match the tensors of a checkpoint (name to shape) with the parameters of a blueprint."""
+    """Match the tensors of a checkpoint (name to shape) with the parameters of a empty model."""
     state = model.state_dict()
     prefix = getattr(model, "base_model_prefix", "")
     transforms = get_model_conversion_mapping(model)

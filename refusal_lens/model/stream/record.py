@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...display import shown
 from ...errors import InputError
+from ..hooks import Hook, Hookable, installed
 from . import graph
 from .graph import Place
 
@@ -59,8 +60,6 @@ STILL_ZERO = frozenset(
 PROBE_TOKENS = 3
 LOOKS_AT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 """What a pass without values ends with where the model's code depends on them."""
-OF_MARKS = -1
-"""The context level of marking hooks."""
 
 
 @shown()
@@ -110,7 +109,7 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True)
 
 
-def record_pass(model: nn.Module, places: Mapping[str, HookPlace] | None = None) -> Record:
+def record_pass(model: nn.Module, places: Mapping[str, Hookable] | None = None) -> Record:
     """Run the model on a few tokens with gradients on, and keep what the stream is made of.
 
     places: where hooks can act, by name; what they hold is marked if it is [1, pos, d_model].
@@ -121,7 +120,7 @@ def record_pass(model: nn.Module, places: Mapping[str, HookPlace] | None = None)
     fake: Any = getattr(next(model.parameters()), "fake_mode", None)
     with (
         _recording(model, blocks, record),
-        _marking(places or {}, int(text_config(model).hidden_size), record),
+        installed(_marks(places or {}, int(text_config(model).hidden_size), record)),
         _transparent_experts(model),
         fake or nullcontext(),
     ):
@@ -244,24 +243,12 @@ def _recording(model: nn.Module, blocks: nn.ModuleList, record: Record) -> Itera
         model.train(training)
 
 
-@runtime_checkable
-class HookPlace(Protocol):
-    """Where a hook can act: a HookPoint of TransformerLens, or what offers the same."""
-
-    def add_hook(self, hook: Any, *, level: int) -> Any:
-        """Call ``hook(activation, hook=self)`` in every pass; what it returns replaces the activation."""
-
-    def remove_hooks(self, *, dir: Any, level: int) -> None:
-        """Take the hooks of one level away."""
-
-
-@contextmanager
-def _marking(places: Mapping[str, HookPlace], d_model: int, record: Record) -> Iterator[None]:
-    """Let each place hand on something new, so that the graph shows who uses it behind the place."""
+def _marks(places: Mapping[str, Hookable], d_model: int, record: Record) -> Iterator[tuple[Hookable, Hook]]:
+    """Hooks that let each place hand on something new: the graph then shows who uses it behind the place."""
     shape = (1, PROBE_TOKENS, d_model)
 
-    def marker(name: str) -> Any:
-        def mark(activation: Any, hook: Any) -> Tensor | None:
+    def marker(name: str) -> Hook:
+        def mark(activation: Tensor) -> Tensor | None:
             if not isinstance(activation, Tensor) or tuple(activation.shape) != shape:
                 return None
             if activation.grad_fn is None:
@@ -273,27 +260,7 @@ def _marking(places: Mapping[str, HookPlace], d_model: int, record: Record) -> I
 
         return mark
 
-    try:
-        for name, place in places.items():
-            place.add_hook(marker(name), level=OF_MARKS)
-        yield
-    finally:
-        for place in places.values():
-            place.remove_hooks(dir="fwd", level=OF_MARKS)
-
-
-def with_first(output: Any, new: Tensor) -> Any:
-    """A module's output with another tensor in the place of its first one.
-
-    Raises TypeError for what is neither a tensor nor a tuple that begins with one.
-    """
-    if isinstance(output, Tensor):
-        return new
-    if isinstance(output, tuple) and isinstance(output[0], Tensor):
-        return (new, *output[1:])
-    raise TypeError(
-        f"module output: got {type(output).__name__}, need a tensor or a tuple with one first"
-    )
+    return ((place, marker(name)) for name, place in places.items())
 
 
 def first_tensor(value: Any) -> Tensor | None:

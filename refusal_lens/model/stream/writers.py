@@ -12,9 +12,9 @@ from torch import nn
 from ...display import shown
 from ...door import checked
 from ...errors import InputError
-from .blueprint import blueprint, trace_blueprint
+from .empty import empty_model, trace_empty
 from .trace import Trace, trace
-from .walk import Write
+from .tracer import Write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,20 +180,21 @@ def writers_of(model: nn.Module) -> Writers:
         raise InputError(
             f"map of writers: got {type(model).__name__}, need a Hugging Face model; try ChatModel.hf"
         )
-    return _classified(model, trace(model))
+    return classified(model, trace(model))
 
 
 @checked
 def writers_of_config(config: Any, *, trust_remote_code: bool = False) -> tuple[nn.Module, Writers]:
-    """The blueprint of the model that a configuration describes, and its map; no weights needed.
+    """The empty model of the model that a configuration describes, and its map; no weights needed.
 
     Errors as for `writers_of`, and InputError when transformers cannot build the model.
     """
-    model = blueprint(config, trust_remote_code=trust_remote_code)
-    return model, _classified(model, trace_blueprint(model))
+    model = empty_model(config, trust_remote_code=trust_remote_code)
+    return model, classified(model, trace_empty(model))
 
 
-def _classified(model: nn.Module, found: Trace) -> Writers:
+def classified(model: nn.Module, found: Trace) -> Writers:
+    """The map of what a trace found in a model."""
     writes = _one_each([*found.writes, *_like_those_found(found)])
     writers = [_writer(model, found, write) for write in writes]
     return Writers(

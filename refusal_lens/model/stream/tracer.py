@@ -62,7 +62,7 @@ class _Path:
 
 
 @shown()
-class Walk:
+class Tracer:
     """Follows the stream back; every place is visited once for each set of norms on the way."""
 
     def __init__(self, record: Record, model: nn.Module) -> None:
