@@ -13,8 +13,9 @@ from architectures import WIDTH, by_id, folder
 from torch import Tensor
 
 from refusal_lens.errors import InputError
-from refusal_lens.interventions import Ablate, Deflect, ablate, add, applied
+from refusal_lens.interventions import Ablate, Deflect, Edit, ablate, add, applied
 from refusal_lens.model import ChatModel, Site
+from refusal_lens.model.hooks import on_every_write
 from refusal_lens.model.plain import PlainModel
 from refusal_lens.weights import edited, orthogonalise, writers_of
 
@@ -163,3 +164,36 @@ def test_the_map_of_a_bridged_model_is_that_of_the_plain_one() -> None:
         bridged = writers_of(load(name).hf)
         assert not any(writer.apart for writer in bridged.writers)
         assert not any("hook_" in writer.site for writer in bridged.writers)
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "gemma4_text", "llama"])
+@pytest.mark.parametrize("edit", [ablate(DIRECTION), ablate(DIRECTION, strength=0.5), add(DIRECTION)])
+def test_a_loss_is_followed_back_through_edits(name: str, edit: Edit) -> None:
+    """The gradient of an embedding row is what a small step along it changes, in both backends."""
+    model = load(name)
+    table = model.hf.get_input_embeddings().weight
+
+    def loss() -> Tensor:
+        return model.run(IDS, torch.ones_like(IDS))[:, -1].log_softmax(-1)[:, 5].sum()
+
+    step = torch.zeros_like(table)
+    step[IDS[0, -1]] = torch.randn(WIDTH, generator=torch.Generator().manual_seed(7))
+    with applied(model, edit):
+        (gradient,) = torch.autograd.grad(loss(), table)
+        with torch.no_grad():
+            table += 1e-2 * step
+            more = float(loss())
+            table -= 2e-2 * step
+            less = float(loss())
+            table += 1e-2 * step
+    assert float((gradient * step).sum()) == pytest.approx((more - less) / 2e-2, rel=0.05, abs=2e-3)
+
+
+def test_a_loss_is_followed_back_to_the_direction_itself() -> None:
+    model, vector = load("llama"), DIRECTION.vector.clone().requires_grad_()
+    with applied(model, Ablate(vector)):
+        bridged = torch.autograd.grad(model.run(IDS, torch.ones_like(IDS))[:, -1, 5].sum(), vector)
+    with on_every_write(model.hf, writers_of(model.hf), Ablate(vector)):
+        plain = torch.autograd.grad(model.run(IDS, torch.ones_like(IDS))[:, -1, 5].sum(), vector)
+    assert float(bridged[0].abs().max()) > 1e-3
+    assert torch.allclose(bridged[0], plain[0], atol=1e-4)
