@@ -210,11 +210,13 @@ def test_an_edited_mlp_output_is_simply_what_the_mlp_writes() -> None:
         assert float(attribute(model, PROMPTS, r).mlps[:, 0, 0].abs().max()) == 0
 
 
-def test_an_unknown_multiplier_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load("granite")
+def test_a_multiplier_is_found_in_the_pass_and_not_in_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = ChatModel.load(str(tiny.folder("granite")), device="cpu")
+    assert attention_writer(model, 1).multiplier == 0.5
     monkeypatch.setattr(model.hf.config, "residual_multiplier", 1.0)
-    with pytest.raises(InputError, match=r"heads and biases of layer 0 .* multiplier"):
-        attribute(model, PROMPTS, direction())
+    assert attribute(model, PROMPTS, direction()).relative_error < 1e-5
 
 
 def test_attention_that_is_not_pattern_times_values_is_an_error() -> None:

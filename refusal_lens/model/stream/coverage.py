@@ -158,10 +158,12 @@ class _Reach:
 
     def maker(self, site: str) -> str:
         """The module whose output comes to a site, with nothing but a factor between; "" for none."""
-        for marks in self.tracer.marks.values():
+        for key, marks in self.tracer.marks.items():
             if site in marks:
-                behind = marks[marks.index(site) + 1 :]
-                return next((name for name in behind if name in self.tracer.modules), "")
+                norm = self.tracer.writes[key].through[:1]
+                for name in (*marks[marks.index(site) + 1 :], *norm):
+                    if name in self.tracer.modules and not self.is_elsewhere(name):
+                        return name
         return ""
 
     def covered(self, start: Key, sites: Collection[str]) -> bool:
