@@ -42,9 +42,9 @@ from refusal_lens.model import ChatModel
 from refusal_lens.weights import (
     Writer,
     edited,
+    equivalence,
     orthogonalise,
     prepare,
-    prove,
     write_adapter,
     write_checkpoint,
     write_steered,
@@ -133,7 +133,7 @@ def test_weights_in_memory_equal_hooks(row: Row) -> None:
     assert not any(writer.apart for writer in writers.writers)
     with edited(model, edit, post_norm="hook", writers=writers):
         assert gap(logits(model), wanted) < CLOSE
-    proof = prove(model, edit, ids=tokens(), writers=writers)
+    proof = equivalence(model, edit, ids=tokens(), writers=writers)
     assert proof.leak is None, proof.line
     assert proof.equal == (row.exactness != POST_NORM), proof.line
     after = model.state_dict()
@@ -187,7 +187,7 @@ def test_a_skipped_writer_makes_the_row_fail(row: Row) -> None:
         hook = "hook" if not any(w.site == skipped.site for w in rest.writers) else "fold"
         with edited(model, edit, writers=rest, post_norm=hook):
             assert gap(logits(model), wanted) > CLOSE, skipped.parameter
-        assert prove(model, edit, ids=tokens(), writers=rest).leak is not None, skipped.parameter
+        assert equivalence(model, edit, ids=tokens(), writers=rest).leak is not None, skipped.parameter
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.exactness == POST_NORM], ids=lambda r: r.id)
@@ -270,7 +270,7 @@ def test_a_bias_that_is_handed_on_beside_the_output_is_hooked_there() -> None:
     writers = writers_of(model)
     apart = [writer.parameter for writer in writers.writers if writer.apart]
     assert apart == ["gpt_neox_japanese.layers.2.attention.dense_bias"]
-    proof = prove(model, edit, ids=tokens(), writers=writers)
+    proof = equivalence(model, edit, ids=tokens(), writers=writers)
     assert proof.equal, proof.line
     wanted = hooked_logits(model, row)
     with hooked(model, writers, edit):

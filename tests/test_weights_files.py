@@ -24,13 +24,14 @@ from safetensors.torch import load_file, save_file
 
 from refusal_lens.errors import InputError
 from refusal_lens.weights import (
+    add_bias,
+    atomic,
+    copying,
     edited,
     edits,
     export,
-    moving,
     orthogonalise,
     prepare,
-    shift,
     verify,
     verify_files,
     write_checkpoint,
@@ -198,7 +199,7 @@ class TestBytes:
         source = saved(tmp_path, "mixtral", dtype=torch.bfloat16)
         export_to(source, tmp_path / "whole")
         monkeypatch.setattr(edits, "CHUNK", 2000)
-        monkeypatch.setattr(moving, "PIECE", 777)
+        monkeypatch.setattr(copying, "PIECE", 777)
         monkeypatch.delattr(os, "copy_file_range")
         export_to(source, tmp_path / "pieces")
         one, other = tensors(tmp_path / "whole"), tensors(tmp_path / "pieces")
@@ -226,8 +227,8 @@ class TestEdits:
         for make_edit in (
             lambda: orthogonalise(direction(), strength=wrong),
             lambda: orthogonalise(broken),
-            lambda: shift(direction(), coefficient=wrong),
-            lambda: shift(broken),
+            lambda: add_bias(direction(), strength=wrong),
+            lambda: add_bias(broken),
         ):
             with pytest.raises(InputError, match="need a"):
                 make_edit()
@@ -262,7 +263,7 @@ class TestEdits:
     ) -> None:
         source = saved(tmp_path, name)
         for coefficient in (1.0, -0.5):
-            edit = shift(direction(layer=layer), coefficient=coefficient)
+            edit = add_bias(direction(layer=layer), strength=coefficient)
             out = tmp_path / f"out{coefficient}"
             write_checkpoint(prepare(source, edit), out, provenance={})
             proof = verify(load(source), load(out), edit)
@@ -270,23 +271,23 @@ class TestEdits:
 
     def test_the_map_of_an_addition_says_what_it_changes(self, tmp_path: Path) -> None:
         source = saved(tmp_path, "gpt2")
-        later = prepare(source, shift(direction())).writers
+        later = prepare(source, add_bias(direction())).writers
         treated = {w.parameter: w.treatment for w in later.writers}
         assert treated.pop("transformer.h.1.mlp.c_proj.bias") == "edited"
         assert set(treated.values()) == {"unchanged"}
         assert later.exactness == "exact"
         assert not later.notes
-        first = prepare(source, shift(direction(layer=0)))
+        first = prepare(source, add_bias(direction(layer=0)))
         assert first.writers.exactness == "exact with untied unembedding"
         assert prepare(
-            saved(tmp_path / "b", "gemma2"), shift(direction(layer=0))
+            saved(tmp_path / "b", "gemma2"), add_bias(direction(layer=0))
         ).writers.exactness == ("exact with untied unembedding")
 
     def test_addition_adds_a_bias_where_the_configuration_can_say_so(self, tmp_path: Path) -> None:
         source = tmp_path / "source"
         row = by_id("llama")
         make(replace(row, config={**row.config, "mlp_bias": False})).save_pretrained(source)
-        job = prepare(source, shift(direction()))
+        job = prepare(source, add_bias(direction()))
         assert job.config["mlp_bias"] is True
         assert len(job.added) == 3 * 3
         (new,) = (w for w in job.writers.writers if w.treatment == "edited")
@@ -295,7 +296,7 @@ class TestEdits:
         nonzero = [each.name for each in job.added if each.values.any()]
         assert nonzero == ["model.layers.1.mlp.down_proj.bias"]
         write_checkpoint(job, tmp_path / "out", provenance={})
-        assert verify(load(source), load(tmp_path / "out"), shift(direction())).equal
+        assert verify(load(source), load(tmp_path / "out"), add_bias(direction())).equal
 
     @pytest.mark.parametrize(
         ("name", "match"),
@@ -309,7 +310,7 @@ class TestEdits:
         self, tmp_path: Path, name: str, match: str
     ) -> None:
         with pytest.raises(InputError, match=match):
-            prepare(saved(tmp_path, name), shift(direction()))
+            prepare(saved(tmp_path, name), add_bias(direction()))
 
 
 class TestVerifyFiles:
@@ -481,7 +482,7 @@ class TestMemory:
         from refusal_lens.weights import apply
 
         model = load(folder("gpt2"))
-        apply(model, shift(direction()))
+        apply(model, add_bias(direction()))
         assert model.lm_head.weight is model.transformer.wte.weight
 
     def test_the_map_names_every_writer_once(self) -> None:
@@ -668,11 +669,11 @@ class TestBadInput:
 
     def test_a_direction_of_another_width_is_one_line(self, tmp_path: Path) -> None:
         source = saved(tmp_path, "llama")
-        for edit in (orthogonalise(direction(width=48)), shift(direction(width=48))):
+        for edit in (orthogonalise(direction(width=48)), add_bias(direction(width=48))):
             with pytest.raises(InputError, match="48 dimensions, need d_model = 32"):
                 prepare(source, edit)
         with pytest.raises(InputError, match="need 0 to 2"):
-            prepare(source, shift(direction(layer=3)))
+            prepare(source, add_bias(direction(layer=3)))
 
     def test_an_output_folder_that_is_not_empty_is_left_alone(self, tmp_path: Path) -> None:
         source, out = saved(tmp_path, "llama"), tmp_path / "out"
@@ -705,7 +706,7 @@ class TestBadInput:
         (tmp_path / "out").mkdir()
         monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "out"))
         with pytest.raises(InputError, match="mount point"):
-            moving.require_room(tmp_path / "out", 0)
+            atomic.require_room(tmp_path / "out", 0)
 
     def test_an_error_of_the_check_is_not_one_of_writing(self, tmp_path: Path) -> None:
         def check(hidden: Path) -> None:

@@ -23,8 +23,9 @@ class RunConfig:
     set names), from splits (a folder in the reference repository's layout), or, with neither, from the
     organism's toy world. base: the base model that the chat model was tuned from, to compare with (the
     organism's own by default). n_null random directions and n_moves norm-matched moves
-    make the nulls. allow_partial goes on where hooks leave out a write to the residual stream. system, prefill and thinking are those of `ChatFormat.from_tokenizer`. batch_size: prompts
-    in a forward pass, by default 64, or 256 for small models.
+    make the nulls. system, prefill and thinking are those of `ChatFormat.from_tokenizer`. batch_size: prompts
+    in a forward pass, by default 64, or 256 for small models. allow_partial: go on where hooks leave out a write
+    to the residual stream.
     """
 
     model: str = "organism"

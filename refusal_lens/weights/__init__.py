@@ -1,36 +1,36 @@
-"""Edits of weights that equal the hooks: writers, edits in memory and in files, exports, proofs.
+"""Edits of weights that equal the hooks: writers, edits in memory and in files, exports, comparisons.
 
 Edited weights are for research on models that one may modify; nothing here uploads anything.
 """
 
 from ..model.stream.writers import Writer, Writers, writers_of, writers_of_config
 from .adapter import write_adapter
-from .checkpoint import Job, prepare
-from .compare import FilesProof, verify_files
-from .edits import Orthogonalise, Shift, WeightEdit, orthogonalise, shift
+from .checkpoint import ExportPlan, prepare
+from .compare import FilesEquivalence, verify_files
+from .edits import AddBias, Orthogonalise, WeightEdit, add_bias, orthogonalise
 from .export import write_checkpoint
-from .measure import Proof, prove, verify
+from .measure import Equivalence, equivalence, verify
 from .memory import Edited, apply, edited
 from .vectors import read_gguf, read_reference, write_gguf, write_reference, write_steered
 
 __all__ = [
+    "AddBias",
     "Edited",
-    "FilesProof",
-    "Job",
+    "Equivalence",
+    "ExportPlan",
+    "FilesEquivalence",
     "Orthogonalise",
-    "Proof",
-    "Shift",
     "WeightEdit",
     "Writer",
     "Writers",
+    "add_bias",
     "apply",
     "edited",
+    "equivalence",
     "orthogonalise",
     "prepare",
-    "prove",
     "read_gguf",
     "read_reference",
-    "shift",
     "verify",
     "verify_files",
     "write_adapter",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..model.stream.empty import empty_model
-from .edits import NewBias
+from .arithmetic import NewBias
 from .names import file_names
 
 

@@ -19,18 +19,8 @@ from ..model.norms import Norm, measure_norm
 from ..model.stream.empty import empty_model
 from ..model.stream.writers import Writers, writers_of_config
 from .addition import config_with_bias
-from .edits import (
-    Change,
-    NewBias,
-    Offset,
-    Project,
-    WeightEdit,
-    layout,
-    map_after,
-    pieces,
-    plan,
-    precise,
-)
+from .arithmetic import Change, NewBias, Offset, Project, layout, pieces, precise
+from .edits import WeightEdit, changes_of, map_after
 from .names import FileNames, Source, file_names, sources
 from .shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
 
@@ -54,17 +44,17 @@ class Added:
 
 @shown("writers.architecture", "edit", "changes", "added", "total_bytes")
 @dataclass(frozen=True)
-class Job:
+class ExportPlan:
     """An export to be.
 
-    plans say what becomes of each parameter, sources which of the checkpoint's tensors hold it, and changes
+    parameter_changes say what becomes of each parameter, sources which of the checkpoint's tensors hold it, and changes
     the same by those tensors' names, each with the tensor's own axis.
     """
 
     checkpoint: Checkpoint
     writers: Writers
     edit: WeightEdit
-    plans: tuple[Change, ...]
+    parameter_changes: tuple[Change, ...]
     sources: Mapping[str, tuple[Source, ...]]
     changes: Mapping[str, Project | Offset]
     added: tuple[Added, ...]
@@ -111,10 +101,10 @@ def held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
     return rows * width * (dtype.itemsize + 3 * finer) + sums * finer
 
 
-def require_job(job: Any) -> None:
+def require_plan(plan: Any) -> None:
     """Raise InputError for anything but what `prepare` gives."""
-    if not isinstance(job, Job):
-        raise InputError(f"export: got {type(job).__name__}, need a Job; try prepare(folder, edit)")
+    if not isinstance(plan, ExportPlan):
+        raise InputError(f"export: got {type(plan).__name__}, need a ExportPlan; try prepare(folder, edit)")
 
 
 @checked
@@ -125,7 +115,7 @@ def prepare(
     allow_partial: bool = False,
     trust_remote_code: bool = False,
     new_biases: bool = True,
-) -> Job:
+) -> ExportPlan:
     """Work out an export from a checkpoint's headers; no weights are read but those of post-norms.
 
     new_biases=False leaves a bias that the model lacks out of the checkpoint, for an adapter to carry.
@@ -142,32 +132,32 @@ def prepare(
     model, writers = writers_of_config(config, trust_remote_code=trust_remote_code)
     writers.require_editable(allow_partial=allow_partial)
     names = file_names(model, {name: t.shape for name, t in checkpoint.tensors.items()})
-    plans = plan(writers, edit, _norms(checkpoint, model, names, writers.d_model))
+    parameter_changes = changes_of(writers, edit, _norms(checkpoint, model, names, writers.d_model))
     held = {
         change.parameter: _sources(checkpoint, model, names, writers, change)
-        for change in plans
+        for change in parameter_changes
         if not isinstance(change, NewBias)
     }
     changes = {
         source.name: replace(change, parameter=source.name, axis=source.axis)
-        for change in plans
+        for change in parameter_changes
         if not isinstance(change, NewBias)
         for source in held[change.parameter]
     }
     contents, added = dict(checkpoint.config), []
-    for change in plans:
+    for change in parameter_changes:
         if isinstance(change, NewBias) and new_biases:
             flags, biases = config_with_bias(model, config, change, trust_remote_code)
             contents |= flags
             dtype = checkpoint.tensors[_held(names, writers, f"{change.module}.weight")[0]].dtype
             added += [Added(n, dtype, tuple(v.shape), values=v) for n, v in biases.items()]
     done = replace(
-        map_after(writers, edit, plans), unread=_unread_writers(checkpoint, names, writers, changes)
+        map_after(writers, edit, parameter_changes), unread=_unread_writers(checkpoint, names, writers, changes)
     )
     if done.tied:
         contents, more = _untied(checkpoint, contents, config, names, writers, trust_remote_code)
         added += more
-    return Job(checkpoint, done, edit, plans, held, changes, tuple(added), contents, names.unread)
+    return ExportPlan(checkpoint, done, edit, parameter_changes, held, changes, tuple(added), contents, names.unread)
 
 
 def _unread_writers(

@@ -14,9 +14,10 @@ from torch import Tensor
 from ..display import shown
 from ..door import checked
 from ..interventions import HasVector
-from .checkpoint import Added, Job, configuration, prepare
-from .edits import Columns, Project, changed_rows, layout, orthogonalise, pieces, precise
-from .moving import bytes_of, read_all
+from .arithmetic import Columns, Project, changed_rows, layout, pieces, precise
+from .checkpoint import Added, ExportPlan, configuration, prepare
+from .copying import bytes_of, read_all
+from .edits import orthogonalise
 from .shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ PIECE = 64 << 20
 
 
 @dataclass(frozen=True)
-class TensorProof:
+class TensorCheck:
     """One tensor of the edited checkpoint.
 
     along: largest ``|b . W'|``, before: largest ``|b . W|``; problem: what is wrong, or nothing.
@@ -43,10 +44,10 @@ class TensorProof:
 
 @shown("line")
 @dataclass(frozen=True)
-class FilesProof:
+class FilesEquivalence:
     """Every tensor that writes to the stream, and every other one that differs."""
 
-    tensors: tuple[TensorProof, ...]
+    tensors: tuple[TensorCheck, ...]
 
     @property
     def equal(self) -> bool:
@@ -78,7 +79,7 @@ def verify_files(
     strength: float = 1.0,
     keep_norms: bool = False,
     trust_remote_code: bool = False,
-) -> FilesProof:
+) -> FilesEquivalence:
     """Compare a checkpoint with the original it was made from, a piece of a tensor at a time.
 
     Every number of a writer must be what the edit makes of the original's, within one rounding step of the
@@ -87,55 +88,55 @@ def verify_files(
     whoever made the edit. Raises InputError for a folder that cannot be read.
     """
     edit = orthogonalise(direction, strength=strength, keep_norms=keep_norms)
-    job = prepare(original, edit, allow_partial=True, trust_remote_code=trust_remote_code)
+    plan = prepare(original, edit, allow_partial=True, trust_remote_code=trust_remote_code)
     two = open_checkpoint(folder_at(edited))
     found = [
-        *_kept(job, two),
-        *(proof for each in job.added if (proof := _added(job, each, two)) is not None),
-        *_further(job, two),
-        *_ties(job, two, trust_remote_code=trust_remote_code),
+        *_kept(plan, two),
+        *(proof for each in plan.added if (proof := _added(plan, each, two)) is not None),
+        *_further(plan, two),
+        *_ties(plan, two, trust_remote_code=trust_remote_code),
     ]
-    return FilesProof(tuple(found))
+    return FilesEquivalence(tuple(found))
 
 
-def _kept(job: Job, two: Checkpoint) -> Iterator[TensorProof]:
+def _kept(plan: ExportPlan, two: Checkpoint) -> Iterator[TensorCheck]:
     """Every writer of the original, and every other tensor of it that is not as it was."""
-    one = job.checkpoint
+    one = plan.checkpoint
     for name, stored in one.tensors.items():
-        change = job.changes.get(name)
+        change = plan.changes.get(name)
         problem = _unlike(stored, two.tensors.get(name))
         if problem:
-            yield TensorProof(name, change is not None, None, None, problem)
+            yield TensorCheck(name, change is not None, None, None, problem)
         elif isinstance(change, Project):
             yield _of_writer(one, two, name, change)
         elif not _same(one, stored, two, two.tensors[name]):
-            yield TensorProof(name, False, None, None, "differs although it does not write")
+            yield TensorCheck(name, False, None, None, "differs although it does not write")
 
 
-def _added(job: Job, added: Added, two: Checkpoint) -> TensorProof | None:
+def _added(plan: ExportPlan, added: Added, two: Checkpoint) -> TensorCheck | None:
     """What is wrong with a tensor that the edit adds: the unembedding with the unedited values."""
     assert added.like is not None
     problem = _unlike(added.like, two.tensors.get(added.name))
-    if not problem and not _same(job.checkpoint, added.like, two, two.tensors[added.name]):
+    if not problem and not _same(plan.checkpoint, added.like, two, two.tensors[added.name]):
         problem = f"differs from the unedited {added.like.name}, which it was tied to"
-    return TensorProof(added.name, False, None, None, problem) if problem else None
+    return TensorCheck(added.name, False, None, None, problem) if problem else None
 
 
-def _further(job: Job, two: Checkpoint) -> Iterator[TensorProof]:
-    known = job.checkpoint.tensors.keys() | {each.name for each in job.added}
+def _further(plan: ExportPlan, two: Checkpoint) -> Iterator[TensorCheck]:
+    known = plan.checkpoint.tensors.keys() | {each.name for each in plan.added}
     for name in two.tensors:
         if name not in known:
-            yield TensorProof(name, False, None, None, "is not in the original")
+            yield TensorCheck(name, False, None, None, "is not in the original")
 
 
-def _ties(job: Job, two: Checkpoint, *, trust_remote_code: bool) -> Iterator[TensorProof]:
+def _ties(plan: ExportPlan, two: Checkpoint, *, trust_remote_code: bool) -> Iterator[TensorCheck]:
     """Whether config.json ties the unembedding as it should: not at all where the edit made it separate."""
-    folders = (job.checkpoint.folder, two.folder)
+    folders = (plan.checkpoint.folder, two.folder)
     before, now = (_tied(folder, trust_remote_code=trust_remote_code) for folder in folders)
-    wanted = before and not job.writers.tied
+    wanted = before and not plan.writers.tied
     if now != wanted:
         problem = f"tie_word_embeddings is {str(now).lower()}, need {str(wanted).lower()}"
-        yield TensorProof("config.json: tie_word_embeddings", False, None, None, problem)
+        yield TensorCheck("config.json: tie_word_embeddings", False, None, None, problem)
 
 
 def _tied(folder: Path, *, trust_remote_code: bool) -> bool:
@@ -154,7 +155,7 @@ def _unlike(one: Stored, other: Stored | None) -> str:
     return "" if other.dtype == one.dtype else f"is stored as {other.dtype}, need {one.dtype}"
 
 
-def _of_writer(one: Checkpoint, two: Checkpoint, name: str, change: Project) -> TensorProof:
+def _of_writer(one: Checkpoint, two: Checkpoint, name: str, change: Project) -> TensorCheck:
     old, new = one.tensors[name], two.tensors[name]
     found = _Difference(change, DTYPES[old.dtype])
     with ExitStack() as files:
@@ -168,7 +169,7 @@ def _of_writer(one: Checkpoint, two: Checkpoint, name: str, change: Project) -> 
         else:
             for index in range(outer):
                 _compare_columns(first, second, index * d, d, inner, found)
-    return TensorProof(name, True, found.along, found.before, found.problem)
+    return TensorCheck(name, True, found.along, found.before, found.problem)
 
 
 def _compare_rows(first: _Reader, second: _Reader, n: int, d: int, found: _Difference) -> None:

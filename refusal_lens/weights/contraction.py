@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..shapes import Vector
-from .moving import bytes_of, read_all
+from .copying import bytes_of, read_all
 from .shards import DTYPES, Checkpoint, Stored
 
 PIECE = 64 << 20

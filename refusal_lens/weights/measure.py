@@ -28,7 +28,7 @@ CLEAN = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bf
 
 @shown("line")
 @dataclass(frozen=True)
-class Proof:
+class Equivalence:
     """Edited weights against hooks: logits, KL in nats, and the stream along r^ at every layer.
 
     projections: largest ``|x . r^| / ||x||`` at the entry of each block and behind the last, edited;
@@ -69,7 +69,7 @@ def random_ids(d_vocab: int, *, rows: int = 2, length: int = 12, seed: int = 0) 
 
 
 @checked
-def prove(
+def equivalence(
     model: ChatModel | nn.Module,
     edit: WeightEdit,
     *,
@@ -77,7 +77,7 @@ def prove(
     post_norm: PostNorm = "fold",
     allow_partial: bool = False,
     writers: Writers | None = None,
-) -> Proof:
+) -> Equivalence:
     """Edit a model in memory, compare with hooks, and put it back. Errors as for `edited`."""
     module = huggingface(model)
     writers = writers or writers_of(module)
@@ -98,7 +98,7 @@ def verify(
     edit: WeightEdit,
     *,
     ids: TokenIds | None = None,
-) -> Proof:
+) -> Equivalence:
     """Compare any edited model with hooks on the original one, whoever edited it.
 
     Raises InputError when the two do not have the same blocks, width and vocabulary.
@@ -127,11 +127,11 @@ def compare(
     after: tuple[float, ...],
     edit: WeightEdit,
     dtype: torch.dtype,
-) -> Proof:
-    """Two sets of logits [batch pos d_vocab], hooks and weights, as a Proof."""
+) -> Equivalence:
+    """Two sets of logits [batch pos d_vocab], hooks and weights, as a Equivalence."""
     p, q = wanted.double().log_softmax(-1), got.double().log_softmax(-1)
     full = isinstance(edit, Orthogonalise) and edit.strength == 1
-    return Proof(
+    return Equivalence(
         logits=float((wanted - got).abs().max()),
         kl=float((p.exp() * (p - q)).sum(-1).mean()),
         largest_logit=float(wanted.abs().max()),
@@ -164,7 +164,7 @@ def hooked(
     if isinstance(edit, Orthogonalise):
         return on_every_write(module, writers, Ablate(edit.vector, edit.strength))
     block = module.get_submodule(f"{writers.blocks}.{edit.layer}")
-    return installed([(ModuleInput(block), Add(edit.vector, edit.layer, edit.coefficient))])
+    return installed([(ModuleInput(block), Add(edit.vector, edit.layer, edit.strength))])
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ from ..model import ChatModel
 from ..model.hooks import installed, module_outputs
 from ..model.norms import Norm, measure_norm
 from ..model.stream.writers import Writers, writers_of
-from .edits import Change, NewBias, Orthogonalise, WeightEdit, change_in_place, map_after, plan
+from .arithmetic import Change, NewBias, change_in_place
+from .edits import Orthogonalise, WeightEdit, changes_of, map_after
 
 PostNorm = Literal["fold", "hook"]
 
@@ -119,7 +120,7 @@ def _planned(
 
     # What a norm adds of its own, its bias, is in its output too: the hook behind it takes both.
     kept = [w for w in writers.writers if w.site not in skip]
-    return list(plan(replace(writers, writers=tuple(kept)), edit, norm_of))
+    return list(changes_of(replace(writers, writers=tuple(kept)), edit, norm_of))
 
 
 def _behind_norms(writers: Writers) -> tuple[str, ...]:
