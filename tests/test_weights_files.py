@@ -23,12 +23,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from refusal_lens.errors import InputError
+from refusal_lens.model.shards import INDEX, SINGLE, open_checkpoint
 from refusal_lens.weights import (
     add_bias,
     atomic,
     copying,
     edited,
-    edits,
     export,
     orthogonalise,
     prepare,
@@ -37,7 +37,6 @@ from refusal_lens.weights import (
     write_checkpoint,
     writers_of,
 )
-from refusal_lens.weights.shards import INDEX, SINGLE, open_checkpoint
 
 WIDTH = 32
 
@@ -198,7 +197,7 @@ class TestBytes:
     ) -> None:
         source = saved(tmp_path, "mixtral", dtype=torch.bfloat16)
         export_to(source, tmp_path / "whole")
-        monkeypatch.setattr(edits, "CHUNK", 2000)
+        monkeypatch.setattr(arithmetic, "CHUNK", 2000)
         monkeypatch.setattr(copying, "PIECE", 777)
         monkeypatch.delattr(os, "copy_file_range")
         export_to(source, tmp_path / "pieces")
@@ -436,7 +435,7 @@ class TestVerifyFiles:
         source = saved(tmp_path, "mixtral", dtype=torch.bfloat16)
         export_to(source, tmp_path / "out")
         whole = verify_files(source, tmp_path / "out", direction()).frame()
-        monkeypatch.setattr(edits, "CHUNK", 2000)
+        monkeypatch.setattr(arithmetic, "CHUNK", 2000)
         pieces = verify_files(source, tmp_path / "out", direction()).frame()
         assert list(whole["tensor"]) == list(pieces["tensor"])
         assert whole["before"].to_numpy() == pytest.approx(pieces["before"].to_numpy(), rel=1e-3)

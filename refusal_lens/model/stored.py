@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from ..errors import InputError
 from .boundary import loading
+from .shards import DTYPES, INDEX, SINGLE, Stored, read_header, tensors_of
 from .source import read_object, weight_files
 
-PLAIN = ("F64", "F32", "F16", "BF16")
 SCALES = re.compile(
     r"(_scale|_scale_inv|_scale_2|_scale_inverse|\.scales?|\.scb|absmax|zeros|zero_point)$"
 )
@@ -109,22 +108,17 @@ def some(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
-def _headers(folder: Path, files: Sequence[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype and shape of every tensor in safetensors files; {} for pickled ones, which have no header."""
-    held: dict[str, tuple[str, tuple[int, ...]]] = {}
+def _headers(folder: Path, files: Sequence[Path]) -> dict[str, Stored]:
+    """Every tensor in safetensors files; {} for pickled ones, which have no header."""
+    if any(path.suffix != ".safetensors" for path in files):
+        return {}
+    shards = []
     for path in files:
-        if path.suffix != ".safetensors":
-            return {}
-        with loading(path), safe_open(path, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                if name in held:
-                    raise InputError(
-                        f"{path}: holds {name}, as another shard does; download the folder again"
-                    )
-                part = opened.get_slice(name)
-                held[name] = (str(part.get_dtype()), tuple(part.get_shape()))
-    if files[0] != folder / "model.safetensors":
-        index = folder / "model.safetensors.index.json"
+        with loading(path):
+            shards.append(read_header(path))
+    held = tensors_of(folder, shards)
+    if files[0] != folder / SINGLE:
+        index = folder / INDEX
         listed = set(read_object(index)["weight_map"])
         if odd := sorted(listed ^ set(held)):
             raise InputError(
@@ -134,16 +128,17 @@ def _headers(folder: Path, files: Sequence[Path]) -> dict[str, tuple[str, tuple[
     return held
 
 
-def _require_plain(folder: Path, held: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+def _require_plain(folder: Path, held: Mapping[str, Stored]) -> None:
     """Raise InputError for weights in a dtype that needs scales, where nothing says how they are applied."""
     odd = [
         name
-        for name, (dtype, shape) in sorted(held.items())
-        if dtype.startswith(("F8", "F4", "F6")) or (dtype not in PLAIN and name.endswith(".weight"))
+        for name, tensor in sorted(held.items())
+        if tensor.dtype.startswith(("F8", "F4", "F6"))
+        or (tensor.dtype not in DTYPES and name.endswith(".weight"))
     ]
     if odd:
         raise InputError(
-            f"model folder {folder}: {len(odd)} weights are stored as {held[odd[0]][0]} ({some(odd)}), but "
+            f"model folder {folder}: {len(odd)} weights are stored as {held[odd[0]].dtype} ({some(odd)}), but "
             "config.json has no quantization_config that says how to scale them; try the original model"
         )
 

@@ -26,6 +26,7 @@ from ..evaluation import phrase_judge
 from ..interventions import ablate, add, applied
 from ..metrics import refusal_metric
 from ..model import ChatModel
+from ..model.shards import DTYPES
 from ..progress import Progress
 from ..report import write_report
 from ..runs import Run, read_csv, read_json, read_jsonl
@@ -48,7 +49,6 @@ from ..weights.arithmetic import NewBias
 from ..weights.atomic import leftovers, require_outside, require_room, shortened, there
 from ..weights.checkpoint import configuration
 from ..weights.parity import Parity, Scores, parity, score
-from ..weights.shards import DTYPES
 from .config import chat_options
 from .export_model import check_belongs, model_folder, where
 

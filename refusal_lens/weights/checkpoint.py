@@ -16,13 +16,13 @@ from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..model.norms import Norm, measure_norm
+from ..model.shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
 from ..model.stream.empty import empty_model
 from ..model.stream.writers import Writers, writers_of_config
 from .addition import config_with_bias
 from .arithmetic import Change, NewBias, Offset, Project, layout, pieces, precise
 from .edits import WeightEdit, changes_of, map_after
 from .names import FileNames, Source, file_names, sources
-from .shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
 
 
 @shown()

@@ -14,11 +14,11 @@ from torch import Tensor
 from ..display import shown
 from ..door import checked
 from ..interventions import HasVector
+from ..model.shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
 from .arithmetic import Columns, Project, changed_rows, layout, pieces, precise
 from .checkpoint import Added, ExportPlan, configuration, prepare
-from .copying import bytes_of, read_all
+from .copying import read_rows
 from .edits import orthogonalise
-from .shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -209,9 +209,8 @@ class _Reader:
         self.file, self.start, self.dtype = file, stored.start, DTYPES[stored.dtype]
 
     def rows(self, rows: slice, width: int) -> Tensor:
-        piece = torch.empty(rows.stop - rows.start, width, dtype=self.dtype)
-        read_all(self.file, bytes_of(piece), self.start + rows.start * width * self.dtype.itemsize)
-        return piece
+        at = self.start + rows.start * width * self.dtype.itemsize
+        return read_rows(self.file, at, rows.stop - rows.start, width, self.dtype)
 
 
 class _Difference:
@@ -258,9 +257,8 @@ def _same(one: Checkpoint, first: Stored, two: Checkpoint, second: Stored) -> bo
     with (one.folder / first.file).open("rb") as a, (two.folder / second.file).open("rb") as b:
         for start in range(0, first.bytes, PIECE):
             size = min(PIECE, first.bytes - start)
-            pair = torch.empty(2, size, dtype=torch.uint8)
-            read_all(a.fileno(), bytes_of(pair[0]), first.start + start)
-            read_all(b.fileno(), bytes_of(pair[1]), second.start + start)
-            if not torch.equal(pair[0], pair[1]):
+            one_piece = read_rows(a.fileno(), first.start + start, 1, size, torch.uint8)
+            two_piece = read_rows(b.fileno(), second.start + start, 1, size, torch.uint8)
+            if not torch.equal(one_piece, two_piece):
                 return False
     return True

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..model.shards import DTYPES, Checkpoint, Stored
 from ..shapes import Vector
-from .copying import bytes_of, read_all
-from .shards import DTYPES, Checkpoint, Stored
+from .copying import read_rows
 
 PIECE = 64 << 20
 
@@ -51,7 +51,5 @@ def _rows(file: int, stored: Stored, n: int, width: int) -> Iterator[tuple[int, 
     dtype = DTYPES[stored.dtype]
     step = max(1, PIECE // (width * dtype.itemsize))
     for start in range(0, n, step):
-        piece = torch.empty(min(step, n - start), width, dtype=dtype)
         at = stored.start + start * width * dtype.itemsize
-        read_all(file, bytes_of(piece), at)
-        yield start, piece
+        yield start, read_rows(file, at, min(step, n - start), width, dtype)

@@ -123,3 +123,10 @@ def read_all(source: int, data: memoryview, start: int) -> None:
         if not piece:
             raise OSError(errno.EIO, "the source ended early")
         data, start = data[piece:], start + piece
+
+
+def read_rows(source: int, start: int, n: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Rows [n width] that lie at an offset. Raises OSError when the file ends early."""
+    rows = torch.empty(n, width, dtype=dtype)
+    read_all(source, bytes_of(rows), start)
+    return rows

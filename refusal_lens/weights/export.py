@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..door import checked
+from ..model.shards import DTYPES, INDEX, Checkpoint, Shard, Stored
 from ..runs.tensors import header_bytes
 from .arithmetic import Columns, Offset, Project, changed_rows, layout, pieces
 from .atomic import Recorded, atomic_folder, require_outside
@@ -29,7 +30,6 @@ from .copying import (
     reflink,
     write_all,
 )
-from .shards import DTYPES, INDEX, Checkpoint, Shard, Stored
 
 ADDED = "model-added.safetensors"
 PROVENANCE = "refusal_lens.json"

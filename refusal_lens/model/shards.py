@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..display import shown
 from ..errors import InputError
-from ..model.source import read_object
+from .source import read_object
 
 DTYPES = {
     "F64": torch.float64,
@@ -113,8 +113,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise InputError(f"model folder {folder}: no config.json, need a Hugging Face model folder")
     index = read_object(folder / INDEX) if (folder / INDEX).is_file() else None
     places = {} if index is None else _places(folder / INDEX, index)
-    shards = tuple(_shard(folder, file) for file in _files(folder, places))
-    tensors = {stored.name: stored for shard in shards for stored in _stored(shard)}
+    shards = tuple(read_header(folder / file) for file in _files(folder, places))
+    tensors = tensors_of(folder, shards)
     for name, file in places.items():
         if name not in tensors or tensors[name].file != file:
             raise InputError(
@@ -166,8 +166,8 @@ def _files(folder: Path, places: Mapping[str, str]) -> list[str]:
     return files
 
 
-def _shard(folder: Path, file: str) -> Shard:
-    path = folder / file
+def read_header(path: Path) -> Shard:
+    """A safetensors file's header. Raises InputError when it is damaged or the file cut short."""
     size = path.stat().st_size
     with path.open("rb") as opened:
         start = opened.read(8)
@@ -187,7 +187,7 @@ def _shard(folder: Path, file: str) -> Shard:
             f"{path}: got {size} bytes, need {8 + length + end}; it is cut short, download it again"
         )
     _check_sizes(path, tensors)
-    return Shard(file, header, 8 + length, size)
+    return Shard(path.name, header, 8 + length, size)
 
 
 def _is_sound(metadata: Any, tensors: Mapping[str, Any]) -> bool:
@@ -224,16 +224,18 @@ def _check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
         before = stop
 
 
-def _stored(shard: Shard) -> list[Stored]:
-    return [
-        Stored(
-            name,
-            shard.file,
-            each["dtype"],
-            tuple(each["shape"]),
-            shard.data_start + each["data_offsets"][0],
-            shard.data_start + each["data_offsets"][1],
-        )
-        for name, each in shard.header.items()
-        if name != "__metadata__"
-    ]
+def tensors_of(folder: Path, shards: Sequence[Shard]) -> dict[str, Stored]:
+    """Every tensor of some shards by name. Raises InputError when two of them hold the same one."""
+    stored: dict[str, Stored] = {}
+    for shard in shards:
+        for name, entry in shard.header.items():
+            if name == "__metadata__":
+                continue
+            if name in stored:
+                raise InputError(
+                    f"{folder / shard.file}: holds {name}, as another shard does; download the folder again"
+                )
+            start, stop = (shard.data_start + offset for offset in entry["data_offsets"])
+            shape = tuple(entry["shape"])
+            stored[name] = Stored(name, shard.file, entry["dtype"], shape, start, stop)
+    return stored
