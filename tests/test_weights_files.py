@@ -26,6 +26,7 @@ from refusal_lens.errors import InputError
 from refusal_lens.model.shards import INDEX, SINGLE, open_checkpoint
 from refusal_lens.weights import (
     add_bias,
+    arithmetic,
     atomic,
     copying,
     edited,

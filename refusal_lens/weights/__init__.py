@@ -3,7 +3,8 @@
 Edited weights are for research on models that one may modify; nothing here uploads anything.
 """
 
-from ..model.stream.writers import Writer, Writers, writers_of, writers_of_config
+from ..model.stream.mapping import writers_of, writers_of_config
+from ..model.stream.writers import Writer, Writers
 from .adapter import write_adapter
 from .checkpoint import ExportPlan, prepare
 from .compare import FilesEquivalence, verify_files

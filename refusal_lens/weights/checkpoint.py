@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..model.norms import Norm, measure_norm
 from ..model.shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
 from ..model.stream.empty import empty_model
-from ..model.stream.writers import Writers, writers_of_config
+from ..model.stream.mapping import writers_of_config
+from ..model.stream.writers import Writers
 from .addition import config_with_bias
 from .arithmetic import Change, NewBias, Offset, Project, layout, pieces, precise
 from .edits import WeightEdit, changes_of, map_after
@@ -79,11 +80,11 @@ class ExportPlan:
     @property
     def held_bytes(self) -> int:
         """Most bytes in memory at a time for the tensor that is being edited."""
-        found = (
-            held(self.checkpoint.tensors[n].shape, c.axis, DTYPES[self.checkpoint.tensors[n].dtype])
+        sizes = (
+            bytes_held(self.checkpoint.tensors[n].shape, c.axis, DTYPES[self.checkpoint.tensors[n].dtype])
             for n, c in self.changes.items()
         )
-        return max(found, default=0)
+        return max(sizes, default=0)
 
 
 def _pattern(name: str) -> str:
@@ -91,7 +92,7 @@ def _pattern(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
+def bytes_held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
     """Bytes that editing a tensor along an axis takes: some rows, their new values, a few sums."""
     outer, d, inner = layout(shape, axis)
     n, width = (outer, d) if inner == 1 else (d, inner)
@@ -133,7 +134,7 @@ def prepare(
     writers.require_editable(allow_partial=allow_partial)
     names = file_names(model, {name: t.shape for name, t in checkpoint.tensors.items()})
     parameter_changes = changes_of(writers, edit, _norms(checkpoint, model, names, writers.d_model))
-    held = {
+    sources_of = {
         change.parameter: _sources(checkpoint, model, names, writers, change)
         for change in parameter_changes
         if not isinstance(change, NewBias)
@@ -142,14 +143,14 @@ def prepare(
         source.name: replace(change, parameter=source.name, axis=source.axis)
         for change in parameter_changes
         if not isinstance(change, NewBias)
-        for source in held[change.parameter]
+        for source in sources_of[change.parameter]
     }
     contents, added = dict(checkpoint.config), []
     for change in parameter_changes:
         if isinstance(change, NewBias) and new_biases:
             flags, biases = config_with_bias(model, config, change, trust_remote_code)
             contents |= flags
-            dtype = checkpoint.tensors[_held(names, writers, f"{change.module}.weight")[0]].dtype
+            dtype = checkpoint.tensors[_stored_names(names, writers, f"{change.module}.weight")[0]].dtype
             added += [Added(n, dtype, tuple(v.shape), values=v) for n, v in biases.items()]
     done = replace(
         map_after(writers, edit, parameter_changes), unread=_unread_writers(checkpoint, names, writers, changes)
@@ -157,7 +158,17 @@ def prepare(
     if done.tied:
         contents, more = _untied(checkpoint, contents, config, names, writers, trust_remote_code)
         added += more
-    return ExportPlan(checkpoint, done, edit, parameter_changes, held, changes, tuple(added), contents, names.unread)
+    return ExportPlan(
+        checkpoint,
+        done,
+        edit,
+        parameter_changes,
+        sources_of,
+        changes,
+        tuple(added),
+        contents,
+        names.unread,
+    )
 
 
 def _unread_writers(
@@ -191,25 +202,25 @@ def configuration(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 def _refuse_quantised(checkpoint: Checkpoint) -> None:
     config = checkpoint.config
-    found = config.get("quantization_config") or config.get("compression_config")
-    if found:
-        method = found.get("quant_method", "?") if isinstance(found, dict) else "?"
+    quantisation = config.get("quantization_config") or config.get("compression_config")
+    if quantisation:
+        method = quantisation.get("quant_method", "?") if isinstance(quantisation, dict) else "?"
         raise InputError(
             f"model folder {checkpoint.folder}: quantised ({method}), need bf16, fp16 or fp32 weights; "
             "export the original model and quantise the result"
         )
 
 
-def _held(names: FileNames, writers: Writers, parameter: str) -> list[str]:
+def _stored_names(names: FileNames, writers: Writers, parameter: str) -> list[str]:
     """The checkpoint's tensors of a parameter, under whichever of its names; not the unembedding's."""
     copies = next((w.copies for w in writers.writers if w.parameter == parameter), ())
-    found = [n for n in (parameter, *copies) if n != writers.tied and n in names.by_parameter]
-    if not found:
+    stored_names = [n for n in (parameter, *copies) if n != writers.tied and n in names.by_parameter]
+    if not stored_names:
         what = "only as the unembedding" if writers.tied in names.by_parameter else "nowhere"
         raise InputError(
             f"{parameter}: stored {what} in the checkpoint; open and save it with transformers first"
         )
-    return [name for each in found for name in names.by_parameter[each]]
+    return [name for stored_name in stored_names for name in names.by_parameter[stored_name]]
 
 
 def _sources(
@@ -221,21 +232,21 @@ def _sources(
 ) -> tuple[Source, ...]:
     """Every tensor of the checkpoint that holds a parameter, under each of its names."""
     shapes = {name: stored.shape for name, stored in checkpoint.tensors.items()}
-    held = set(_held(names, writers, change.parameter))
-    found = [
+    wanted = set(_stored_names(names, writers, change.parameter))
+    all_sources = [
         source
         for parameter, members in names.by_parameter.items()
-        if held & set(members)
+        if wanted & set(members)
         for source in sources(model, names, shapes, parameter, change.axis)
     ]
-    for source in found:
+    for source in all_sources:
         stored = checkpoint.tensors[source.name]
         if stored.dtype not in DTYPES:
             raise InputError(
                 f"{source.name} in {checkpoint.folder / stored.file}: got dtype {stored.dtype}, need one of "
                 f"{', '.join(DTYPES)}; the checkpoint is quantised"
             )
-    return tuple(found)
+    return tuple(all_sources)
 
 
 def _norms(
@@ -247,10 +258,10 @@ def _norms(
         module = model.get_submodule(name)
         values = {}
         for leaf, parameter in module.named_parameters(recurse=False):
-            held = names.by_parameter.get(f"{name}.{leaf}", ())
-            if len(held) != 1:
+            stored_names = names.by_parameter.get(f"{name}.{leaf}", ())
+            if len(stored_names) != 1:
                 raise InputError(f"{name}.{leaf}: not in the checkpoint; is a shard missing?")
-            values[leaf] = checkpoint.read(held[0]).view(parameter.shape)
+            values[leaf] = checkpoint.read(stored_names[0]).view(parameter.shape)
         return measure_norm(module, d_model, values)
 
     return norm_of
@@ -276,8 +287,8 @@ def _untied(
         if isinstance(inner, dict) and (name == "text_config" or "tie_word_embeddings" in inner):
             contents[name] = {**inner, "tie_word_embeddings": False}
     model = empty_model(untied, trust_remote_code=trust_remote_code)
-    one = model.get_parameter(writers.tied)
-    shared = [n for n, p in model.named_parameters(remove_duplicate=False) if p is one]
+    unembedding = model.get_parameter(writers.tied)
+    shared = [n for n, p in model.named_parameters(remove_duplicate=False) if p is unembedding]
     if shared != [writers.tied]:
         raise InputError(
             f"{writers.architecture}: its unembedding is the embedding and cannot be made separate by "
@@ -286,5 +297,5 @@ def _untied(
     if writers.tied in names.by_parameter:
         return contents, []
     source = next(w for w in writers.writers if writers.tied in w.copies)
-    like = checkpoint.tensors[_held(names, writers, source.parameter)[0]]
+    like = checkpoint.tensors[_stored_names(names, writers, source.parameter)[0]]
     return contents, [Added(writers.tied, like.dtype, like.shape, like=like)]

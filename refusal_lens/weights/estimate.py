@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..model.stream.writers import writers_of_config
+from ..model.stream.mapping import writers_of_config
 from .atomic import size_in_words
-from .checkpoint import ExportPlan, held
+from .checkpoint import ExportPlan, bytes_held
 from .copying import THREADS
 
 
@@ -64,7 +64,7 @@ def estimate(
         edited=sum(edited.values()),
         added=edited[tied.parameter] if tied else 0,
         largest_edited=max(edited.values(), default=0),
-        held=max((held(w.shape, w.axis, dtype) for w in writers.writers), default=0),
+        held=max((bytes_held(w.shape, w.axis, dtype) for w in writers.writers), default=0),
         lora=sum(
             4 * (torch.Size(w.shape).numel() // w.shape[w.axis] + w.shape[w.axis])
             for w in writers.writers

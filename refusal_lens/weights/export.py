@@ -103,7 +103,7 @@ def _tasks(
 ) -> Iterator[Callable[[], None]]:
     """What is to be done for a shard of which `copied` bytes are; the tasks touch different bytes."""
     for stored in sorted(
-        (plan.checkpoint.tensors[name] for name in plan.changes), key=lambda each: each.start
+        (plan.checkpoint.tensors[name] for name in plan.changes), key=lambda stored: stored.start
     ):
         if stored.file == shard.file:
             yield from _copies(files, copied, stored.start, shared=shared)
@@ -176,13 +176,13 @@ class _Tape:
 
 def _longer_header(shard: Shard, added: tuple[Added, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """The header of a single file with the added tensors behind the others."""
-    tensors = {name: each for name, each in shard.header.items() if name != "__metadata__"}
+    tensors = {name: tensor for name, tensor in shard.header.items() if name != "__metadata__"}
     end = shard.size - shard.data_start
-    for each in added:
-        offsets = [end, end + each.bytes]
-        tensors[each.name] = {
-            "dtype": each.dtype,
-            "shape": list(each.shape),
+    for tensor in added:
+        offsets = [end, end + tensor.bytes]
+        tensors[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
             "data_offsets": offsets,
         }
         end = offsets[1]
@@ -199,28 +199,28 @@ def _write_added(plan: ExportPlan, path: Path, progress: OnBytes) -> None:
 
 
 def _append(plan: ExportPlan, write: int, at: int, progress: OnBytes) -> None:
-    for each in plan.added:
-        if each.like is not None:
-            with (plan.checkpoint.folder / each.like.file).open("rb") as read:
-                copy_range(read.fileno(), write, each.like.start, each.like.bytes, at, progress)
+    for tensor in plan.added:
+        if tensor.like is not None:
+            with (plan.checkpoint.folder / tensor.like.file).open("rb") as read:
+                copy_range(read.fileno(), write, tensor.like.start, tensor.like.bytes, at, progress)
         else:
-            assert each.values is not None
-            write_all(write, bytes_of(each.values.to(DTYPES[each.dtype]).contiguous()), at)
-            progress(each.bytes)
-        at += each.bytes
+            assert tensor.values is not None
+            write_all(write, bytes_of(tensor.values.to(DTYPES[tensor.dtype]).contiguous()), at)
+            progress(tensor.bytes)
+        at += tensor.bytes
 
 
 def _index(plan: ExportPlan) -> dict[str, Any]:
     assert plan.checkpoint.index is not None
     index = json.loads(json.dumps(plan.checkpoint.index))
-    index["weight_map"] |= {each.name: ADDED for each in plan.added}
+    index["weight_map"] |= {tensor.name: ADDED for tensor in plan.added}
     metadata = index.setdefault("metadata", {})
     if not isinstance(metadata, dict):
         return dict(index)
     if isinstance(metadata.get("total_size"), int):
-        metadata["total_size"] += sum(each.bytes for each in plan.added)
+        metadata["total_size"] += sum(tensor.bytes for tensor in plan.added)
     if isinstance(metadata.get("total_parameters"), int):
-        metadata["total_parameters"] += sum(torch.Size(each.shape).numel() for each in plan.added)
+        metadata["total_parameters"] += sum(torch.Size(tensor.shape).numel() for tensor in plan.added)
     return index
 
 

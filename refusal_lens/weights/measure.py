@@ -15,7 +15,8 @@ from ..errors import InputError
 from ..interventions import Ablate, Add, unit
 from ..model import ChatModel
 from ..model.hooks import ModuleInput, installed, on_every_write, stream_kept
-from ..model.stream.writers import Writers, writers_of
+from ..model.stream.mapping import writers_of
+from ..model.stream.writers import Writers
 from ..shapes import TokenIds
 from .edits import Orthogonalise, WeightEdit
 from .memory import PostNorm, edited, huggingface

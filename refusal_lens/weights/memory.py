@@ -18,7 +18,8 @@ from ..interventions import Ablate
 from ..model import ChatModel
 from ..model.hooks import installed, module_outputs
 from ..model.norms import Norm, measure_norm
-from ..model.stream.writers import Writers, writers_of
+from ..model.stream.mapping import writers_of
+from ..model.stream.writers import Writers
 from .arithmetic import Change, NewBias, change_in_place
 from .edits import Orthogonalise, WeightEdit, changes_of, map_after
 

@@ -53,7 +53,7 @@ def file_names(model: Any, shapes: Mapping[str, Sequence[int]]) -> FileNames:
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
-    found: dict[str, list[str]] = {}
+    by_parameter: dict[str, list[str]] = {}
     used: dict[str, Any] = {}
     unread = []
     for name in sorted(shapes, key=dot_natural_key):
@@ -63,10 +63,10 @@ def file_names(model: Any, shapes: Mapping[str, Sequence[int]]) -> FileNames:
         if target not in state:
             unread.append(name)
             continue
-        found.setdefault(target, []).append(name)
+        by_parameter.setdefault(target, []).append(name)
         if pattern is not None:
             used[name] = (pattern, by_pattern[pattern])
-    return FileNames({k: tuple(v) for k, v in found.items()}, used, tuple(unread))
+    return FileNames({k: tuple(v) for k, v in by_parameter.items()}, used, tuple(unread))
 
 
 def sources(
@@ -80,25 +80,25 @@ def sources(
 
     Raises InputError when a tensor is missing, or laid out so that no one axis is d_model.
     """
-    held = names.by_parameter.get(parameter, ())
-    if not held:
+    stored = names.by_parameter.get(parameter, ())
+    if not stored:
         raise InputError(
             f"{parameter}: no tensor of the checkpoint becomes it; is a shard missing?"
         )
     wanted = tuple(model.get_parameter(parameter).shape)
-    numbers = sum(torch.Size(shapes[name]).numel() for name in held)
+    numbers = sum(torch.Size(shapes[name]).numel() for name in stored)
     if numbers != torch.Size(wanted).numel():
         raise InputError(
-            f"{parameter}: {len(held)} tensors of the checkpoint with {numbers} numbers become it, need "
+            f"{parameter}: {len(stored)} tensors of the checkpoint with {numbers} numbers become it, need "
             f"{torch.Size(wanted).numel()} as config.json describes; is a shard missing?"
         )
-    if held[0] not in names.converters:
-        if tuple(shapes[held[0]]) != wanted:
+    if stored[0] not in names.converters:
+        if tuple(shapes[stored[0]]) != wanted:
             raise InputError(
-                f"{held[0]}: got shape {tuple(shapes[held[0]])}, need {wanted} as config.json describes"
+                f"{stored[0]}: got shape {tuple(shapes[stored[0]])}, need {wanted} as config.json describes"
             )
-        return tuple(Source(name, axis) for name in held)
-    return tuple(_converted(model, names, shapes, parameter, axis, held))
+        return tuple(Source(name, axis) for name in stored)
+    return tuple(_converted(model, names, shapes, parameter, axis, stored))
 
 
 def _converted(
@@ -107,26 +107,26 @@ def _converted(
     shapes: Mapping[str, Sequence[int]],
     parameter: str,
     axis: int,
-    held: tuple[str, ...],
+    stored: tuple[str, ...],
 ) -> list[Source]:
     size = model.get_parameter(parameter).shape[axis]
     by_pattern: dict[str, list[str]] = {}
-    for name in held:
+    for name in stored:
         by_pattern.setdefault(names.converters[name][0], []).append(name)
-    found = []
+    converted = []
     for pattern, members in by_pattern.items():
-        for own in range(len(shapes[members[0]])):
-            if shapes[members[0]][own] != size:
+        for axis_in_file in range(len(shapes[members[0]])):
+            if shapes[members[0]][axis_in_file] != size:
                 continue
-            if _lands_on(model, names, shapes, parameter, by_pattern, pattern, own) == axis:
-                found += [Source(name, own) for name in members]
+            if _lands_on(model, names, shapes, parameter, by_pattern, pattern, axis_in_file) == axis:
+                converted += [Source(name, axis_in_file) for name in members]
                 break
         else:
             raise InputError(
                 f"{members[0]}: laid out in the checkpoint so that no single axis is d_model; "
                 "load the model and use weights.apply, then save it"
             )
-    return found
+    return converted
 
 
 def _lands_on(
@@ -136,7 +136,7 @@ def _lands_on(
     parameter: str,
     by_pattern: Mapping[str, list[str]],
     pattern: str,
-    own: int,
+    axis_in_file: int,
 ) -> int | None:
     """The axis of the parameter along which it counts up when one axis of its sources does."""
     first = next(iter(by_pattern.values()))[0]
@@ -147,18 +147,18 @@ def _lands_on(
         for op in converter.operations
         if not (getattr(op, "check_dims", False) and tuple(shapes[first]) == whole)
     ]
-    for each, members in by_pattern.items():
+    for other_pattern, members in by_pattern.items():
         for name in members[:2]:
             shape = PROBE_SIZES[: len(shapes[name])]
-            counted = torch.arange(shape[own]).view(
-                [-1 if i == own else 1 for i in range(len(shape))]
+            counted = torch.arange(shape[axis_in_file]).view(
+                [-1 if i == axis_in_file else 1 for i in range(len(shape))]
             )
             probe = (
-                counted.expand(shape) if each == pattern else torch.zeros(shape, dtype=torch.long)
+                counted.expand(shape) if other_pattern == pattern else torch.zeros(shape, dtype=torch.long)
             )
-            converter.add_tensor(parameter, name, each, probe.contiguous())
+            converter.add_tensor(parameter, name, other_pattern, probe.contiguous())
     if not converter.operations:
-        return own
+        return axis_in_file
     try:
         made = converter.convert(parameter, model=model, config=model.config)  # type: ignore[arg-type]
     except (ValueError, RuntimeError, IndexError, KeyError, TypeError, AttributeError):
@@ -168,7 +168,7 @@ def _lands_on(
     if result is None:
         return None
     for axis, size in enumerate(result.shape):
-        if size != PROBE_SIZES[own]:
+        if size != PROBE_SIZES[axis_in_file]:
             continue
         line = torch.arange(size).view([-1 if i == axis else 1 for i in range(result.ndim)])
         if torch.equal(result, line.expand(result.shape)):

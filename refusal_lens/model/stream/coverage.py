@@ -20,9 +20,10 @@ from ...errors import InputError
 from ..hooks import Hookable, ModuleOutput
 from ..sites import Site
 from . import graph
+from .mapping import classified
 from .trace import followed, traced
 from .tracer import Tracer, Write
-from .writers import Writers, classified
+from .writers import Writers
 
 STREAM = ("resid_pre", "resid_post")
 Key = tuple[Any, int]
@@ -180,7 +181,7 @@ class _Reach:
                 summed = self.of_the_stream.get(node)
                 if summed is None:
                     return False
-                stack += [each for each in summed if each not in seen]
+                stack += [output for output in summed if output not in seen]
                 seen.update(summed)
         return True
 
@@ -191,8 +192,8 @@ class _Reach:
         seen: set[Key] = set()
         while stack:
             for node in self.users.get(stack.pop(), ()):
-                new = [each for each in self.of_the_stream.get(node, ()) if each not in seen]
-                if any(marks.get(each) in sites for each in new):
+                new = [output for output in self.of_the_stream.get(node, ()) if output not in seen]
+                if any(marks.get(output) in sites for output in new):
                     return True
                 stack += new
                 seen.update(new)
@@ -260,7 +261,7 @@ class _Reach:
         for name in self.tracer.marks[key]:
             if name not in self.tracer.modules or self.is_elsewhere(name):
                 continue
-            if first or not any(self._holds_the_stream(each) for each in self.behind[name]):
+            if first or not any(self._holds_the_stream(output) for output in self.behind[name]):
                 yield name
 
     def _holds_the_stream(self, place: Key) -> bool:

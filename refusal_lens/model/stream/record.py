@@ -19,7 +19,7 @@ from ...display import shown
 from ...errors import InputError
 from ..hooks import Hook, Hookable, installed
 from . import graph
-from .graph import Place
+from .graph import NodeAxis
 
 IN_PLACE_SUMS = frozenset(
     {"add_", "sub_", "__iadd__", "__isub__", "__setitem__", "copy_", "index_add_", "index_put_"}
@@ -73,7 +73,7 @@ class Record:
 
     blocks: str
     n_layers: int
-    made: dict[tuple[Any, int], list[tuple[str, Place | None]]] = field(default_factory=dict)
+    made: dict[tuple[Any, int], list[tuple[str, NodeAxis | None]]] = field(default_factory=dict)
     entered: dict[tuple[Any, int], set[int]] = field(default_factory=dict)
     beside: list[tuple[tuple[Any, int], int]] = field(default_factory=list)
     executed: set[str] = field(default_factory=set)
@@ -89,18 +89,18 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     n_layers = text_config(model).num_hidden_layers
     if n_layers < 1:
         raise InputError(f"{type(model).__name__}: got {n_layers} blocks, need at least 1")
-    found = [
+    lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
-    found = [each for each in found if not any(each[0].startswith(f"{o[0]}.") for o in found)]
-    if not found:
+    lists = [candidate for candidate in lists if not any(candidate[0].startswith(f"{o[0]}.") for o in lists)]
+    if not lists:
         raise InputError(
             f"{type(model).__name__}: no list of {n_layers} blocks in it; need a decoder with blocks"
         )
-    language = [each for each in found if "vision" not in each[0] and "audio" not in each[0]]
-    return (language or found)[0]
+    language = [candidate for candidate in lists if "vision" not in candidate[0] and "audio" not in candidate[0]]
+    return (language or lists)[0]
 
 
 def text_config(model: nn.Module) -> Any:
@@ -285,7 +285,7 @@ def _note_output(record: Record, name: str) -> Any:
         calls.append((made.grad_fn, made.output_nr))
         same = given is not None and given.shape[-1:] == made.shape[-1:]
         source = (
-            graph.place_of(given)
+            graph.axis_of(given)
             if given is not None and same and given.is_floating_point()
             else None
         )

@@ -82,23 +82,23 @@ def traced(tracer: Tracer, model: nn.Module) -> Trace:
 
 def _calls(tracer: Tracer) -> dict[str, tuple[int, ...]]:
     """The calls of each module whose outputs are part of the stream, where that is some but not all."""
-    found = {}
+    calls = {}
     for name, outputs in tracer.record.outputs.items():
         on_stream = tuple(i for i, key in enumerate(outputs) if key in tracer.visited)
         if on_stream and len(on_stream) < len(outputs):
-            found[name] = on_stream
-    return found
+            calls[name] = on_stream
+    return calls
 
 
 def _beside(tracer: Tracer) -> tuple[int, ...]:
     """Blocks that get a state of the stream from before other blocks, next to the one at their entry."""
     record = tracer.record
-    found = {
+    blocks = {
         layer
         for key, layer in record.beside
         if key in tracer.visited and layer not in record.entered.get(key, ())
     }
-    return tuple(sorted(found))
+    return tuple(sorted(blocks))
 
 
 def _with_lateness(tracer: Tracer, blocks: str) -> Iterator[Write]:
@@ -133,4 +133,4 @@ def _ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    return {each[0]: tuple(each) for each in names.values() if len(each) > 1}
+    return {shared[0]: tuple(shared) for shared in names.values() if len(shared) > 1}
