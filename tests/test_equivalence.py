@@ -133,9 +133,9 @@ def test_weights_in_memory_equal_hooks(row: Row) -> None:
     assert not any(writer.apart for writer in writers.writers)
     with edited(model, edit, post_norm="hook", writers=writers):
         assert gap(logits(model), wanted) < CLOSE
-    proof = equivalence(model, edit, ids=tokens(), writers=writers)
-    assert proof.leak is None, proof.line
-    assert proof.equal == (row.exactness != POST_NORM), proof.line
+    result = equivalence(model, edit, ids=tokens(), writers=writers)
+    assert result.leak is None, result.line
+    assert result.equal == (row.exactness != POST_NORM), result.line
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert torch.equal(logits(model), plain)
@@ -270,8 +270,8 @@ def test_a_bias_that_is_handed_on_beside_the_output_is_hooked_there() -> None:
     writers = writers_of(model)
     apart = [writer.parameter for writer in writers.writers if writer.apart]
     assert apart == ["gpt_neox_japanese.layers.2.attention.dense_bias"]
-    proof = equivalence(model, edit, ids=tokens(), writers=writers)
-    assert proof.equal, proof.line
+    result = equivalence(model, edit, ids=tokens(), writers=writers)
+    assert result.equal, result.line
     wanted = hooked_logits(model, row)
     with hooked(model, writers, edit):
         assert gap(logits(model), wanted) < CLOSE

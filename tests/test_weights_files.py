@@ -148,8 +148,8 @@ class TestBytes:
         assert set(added) == ({"lm_head.weight"} if name in ("gemma", "gpt2") else set())
         size = sum(t.numel() * t.element_size() for t in sharded.values())
         assert new["metadata"]["total_size"] == size
-        proof = verify(load(one), load(tmp_path / "out"), orthogonalise(direction()))
-        assert proof.equal, proof.line
+        result = verify(load(one), load(tmp_path / "out"), orthogonalise(direction()))
+        assert result.equal, result.line
 
     def test_an_untied_unembedding_has_the_unedited_values(self, tmp_path: Path) -> None:
         source = saved(tmp_path, "gemma")
@@ -167,8 +167,8 @@ class TestBytes:
         plain = {k.removeprefix("transformer."): v for k, v in load_file(source / SINGLE).items()}
         save_file(plain, source / SINGLE, metadata={"format": "pt"})
         export_to(source, tmp_path / "out")
-        proof = verify(load(source), load(tmp_path / "out"), orthogonalise(direction()))
-        assert proof.equal, proof.line
+        result = verify(load(source), load(tmp_path / "out"), orthogonalise(direction()))
+        assert result.equal, result.line
 
     def test_experts_are_edited_in_the_layout_of_the_file(self, tmp_path: Path) -> None:
         source = saved(tmp_path, "mixtral")
@@ -266,8 +266,8 @@ class TestEdits:
             edit = add_bias(direction(layer=layer), strength=coefficient)
             out = tmp_path / f"out{coefficient}"
             write_checkpoint(prepare(source, edit), out, provenance={})
-            proof = verify(load(source), load(out), edit)
-            assert proof.equal, proof.line
+            result = verify(load(source), load(out), edit)
+            assert result.equal, result.line
 
     def test_the_map_of_an_addition_says_what_it_changes(self, tmp_path: Path) -> None:
         source = saved(tmp_path, "gpt2")
@@ -342,9 +342,9 @@ class TestVerifyFiles:
         edit = orthogonalise(direction())
         save_file({**good, "model.layers.1.mlp.down_proj.weight": old["model.layers.1.mlp.down_proj.weight"]},
                   path, metadata={"format": "pt"})  # fmt: skip
-        proof = verify(load(source), load(tmp_path / "out"), edit)
-        assert not proof.equal
-        assert proof.leak == 2
+        result = verify(load(source), load(tmp_path / "out"), edit)
+        assert not result.equal
+        assert result.leak == 2
 
     @pytest.mark.parametrize(
         ("name", "dtype"),
@@ -475,8 +475,8 @@ class TestMemory:
         model.save_pretrained(tmp_path / "saved")
         config = json.loads((tmp_path / "saved" / "config.json").read_text())
         assert config["tie_word_embeddings"] is False
-        proof = verify(load(folder("gemma")), load(tmp_path / "saved"), orthogonalise(direction()))
-        assert proof.equal, proof.line
+        result = verify(load(folder("gemma")), load(tmp_path / "saved"), orthogonalise(direction()))
+        assert result.equal, result.line
 
     def test_a_permanent_addition_leaves_ties_that_it_does_not_touch(self) -> None:
         from refusal_lens.weights import apply

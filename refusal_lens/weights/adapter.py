@@ -237,7 +237,7 @@ def _bias_alone(wrapped: nn.Module, part: _Part) -> Iterator[tuple[str, Tensor]]
 
 
 def _rank_one(plan: ExportPlan, part: _Part) -> tuple[Tensor, Tensor]:
-    """What each input writes along b, and ``-s a``; for a shift of a table ones, and the vector."""
+    """What each input writes along b, and ``-s a``; for an addition to a table ones, and the vector."""
     change, sources = part.change, plan.sources[part.change.parameter]
     if isinstance(change, Offset):
         rows = plan.checkpoint.tensors[sources[0].name].shape[1 - sources[0].axis]

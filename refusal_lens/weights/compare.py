@@ -92,7 +92,7 @@ def verify_files(
     two = open_checkpoint(folder_at(edited))
     checks = [
         *_kept(plan, two),
-        *(proof for each in plan.added if (proof := _added(plan, each, two)) is not None),
+        *(check for added in plan.added if (check := _added(plan, added, two)) is not None),
         *_further(plan, two),
         *_ties(plan, two, trust_remote_code=trust_remote_code),
     ]

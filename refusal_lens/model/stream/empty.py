@@ -53,7 +53,7 @@ def _from_config(config: Any, trust_remote_code: bool) -> nn.Module:
 
 
 def trace_empty(model: nn.Module) -> Trace:
-    """What writes to the residual stream of a empty model; needs neither memory nor values."""
+    """What writes to the residual stream of an empty model; needs neither memory nor values."""
     if next(model.parameters()).is_meta:
         with FakeTensorMode():
             model = _filled(model, _pretended)
