@@ -25,7 +25,7 @@ from ..door import checked
 from ..errors import InputError
 from ..shapes import LastLogits, Logits, TokenMask
 from .adapters import Adapter
-from .check import Probe, ask, check_cache, self_check
+from .check import Probe, check_cache, self_check, take_probe
 from .generation import Reply, first_logits, generate_by_bridge, generate_by_hf, until_stop
 from .hooks import Hook, installed, unwrapped
 from .loading import bridge_of, load_pretrained, loading, require_embedded
@@ -199,18 +199,18 @@ class ChatModel:
         kinds = ("resid_pre", "attn_out", "mlp_out")
         sites = [Site(kind, layer) for layer in range(self.n_layers) for kind in kinds]
         sites.append(Site("resid_post", self.n_layers - 1))
-        found = coverage(self.hf, {s: self._points[s.hook_name] for s in sites if self.has(s)}, self.n_layers)
-        self._points |= {f"output of {name}": output for name, output in found.outputs.items()}
-        if found.missed:
-            more = f" and {len(found.missed) - 1} more" if len(found.missed) > 1 else ""
+        covered = coverage(self.hf, {s: self._points[s.hook_name] for s in sites if self.has(s)}, self.n_layers)
+        self._points |= {f"output of {name}": output for name, output in covered.outputs.items()}
+        if covered.missed:
+            more = f" and {len(covered.missed) - 1} more" if len(covered.missed) > 1 else ""
             log.warning(
                 "hooks on %s may leave writes to the residual stream unedited (%s%s): figures under ablation are "
                 "not those of edited weights",
                 self.name,
-                found.missed[0],
+                covered.missed[0],
                 more,
             )
-        return found
+        return covered
 
     # ---------------------------------------------------------------- hooks
 
@@ -550,7 +550,7 @@ def _bridged(model: PreTrainedModel, tokenizer: Any, name: str | None) -> tuple[
     model.eval()
     name = name or model.config.name_or_path or type(model).__name__
     with loading(name):
-        probe = ask(model, tokenizer)
+        probe = take_probe(model, tokenizer)
     return bridge_of(model, tokenizer, name=name), probe
 
 

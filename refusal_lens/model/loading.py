@@ -22,7 +22,7 @@ from ..display import shown
 from ..errors import InputError
 from .adapters import Adapter, merged
 from .boundary import loading, what
-from .check import PROBE, Probe, ask
+from .check import PROBE, Probe, take_probe
 from .fingerprint import fingerprint
 from .gguf import fresh, load_gguf
 from .source import ADAPTER, Source, find_source, read_object
@@ -71,7 +71,7 @@ def load_pretrained(
     trust_remote_code: bool,
     adapter: str | Path | None = None,
 ) -> Loaded:
-    """Load weights and tokenizer with transformers, ask the plain model, then wrap it.
+    """Load weights and tokenizer with transformers, probe the plain model, then wrap it.
 
     Attention is loaded as "eager" so that patterns can be hooked, and raw weights are kept: folding norms
     would move the residual basis. Raises InputError for whatever cannot be found, opened or wrapped, for
@@ -88,7 +88,7 @@ def load_pretrained(
             adapter=adapter,
         )
         _require_words(str(name), plain.tokenizer)
-        probe = ask(plain.model, plain.tokenizer)
+        probe = take_probe(plain.model, plain.tokenizer)
         bridge = bridge_of(plain.model, plain.tokenizer, name=str(name))
     return Loaded(
         bridge=bridge,

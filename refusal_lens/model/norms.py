@@ -81,15 +81,15 @@ def measure_norm(
     up, down, moved, out = norm(asked[None])[0].double().cpu()
     gain = (up - down) / 2 * probe.square().mean().sqrt() / probe
     centred = bool(torch.allclose(moved, up, rtol=CLOSE, atol=CLOSE * float(up.abs().max())))
-    found = Norm(gain, (up + down) / 2, centred)
-    standard = found.centre(asked[-1].double().cpu())
-    wanted = standard / standard.square().mean().sqrt() * gain + found.bias
+    measured = Norm(gain, (up + down) / 2, centred)
+    standard = measured.centre(asked[-1].double().cpu())
+    wanted = standard / standard.square().mean().sqrt() * gain + measured.bias
     if not torch.allclose(out, wanted, rtol=CLOSE, atol=CLOSE * float(wanted.abs().max())):
         raise InputError(
             f"norm {type(module).__name__}: neither an RMS norm nor a layer norm, so it cannot be folded; "
             "keep the edit as hooks"
         )
-    return found
+    return measured
 
 
 def _copy(module: nn.Module, values: Mapping[str, Tensor] | None) -> nn.Module:

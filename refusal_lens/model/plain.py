@@ -75,16 +75,16 @@ class PlainModel:
         before = self.hf.config._attn_implementation
         with Users.of(self.hf).hooking(self._name):
             try:
-                for one in self._wrapped:
-                    one.parent._modules[one.name] = one.plain
+                for module in self._wrapped:
+                    module.parent._modules[module.name] = module.plain
                 if attention is not None and attention != before:
                     self.hf.set_attn_implementation(attention)
                 yield self
             finally:
                 if self.hf.config._attn_implementation != before:
                     self.hf.set_attn_implementation(before)
-                for one in self._wrapped:
-                    one.parent._modules[one.name] = one.wrapper
+                for module in self._wrapped:
+                    module.parent._modules[module.name] = module.wrapper
 
     # ---------------------------------------------------------------- passes
 

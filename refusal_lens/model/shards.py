@@ -141,7 +141,7 @@ def _places(path: Path, index: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def _is_plain(file: str) -> bool:
-    bare = not any(each in file for each in "/\\\0") and Path(file).name == file
+    bare = not any(character in file for character in "/\\\0") and Path(file).name == file
     return bare and file.endswith(".safetensors")
 
 
@@ -175,8 +175,8 @@ def read_header(path: Path) -> Shard:
         text = opened.read(length) if length < LARGEST_HEADER else b""
     try:
         header = json.loads(text)
-        tensors = {name: each for name, each in header.items() if name != "__metadata__"}
-        end = max((each["data_offsets"][1] for each in tensors.values()), default=0)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
         sound = _is_sound(header.get("__metadata__", {}), tensors)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{path}: not a safetensors file; download it again") from error
@@ -193,28 +193,28 @@ def read_header(path: Path) -> Shard:
 def _is_sound(metadata: Any, tensors: Mapping[str, Any]) -> bool:
     """Whether a header has what a safetensors header must have, of the types that it must have."""
     return isinstance(metadata, dict) and all(
-        isinstance(each["dtype"], str)
-        and _are_counts(each["shape"])
-        and _are_counts(each["data_offsets"])
-        and len(each["data_offsets"]) == 2
-        and each["data_offsets"][0] <= each["data_offsets"][1]
-        for each in tensors.values()
+        isinstance(entry["dtype"], str)
+        and _are_counts(entry["shape"])
+        and _are_counts(entry["data_offsets"])
+        and len(entry["data_offsets"]) == 2
+        and entry["data_offsets"][0] <= entry["data_offsets"][1]
+        for entry in tensors.values()
     )
 
 
 def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(each) is int and each >= 0 for each in values)
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
     """Raise InputError unless every tensor has the bytes of its shape, and none lies over another."""
     before = 0
-    for name, each in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
-        start, stop = each["data_offsets"]
-        needed = torch.Size(each["shape"]).numel() * SIZES.get(each["dtype"], 0)
-        if each["dtype"] in SIZES and stop - start != needed:
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = entry["data_offsets"]
+        needed = torch.Size(entry["shape"]).numel() * SIZES.get(entry["dtype"], 0)
+        if entry["dtype"] in SIZES and stop - start != needed:
             raise InputError(
-                f"{path}: {name} has shape {tuple(each['shape'])} of {each['dtype']}, {needed} bytes, but "
+                f"{path}: {name} has shape {tuple(entry['shape'])} of {entry['dtype']}, {needed} bytes, but "
                 f"{stop - start} in the file; download it again"
             )
         if start != before:

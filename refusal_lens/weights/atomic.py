@@ -94,12 +94,12 @@ def _hidden_beside(out: Path) -> Iterator[Path]:
     """A folder of a name that nothing else has, beside `out`, held with a lock; gone afterwards."""
     with _saying(f"{out}: could not be written"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        hidden, held = _made(out)
+        hidden, lock = _made(out)
     try:
         yield hidden
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
-        os.close(held)
+        os.close(lock)
 
 
 def _made(out: Path) -> tuple[Path, int]:
@@ -107,11 +107,11 @@ def _made(out: Path) -> tuple[Path, int]:
     while True:
         hidden = out.with_name(f".{shortened(out.name)}.{secrets.token_hex(8)}.partial")
         hidden.mkdir()
-        held = os.open(hidden, os.O_RDONLY)
+        lock = os.open(hidden, os.O_RDONLY)
         # Between the two a sweep of another export may have found it unlocked and removed it.
-        if _lock(held) is not False and hidden.exists():
-            return hidden, held
-        os.close(held)
+        if _lock(lock) is not False and hidden.exists():
+            return hidden, lock
+        os.close(lock)
 
 
 def _swap(hidden: Path, out: Path) -> None:
@@ -230,14 +230,14 @@ def _sweep(out: Path) -> None:
     name = re.compile(rf"\.{re.escape(shortened(out.name))}\.[0-9a-f]{{16}}\.partial")
     for left in [p for p in _listed(out.parent) if name.fullmatch(p.name)]:
         try:
-            held = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             continue
         try:
-            if _lock(held):
+            if _lock(lock):
                 shutil.rmtree(left, ignore_errors=True)
         finally:
-            os.close(held)
+            os.close(lock)
 
 
 def leftovers(out: Path) -> bool:

@@ -190,15 +190,15 @@ def map_after(writers: Writers, edit: WeightEdit, changes: Sequence[Change]) -> 
         return writers
     changed = {change.parameter for change in changes}
     new = {change.module: change for change in changes if isinstance(change, NewBias)}
-    found = []
+    writers_after = []
     for writer in writers.writers:
         treatment: Treatment = "edited" if writer.parameter in changed else "unchanged"
         if writer.treatment != "not editable":
-            found.append(replace(writer, treatment=treatment, why=""))
+            writers_after.append(replace(writer, treatment=treatment, why=""))
         if writer.module in new and not writer.is_vector:
             bias = replace(writer, parameter=new[writer.module].parameter, shape=(writers.d_model,))
             role = f"{writer.role} bias"
             why = "the model had no bias here"
-            found.append(replace(bias, axis=0, role=role, treatment="edited", why=why))
+            writers_after.append(replace(bias, axis=0, role=role, treatment="edited", why=why))
     tied = any(w.parameter in changed and writers.tied in w.copies for w in writers.writers)
-    return replace(writers, writers=tuple(found), tied=writers.tied if tied else "")
+    return replace(writers, writers=tuple(writers_after), tied=writers.tied if tied else "")

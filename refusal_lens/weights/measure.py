@@ -104,20 +104,20 @@ def verify(
 
     Raises InputError when the two do not have the same blocks, width and vocabulary.
     """
-    one, two = huggingface(original), huggingface(other)
-    ours, theirs = writers_of(one), writers_of(two)
+    module, other_module = huggingface(original), huggingface(other)
+    ours, theirs = writers_of(module), writers_of(other_module)
     if (ours.n_layers, ours.d_model) != (theirs.n_layers, theirs.d_model):
         raise InputError(
             f"edited model: got {theirs.n_layers} layers of width {theirs.d_model}, need {ours.n_layers} "
             f"of width {ours.d_model} as the original has"
         )
-    ids = random_ids(_d_vocab(one)) if ids is None else ids
-    before = projections(one, ours, edit, ids)
-    with hooked(one, ours, edit):
-        wanted = logits_of(one, ids)
-    got = logits_of(two, ids)
-    after = projections(two, theirs, edit, ids)
-    return compare(wanted, got, before=before, after=after, edit=edit, dtype=_dtype(two))
+    ids = random_ids(_d_vocab(module)) if ids is None else ids
+    before = projections(module, ours, edit, ids)
+    with hooked(module, ours, edit):
+        wanted = logits_of(module, ids)
+    got = logits_of(other_module, ids)
+    after = projections(other_module, theirs, edit, ids)
+    return compare(wanted, got, before=before, after=after, edit=edit, dtype=_dtype(other_module))
 
 
 def compare(
@@ -149,9 +149,9 @@ def projections(
 ) -> tuple[float, ...]:
     """Largest ``|x . r^| / ||x||`` at the entry of each block and behind the last one."""
     r_hat = unit(edit.vector)
-    with stream_kept(module, writers) as held:
+    with stream_kept(module, writers) as stream:
         logits_of(module, ids)
-    xs = [x.double().cpu() for x in held]
+    xs = [x.double().cpu() for x in stream]
     return tuple(float(((x @ r_hat).abs() / x.norm(dim=-1).clamp_min(1e-30)).max()) for x in xs)
 
 
