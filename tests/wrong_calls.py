@@ -1116,7 +1116,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             weights.add_bias,
             {
                 "direction": takes(w.direction, "direction", "layered"),
-                "coefficient": takes(1.0, "number", "finite"),
+                "strength": takes(1.0, "number", "finite"),
             },
         ),
         (
