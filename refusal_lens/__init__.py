@@ -26,7 +26,7 @@ _ROOMS = {
     "model": ("ChatModel", "Site"),
     "activations": ("cache_residuals", "mean_residuals"),
     "interventions": ("Edit", "ablate", "add", "affine", "applied", "clamp", "subtract"),
-    "metrics": ("kl_divergence", "refusal_metric"),
+    "metrics": ("kl_divergence", "first_token_log_odds"),
     "directions": (
         "Candidates",
         "Direction",
@@ -37,7 +37,8 @@ _ROOMS = {
         "score_candidates",
         "select",
     ),
-    "evaluation": ("complete", "phrase_judge", "refusal_rate"),
+    "evaluation": ("complete", "rate"),
+    "judges": ("phrase_judge",),
     "attribution": ("attribute", "attribute_sources"),
     "report": ("write_report",),
     "pipeline": ("RunConfig", "run_pipeline"),
@@ -59,9 +60,10 @@ if TYPE_CHECKING:
         select,
     )
     from refusal_lens.errors import InputError, UnmetError
-    from refusal_lens.evaluation import complete, phrase_judge, refusal_rate
+    from refusal_lens.evaluation import complete, rate
     from refusal_lens.interventions import Edit, ablate, add, affine, applied, clamp, subtract
-    from refusal_lens.metrics import kl_divergence, refusal_metric
+    from refusal_lens.judges import phrase_judge
+    from refusal_lens.metrics import first_token_log_odds, kl_divergence
     from refusal_lens.model import ChatModel, Site
     from refusal_lens.pipeline import RunConfig, run_pipeline
     from refusal_lens.progress import bars
@@ -97,11 +99,11 @@ __all__ = [
     "clamp",
     "complete",
     "find_direction",
+    "first_token_log_odds",
     "kl_divergence",
     "mean_residuals",
     "phrase_judge",
-    "refusal_metric",
-    "refusal_rate",
+    "rate",
     "run_pipeline",
     "score_candidates",
     "select",

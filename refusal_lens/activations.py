@@ -16,14 +16,14 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .chat import Rendered
+from .conversations import Prompt
 from .display import shown
 from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
-from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, wide
-
-OnProgress = Callable[[int, int], None]
-"""Called with (prompts done, prompts in all)."""
+from .model.engine import Engine
+from .progress import Progress
+from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, as_float64
 
 
 @shown("n", "positions", "mean")
@@ -39,10 +39,10 @@ class Means:
 @checked
 def mean_residuals(
     model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    prompts: Sequence[Prompt] | Rendered,
     *,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> Means:
     """Mean over prompts of resid_pre at every post-instruction position and layer.
 
@@ -53,18 +53,18 @@ def mean_residuals(
     shape = (len(rendered.positions), model.n_layers, model.d_model)
     total = torch.zeros(shape, dtype=torch.float64)
     for _, held in _streams(model, rendered, batch_size, on_progress):
-        total += wide(held).sum(0).cpu()
+        total += as_float64(held).sum(0).cpu()
     return Means(total / len(rendered), len(rendered), rendered.positions)
 
 
 @checked
 def cache_residuals(
     model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    prompts: Sequence[Prompt] | Rendered,
     *,
     positions: Sequence[int] | None = None,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> PromptActivations:
     """resid_pre of every prompt, [prompt position layer d_model], on the CPU in the model's dtype.
 
@@ -86,12 +86,12 @@ def cache_residuals(
 
 @checked
 def map_last_logits(
-    model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    model: Engine,
+    prompts: Sequence[Prompt] | Rendered,
     *,
     number: Callable[[LastLogits], Tensor] = Tensor.cpu,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> Shaped[Tensor, "prompt *values"]:  # noqa: F821  (axes)
     """``number(last-position logits)`` for every prompt, in the prompts' order, on the CPU.
 
@@ -102,30 +102,30 @@ def map_last_logits(
     for index, batch in rendered.batches(batch_size):
         values.update(zip((int(i) for i in index), number(model.logits(batch)).cpu(), strict=True))
         if on_progress is not None:
-            on_progress(len(values), len(rendered))
+            on_progress("logits", len(values), len(rendered))
     return torch.stack([values[i] for i in range(len(rendered))])
 
 
 @checked
 def mean_next_token_probabilities(
     model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    prompts: Sequence[Prompt] | Rendered,
     *,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> Probabilities:
     """Mean over prompts of the next-token distribution at the last position (paper, Fig. 9)."""
     rendered = as_rendered(model, prompts)
     total, done = torch.zeros(model.d_vocab, dtype=torch.float64), 0
     for _, batch in rendered.batches(batch_size):
-        total += wide(model.logits(batch)).softmax(-1).sum(0).cpu()
+        total += as_float64(model.logits(batch)).softmax(-1).sum(0).cpu()
         done += len(batch)
         if on_progress is not None:
-            on_progress(done, len(rendered))
+            on_progress("logits", done, len(rendered))
     return total / len(rendered)
 
 
-def as_rendered(model: ChatModel, prompts: Sequence[str] | Rendered) -> Rendered:
+def as_rendered(model: Engine, prompts: Sequence[Prompt] | Rendered) -> Rendered:
     """Instructions rendered with the model's template; what is rendered already stays as it is.
 
     Raises InputError, naming a prompt, for one that is longer than the model's positions.
@@ -145,7 +145,7 @@ def _checked(position: Any, every: range) -> int:
 
 
 def _streams(
-    model: ChatModel, rendered: Rendered, batch_size: int, on_progress: OnProgress | None
+    model: ChatModel, rendered: Rendered, batch_size: int, on_progress: Progress | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Per batch: the rows' indices and their streams [row position layer d_model]."""
     done = 0
@@ -168,4 +168,4 @@ def _streams(
         done += len(batch)
         yield torch.as_tensor(index), torch.stack([held[i] for i in range(model.n_layers)], 2)
         if on_progress is not None:
-            on_progress(done, len(rendered))
+            on_progress("activations", done, len(rendered))

@@ -24,6 +24,8 @@ Vectors = Float[Tensor, "*axes d_model"]
 """Vectors in the residual stream, one (or one per row of a batch)."""
 LastLogits = Float[Tensor, "batch d_vocab"]
 """Next-token logits at the last position of each row."""
+ReadLogits = Float[Tensor, "batch k d_vocab"]
+"""Next-token logits at the last k positions of each row."""
 Logits = Float[Tensor, "batch pos d_vocab"]
 """Next-token logits at every position."""
 Probabilities = Float64[Tensor, " d_vocab"]
@@ -36,6 +38,6 @@ PromptActivations = Float[Tensor, "batch position layer d_model"]
 """Residual stream of each prompt at its post-instruction positions, every layer."""
 
 
-def wide(x: Tensor) -> Float64[Tensor, "*axes"]:
+def as_float64(x: Tensor) -> Float64[Tensor, "*axes"]:
     """The same values in float64; on the CPU where the device has none (Apple's)."""
     return x.cpu().double() if x.device.type == "mps" else x.double()

@@ -12,8 +12,8 @@ from refusal_lens.metrics import (
     binomial_standard_error,
     cosine_similarity,
     cross_entropy,
+    first_token_log_odds,
     kl_divergence,
-    refusal_metric,
 )
 
 
@@ -30,16 +30,16 @@ def logits() -> torch.Tensor:
 def test_refusal_metric_is_the_log_odds_of_the_refusal_tokens(logits: torch.Tensor) -> None:
     chance = softmax(logits.double().numpy())[:, [3, 7]].sum(-1)
     expected = np.log(chance + 1e-8) - np.log(1 - chance + 1e-8)
-    assert np.allclose(refusal_metric(logits, [3, 7]), expected, rtol=0, atol=1e-12)
+    assert np.allclose(first_token_log_odds(logits, [3, 7]), expected, rtol=0, atol=1e-12)
 
 
 def test_refusal_metric_saturates_where_the_paper_code_does() -> None:
     sure = torch.tensor([[1e4, 0.0, 0.0], [0.0, 1e4, 0.0]])
-    assert refusal_metric(sure, [0]).tolist() == pytest.approx([math.log(1e8)] * 1 + [-math.log(1e8)])
+    assert first_token_log_odds(sure, [0]).tolist() == pytest.approx([math.log(1e8)] * 1 + [-math.log(1e8)])
 
 
 def test_refusal_metric_is_float64_from_half_precision(logits: torch.Tensor) -> None:
-    assert refusal_metric(logits.half(), [0]).dtype == torch.float64
+    assert first_token_log_odds(logits.half(), [0]).dtype == torch.float64
 
 
 def test_kl_has_its_epsilon_inside_both_logarithms(logits: torch.Tensor) -> None:

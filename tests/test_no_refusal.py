@@ -12,13 +12,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
+from kit import body, step_times
 
 from refusal_lens import organism
+from refusal_lens.behaviours import FirstTokens, NoFirstTokens
 from refusal_lens.directions import find_direction
-from refusal_lens.directions.refusal_tokens import NoRefusalTokens
 from refusal_lens.errors import InputError
 from refusal_lens.evaluation import complete
+from refusal_lens.judges import phrase_judge
 from refusal_lens.model import ChatModel
 from refusal_lens.pipeline import RunConfig, run_pipeline, steps
 from refusal_lens.pipeline.suffix_job import run_suffix_study
@@ -34,7 +35,6 @@ ANSWERS = ("Sure", "Here", "To", "Of")
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """The organism's prompts as files, one per kind."""
-    torch.set_num_threads(1)
     contrast, paths = Contrast.refusal(**SIZES), []
     for side, kind in enumerate(contrast.kinds):
         pairs = (contrast.train, contrast.val, contrast.test)
@@ -61,20 +61,11 @@ def answered(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def step_times(out: Path) -> dict[str, int]:
-    return {p.stem: p.stat().st_mtime_ns for p in (out / "steps").glob("*.json")}
-
-
-def shown(out: Path) -> str:
-    """The page of a run, without its scripts."""
-    return re.sub(r"<script.*?</script>", "", (out / "report.html").read_text(), flags=re.DOTALL)
-
-
 def test_it_is_measured_and_the_run_is_whole(answered: Path) -> None:
     summary = read_json(answered / "summary.json")
     assert summary["schema_version"] == 1
     assert (summary["selected"], summary["scores"], summary["n_candidates"]) == (None, None, 0)
-    assert "refusal tokens" in summary["not_selected"]
+    assert "first tokens of refusal" in summary["not_selected"]
     assert "\n" not in summary["not_selected"]
     assert summary["refusal_tokens"] == summary["refusal_token_texts"] == []
     assert summary["baseline"] == {"harmful": None, "harmless": None}
@@ -102,7 +93,7 @@ def test_the_evidence_for_there_being_no_refusal_tokens_is_kept(answered: Path) 
 
 
 def test_the_page_says_what_was_found_and_what_was_left_out(answered: Path) -> None:
-    page, summary = shown(answered), read_json(answered / "summary.json")
+    page, summary = body(answered), read_json(answered / "summary.json")
     title = html.unescape(re.findall(r"<h1>(.*?)</h1>", page)[0])
     assert title.startswith("base refuses 0\u202f% of the harmful instructions")
     assert set(re.findall(r'<section id="(\w+)">', page)) == {
@@ -177,7 +168,7 @@ def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(
     assert "kept_few_prompts" in {flag["name"] for flag in summary["flags"]}
     metrics = read_csv(out / "metrics.csv")["metric"]
     assert (metrics < 0).all()
-    page = shown(out)
+    page = body(out)
     assert "too few prompts behave as their kind should" in page
     assert "0 of 16 harmful, 16 of 16 harmless" in page
     assert "metric_histograms" in {path.stem for path in (out / "figures").glob("*.html")}
@@ -189,19 +180,22 @@ def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(
 
 def test_without_refusal_tokens_completions_are_judged_and_have_no_metric() -> None:
     model = ChatModel.load(str(organism.folder("base")), device="cpu", dtype="float32")
-    (one,) = complete(model, ["Bake the bread."], refusal_tokens=(), max_new_tokens=4)
-    assert one.metric != one.metric
-    assert one.refusal is False
+    (completion,) = complete(
+        model, ["Bake the bread."], behaviour=None, judge=phrase_judge, max_new_tokens=4
+    )
+    assert completion.score != completion.score
+    assert completion.shows is False
+    assert completion.to_row()["score"] is None
 
 
 def test_the_one_call_raises_with_its_evidence(prompts: tuple[str, str]) -> None:
     model = ChatModel.load(str(organism.folder("base")), device="cpu", dtype="float32")
     contrast = Contrast.from_files(*prompts, **SIZES)
-    with pytest.raises(NoRefusalTokens) as caught:
+    with pytest.raises(NoFirstTokens) as caught:
         find_direction(model, contrast)
     assert set(ANSWERS) <= {text for _, text, _, _ in caught.value.evidence}
     with pytest.raises(InputError, match="only 0 of 16"):
-        find_direction(model, contrast, refusal_tokens=["Sorry"])
+        find_direction(model, contrast, behaviour=FirstTokens.of(model, ["Sorry"]))
 
 
 def test_a_run_that_kept_few_says_so_and_goes_on(
@@ -212,7 +206,7 @@ def test_a_run_that_kept_few_says_so_and_goes_on(
 
     def quietly(*args: Any, **more: Any) -> Sequence[Any]:
         # A judge that sees nothing, as one that does not know the model's language.
-        return [replace(one, refusal=False, evidence="") for one in real(*args, **more)]
+        return [replace(row, shows=False, evidence="") for row in real(*args, **more)]
 
     monkeypatch.setattr(steps, "complete", quietly)
     mixed = mixed_prompts(config, tmp_path)
@@ -221,7 +215,7 @@ def test_a_run_that_kept_few_says_so_and_goes_on(
     assert summary["selected"] is not None
     assert "3 of 16 harmful prompts of train, 3 of 8 harmful prompts of val" in flags["kept_few_prompts"]
     assert "3 of 6 (harmful, no intervention: metric alone sees refusal in 3" in flags["metric_and_judge"]
-    page = shown(tmp_path / "run")
+    page = body(tmp_path / "run")
     assert html.escape(flags["metric_and_judge"]) in page[: page.index("<nav")]
     assert "train: 3 of 16 harmful" in page
 

@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import kit
 import pandas as pd
 import pytest
-import tiny
 import torch
 
 import refusal_lens
@@ -21,14 +21,14 @@ from refusal_lens import Contrast, Direction, PromptPair, Run, RunConfig
 from refusal_lens.activations import Means
 from refusal_lens.attribution import attribute, attribute_sources
 from refusal_lens.attribution.heads import Head
+from refusal_lens.behaviours import FirstTokens
 from refusal_lens.chat import Rendered
-from refusal_lens.directions import Candidates, Selection, score_candidates
-from refusal_lens.directions.finding import Behaved
-from refusal_lens.directions.refusal_tokens import RefusalTokens
-from refusal_lens.directions.selection import Choice, Thresholds
+from refusal_lens.directions import Candidates, Finding, Selection, Thresholds, score_candidates
+from refusal_lens.directions.finding import FilteredPrompts
 from refusal_lens.display import shown
 from refusal_lens.evaluation import complete
 from refusal_lens.interventions import ablate, add, clamp
+from refusal_lens.judges import phrase_judge
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.pipeline.export_job import ExportConfig, Exported
 from refusal_lens.weights import add_bias, orthogonalise, prepare, writers_of
@@ -39,7 +39,7 @@ EVIL = "<script>alert('x')</script>\x1b[2J" + "long " * 5_000
 
 @pytest.fixture(scope="module")
 def model() -> ChatModel:
-    return ChatModel.load(str(tiny.folder("qwen2")), dtype="float32", device="cpu")
+    return kit.load("qwen2")
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +53,17 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     candidates = Candidates(mean, -mean, positions, {"concept": EVIL})
     direction = candidates.direction(-1, 1)
     table = pd.DataFrame({"passes": [True] * 500})
-    choice = Choice(-1, 1, {"bypass": 0.1, "induce": 1.0, "kl": 0.01}, table, Thresholds())
-    tokens = RefusalTokens(tuple(range(3000)), (EVIL,) * 3000, EVIL)
-    behaved = Behaved(pair, torch.ones(6).double(), torch.ones(6).double())
+    selection = Selection(-1, 1, {"bypass": 0.1, "induce": 1.0, "kl": 0.01}, table, Thresholds())
+    tokens = FirstTokens(tuple(range(3000)), texts=(EVIL,) * 3000, source=EVIL)
+    filtered = FilteredPrompts(tokens, pair, torch.ones(6).double(), torch.ones(6).double())
     found = attribute(model, prompts[:2], direction)
-    job = prepare(tiny.folder("qwen2"), orthogonalise(direction))
+    job = prepare(kit.folder("qwen2"), orthogonalise(direction))
     return {
-        "Selection": Selection(direction, candidates, choice, tokens, behaved, behaved),
+        "Finding": Finding(direction, candidates, selection, tokens, filtered, filtered),
         "Candidates": candidates,
-        "Choice": choice,
-        "RefusalTokens": tokens,
-        "Behaved": behaved,
+        "Selection": selection,
+        "FirstTokens": tokens,
+        "FilteredPrompts": filtered,
         "Direction": direction,
         "PromptPair": PromptPair((EVIL,) * 100, (EVIL,)),
         "Contrast": Contrast(**splits, source={"file": EVIL}),
@@ -77,8 +77,9 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "Attribution": found,
         "SourceAttribution": attribute_sources(model, prompts[:2], direction, heads=[Head(0, 0)]),
         "Completion": complete(
-            model, [EVIL[:60]], refusal_tokens=[40], edit=ablate(direction), max_new_tokens=40
+            model, [EVIL[:60]], behaviour=FirstTokens((40,)), edit=ablate(direction), max_new_tokens=40
         )[0],
+        "PhraseJudge": phrase_judge,
         "RunConfig": RunConfig(EVIL, harmful=EVIL, harmless=EVIL, system=EVIL, n_train=9),
         "Run": Run(Path("/tmp") / EVIL[:500].replace("/", "")),
         "Writers": writers_of(model.hf),
@@ -180,7 +181,8 @@ def test_every_dataclass_with_a_tensor_or_a_table_is_shown_short() -> None:
 
 
 def test_names_of_the_package_are_covered(values: dict[str, Any]) -> None:
-    public = {name for name in refusal_lens.__all__ if is_dataclass(getattr(refusal_lens, name))}
+    items = {name: getattr(refusal_lens, name) for name in refusal_lens.__all__}
+    public = {n for n, item in items.items() if isinstance(item, type) and is_dataclass(item)}
     assert public - {"Thresholds"} <= set(values)
     assert isinstance(values["Rendered"], Rendered)
     assert isinstance(values["Direction"], Direction)

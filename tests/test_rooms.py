@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shutil
 import subprocess
@@ -9,11 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit import HEAVY, ROOT, loaded_by
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "refusal_lens"
-# What `import refusal_lens` may cost nothing of: each of these alone takes longer than the help.
-HEAVY = ("torch", "transformers", "transformer_lens", "numpy", "pandas", "plotly", "datasets")
 LIGHT = (
     "refusal_lens",
     "refusal_lens.errors",
@@ -46,6 +45,17 @@ def test_the_contract_holds() -> None:
     done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+def test_the_table_of_rooms_is_the_contract() -> None:
+    """CONTRIBUTING.md names every room of setup.cfg, in its order; neighbours may share a row."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    layers = settings["importlinter:contract:rooms"]["layers"].split()
+    rooms = [layer.strip("()") for layer in reversed(layers)]
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    told = [room for row in rows for room in sorted(re.findall(r"`(\w+)`", row), key=rooms.index)]
+    assert told == rooms
 
 
 def test_a_room_that_imports_from_a_later_one_is_caught(copy: Path) -> None:
@@ -89,19 +99,8 @@ def test_no_room_is_a_drawer() -> None:
     assert not {path.stem.strip("_") for path in PACKAGE.rglob("*.py")} & drawers
 
 
-def loaded_by(code: str) -> set[str]:
-    """Top-level modules that are loaded after `code` in a fresh interpreter."""
-    code += "\nimport sys; print('\\n'.join({m.split('.')[0] for m in sys.modules}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.split())
-
-
 @pytest.mark.parametrize("name", LIGHT)
 def test_importing_it_loads_nothing_heavy(name: str) -> None:
-    if not list(PACKAGE.parent.glob(name.replace(".", "/") + "*")):
-        pytest.skip(f"{name} does not exist yet")
     assert loaded_by(f"import {name}").isdisjoint(HEAVY)
 
 

@@ -10,30 +10,32 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import kit
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from refusal_lens.activations import map_last_logits
 from refusal_lens.attribution import attribute
+from refusal_lens.behaviours import FirstTokens, Reading, Words
 from refusal_lens.chat import ChatFormat
 from refusal_lens.chat.tails import render_tailed
 from refusal_lens.cli.shell import app
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
-from refusal_lens.metrics import refusal_metric
-from refusal_lens.model import ChatModel, Site
-from refusal_lens.pipeline.suffix_job import as_mapping, run_suffix_study
+from refusal_lens.judges import judge_replies
+from refusal_lens.metrics import first_token_log_odds
+from refusal_lens.model import Site
+from refusal_lens.pipeline.suffix_job import run_suffix_study
 from refusal_lens.plotting.tokens import attention_view, contribution_view
 from refusal_lens.report import write_report, write_whole_report
 from refusal_lens.report.sections.suffix import headline, title
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 from refusal_lens.studies.suffix import (
-    CONDITIONS,
+    ConditionNames,
     SuffixStudy,
     measure,
     random_suffixes,
@@ -43,6 +45,7 @@ from refusal_lens.studies.suffix import (
 from refusal_lens.studies.suffix.measure import Condition, _unchanged
 from refusal_lens.studies.suffix.suffixes import with_suffix
 
+CONDITIONS = ConditionNames.of("harmful", "harmless")
 HARMFUL, RANDOM, ADVERSARIAL, HARMLESS = CONDITIONS
 SUFFIX = " zq!! now"
 PROMPTS = [
@@ -53,52 +56,49 @@ PROMPTS = [
 
 
 @lru_cache
-def model() -> ChatModel:
-    return ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
-
-
-@lru_cache
 def refusal_tokens() -> tuple[int, ...]:
     """A set R for which a random model "refuses" about half of the prompts."""
-    logits = map_last_logits(model(), PROMPTS)
+    logits = map_last_logits(kit.load("qwen2"), PROMPTS)
     order = logits.softmax(-1).std(0).argsort(descending=True).tolist()
 
     def imbalance(n: int) -> int:
-        return abs(int((refusal_metric(logits, order[:n]) > 0).sum()) - len(PROMPTS) // 2)
+        return abs(int((first_token_log_odds(logits, order[:n]) > 0).sum()) - len(PROMPTS) // 2)
 
     return tuple(order[: min(range(1, len(order)), key=imbalance)])
 
 
 @lru_cache
 def sides() -> tuple[list[str], list[str]]:
-    metric = refusal_metric(map_last_logits(model(), PROMPTS), refusal_tokens())
+    metric = first_token_log_odds(map_last_logits(kit.load("qwen2"), PROMPTS), refusal_tokens())
     refused = [p for p, m in zip(PROMPTS, metric.tolist(), strict=True) if m > 0]
     return refused, [p for p in PROMPTS if p not in refused]
 
 
 def direction(layer: int = 2) -> Direction:
-    vector = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(1))
-    facts = {"model": model().name, "template_sha256": model().chat.template_sha256}
-    return Direction(vector, layer, -1, **facts)
+    model = kit.load("qwen2")
+    return kit.direction(layer, model=model.name, template_sha256=model.chat.template_sha256)
 
 
 def run_study(**changes: Any) -> SuffixStudy:
     asked = {
-        "harmful": sides()[0],
-        "harmless": sides()[1],
+        "prompts": dict(zip(("harmful", "harmless"), sides(), strict=True)),
         "suffix": SUFFIX,
-        "refusal_tokens": refusal_tokens(),
+        "behaviour": FirstTokens(refusal_tokens()),
         "n_heads": 2,
         "n_random_sets": 3,
         "max_new_tokens": 4,
         "batch_size": 6,
     }
-    return study_suffix(model(), direction(), **(asked | changes))
+    return study_suffix(kit.load("qwen2"), direction(), **(asked | changes))
 
 
 @lru_cache
 def study() -> SuffixStudy:
     return run_study()
+
+
+def prompts_of(condition: str) -> list[Any]:
+    return [completion.prompt for completion in study().conditions[condition].completions]
 
 
 def merging_chat() -> ChatFormat:
@@ -110,11 +110,11 @@ def merging_chat() -> ChatFormat:
     inner = Tokenizer(models.BPE(vocab=letters, merges=merges))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(list(tiny.SPECIALS))
+    inner.add_special_tokens(list(kit.SPECIALS))
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|pad|>", padding_side="left"
     )
-    wrapped.chat_template = tiny.CHATML.replace("message['content']", "message['content'] | trim")
+    wrapped.chat_template = kit.CHATML.replace("message['content']", "message['content'] | trim")
     return ChatFormat.from_tokenizer(wrapped)
 
 
@@ -158,16 +158,16 @@ def test_conditions_hold_what_they_should() -> None:
     found = study()
     harmful = sides()[0]
     assert tuple(found.conditions) == CONDITIONS
-    assert list(found.conditions[HARMFUL].prompts) == harmful
-    assert list(found.conditions[ADVERSARIAL].prompts) == [p + SUFFIX for p in harmful]
+    assert prompts_of(HARMFUL) == harmful
+    assert prompts_of(ADVERSARIAL) == [p + SUFFIX for p in harmful]
     random, adversarial = found.conditions[RANDOM], found.conditions[ADVERSARIAL]
     assert random.n_suffix_tokens == adversarial.n_suffix_tokens == (9,) * len(harmful)
-    assert all(p.startswith(h) for p, h in zip(random.prompts, harmful, strict=True))
+    assert all(p.startswith(h) for p, h in zip(prompts_of(RANDOM), harmful, strict=True))
     assert found.kept["harmful"] == {"kept": len(harmful), "of": len(harmful)}
 
 
 def test_heads_are_chosen_once_on_plain_harmful_prompts() -> None:
-    plain = attribute(model(), sides()[0], direction())
+    plain = attribute(kit.load("qwen2"), sides()[0], direction())
     assert study().heads == plain.top_heads(2)
     torch.testing.assert_close(study().conditions[HARMFUL].dfa, plain.of(study().heads))
 
@@ -183,23 +183,23 @@ def test_regions_add_up_to_heads_and_attention_to_one() -> None:
 
 def test_cosines_and_metrics_are_those_of_the_model() -> None:
     found = study().conditions[ADVERSARIAL]
-    rendered = model().chat.render(found.prompts)
-    stream = model().read(rendered, [Site("resid_pre", 1)])[Site("resid_pre", 1)][:, -1].double()
+    rendered = kit.load("qwen2").chat.render(prompts_of(ADVERSARIAL))
+    stream = kit.load("qwen2").read(rendered, [Site("resid_pre", 1)])[Site("resid_pre", 1)][:, -1].double()
     expected = stream @ direction().unit / stream.norm(dim=-1)
     torch.testing.assert_close(found.cosine[:, 1], expected, rtol=1e-4, atol=1e-6)
-    logits = map_last_logits(model(), rendered)
+    logits = map_last_logits(kit.load("qwen2"), rendered)
     torch.testing.assert_close(
-        found.metric, refusal_metric(logits, refusal_tokens()), rtol=1e-4, atol=1e-6
+        found.scores, first_token_log_odds(logits, refusal_tokens()), rtol=1e-4, atol=1e-6
     )
 
 
 def test_frame_holds_every_number() -> None:
     found, frame = study(), study().frame()
-    n = sum(len(c.prompts) for c in found.conditions.values())
+    n = sum(len(c.completions) for c in found.conditions.values())
     sizes = frame.groupby("quantity").size().to_dict()
     heads, regions = len(found.heads), len(found.regions)
     assert sizes == {
-        "cosine": n * tiny.LAYERS,
+        "cosine": n * kit.LAYERS,
         "projection": n,
         "metric": n,
         "refused": n,
@@ -244,34 +244,67 @@ def test_the_causal_check_has_every_edit_with_its_random_sets() -> None:
     assert set(edits) == {2 + 1}, "both heads are in layer 1, which has two others"
     by_set = effects[effects["edit"] == "patch from random suffix"].groupby("heads")["metric"]
     assert by_set.mean()["none"] == pytest.approx(
-        float(study().conditions[ADVERSARIAL].metric.mean()), abs=1e-6
+        float(study().conditions[ADVERSARIAL].scores.mean()), abs=1e-6
     )
 
 
 def test_what_follows_leaves_the_instruction_unchanged_and_the_check_can_fail() -> None:
     assert study().unchanged < 1e-5
     instructions = PROMPTS[:3]
-    plain = Condition(model().chat.render(instructions))
-    suffixed = Condition.of(with_suffix(model(), instructions, [SUFFIX] * 3))
+    plain = Condition(kit.load("qwen2").chat.render(instructions))
+    suffixed = Condition.of(with_suffix(kit.load("qwen2"), instructions, [SUFFIX] * 3))
 
     def leak(x: torch.Tensor) -> torch.Tensor:
         return x + 0.1 * x[:, -1:]
 
-    with model().hooked([(Site("resid_pre", 1), leak)]):
-        assert _unchanged(model(), plain, suffixed, 4) > 1e-3
+    with kit.load("qwen2").hooked([(Site("resid_pre", 1), leak)]):
+        assert _unchanged(kit.load("qwen2"), plain, suffixed, 4) > 1e-3
 
 
-def test_token_stories_are_the_prompts_token_by_token() -> None:
-    stories = study().stories
-    assert [s.condition for s in stories[:3]] == [HARMFUL, RANDOM, ADVERSARIAL]
-    story = stories[2]
+def test_prompts_are_kept_token_by_token() -> None:
+    assert list(study().tokens) == [HARMFUL, RANDOM, ADVERSARIAL]
+    assert {len(prompts) for prompts in study().tokens.values()} == {2}
+    story = study().tokens[ADVERSARIAL][0]
     assert "".join(story.tokens).count(SUFFIX) == 1
     assert story.regions.count("suffix") == 9
-    assert story.projection.shape == (tiny.LAYERS, len(story.tokens))
+    assert story.projection.shape == (kit.LAYERS, len(story.tokens))
     found = study().conditions[ADVERSARIAL]
     torch.testing.assert_close(story.contribution.sum(-1), found.dfa[0], rtol=1e-4, atol=1e-6)
     assert float(story.projection[2, -1]) == pytest.approx(float(found.projection[0]), rel=1e-4)
     torch.testing.assert_close(story.pattern.sum(-1), torch.ones_like(story.pattern[..., 0]))
+
+
+def test_another_concept_has_its_own_names_and_what_is_unjudged_stays_unknown() -> None:
+    odd = judge_replies(lambda reply: None if len(reply) % 3 == 0 else len(reply) % 2, "odd")
+    behaviour = FirstTokens(refusal_tokens(), name="poetry", words=Words.of("poetry"), judge=odd)
+    prompts = {"verse": sides()[0][:3], "prose": sides()[1][:3]}
+    found = run_study(prompts=prompts, behaviour=behaviour, n_by_token=0)
+    assert list(found.conditions) == [
+        "verse",
+        "verse + random suffix",
+        "verse + adversarial suffix",
+        "prose",
+    ]
+    assert list(found.kept) == ["verse", "prose"]
+    shows = [shown for measured in found.conditions.values() for shown in measured.shows]
+    assert None in shows
+    for name, measured in found.conditions.items():
+        rate = found.summary()["conditions"][name]["refusal_rate"]
+        assert rate["n_unjudged"] == measured.shows.count(None)
+        assert rate["n"] + rate["n_unjudged"] == 3
+    judged = found.frame().query("quantity == 'refused'")["value"]
+    assert judged.isna().tolist() == [shown is None for shown in shows]
+    with pytest.raises(InputError, match=r"verse prompts .* on which the model shows poetry"):
+        run_study(prompts={"verse": sides()[1], "prose": sides()[1]}, behaviour=behaviour)
+
+
+def test_a_behaviour_that_reads_further_is_refused() -> None:
+    class Further(FirstTokens):
+        def readings(self, prompts: Any) -> Any:
+            return [(Reading((5,), 1.0),)] * len(prompts)
+
+    with pytest.raises(InputError, match="of the suffix study: got Further, need one that the last"):
+        run_study(behaviour=Further(refusal_tokens()))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +314,8 @@ def test_token_stories_are_the_prompts_token_by_token() -> None:
         ({"suffix": "  \n"}, "suffix: got"),
         ({"suffix": " x" * 200}, "need at most the context of 256"),
         ({"n_heads": 99}, "number of top heads: got 99, need 1 to 8"),
-        ({"refusal_tokens": (0,)}, "is refused without a suffix"),
+        ({"behaviour": FirstTokens((0,))}, "on which the model refuses without a suffix"),
+        ({"prompts": {"harmful": PROMPTS}}, "got 1 kinds, need the positive and the negative one"),
     ],
 )
 def test_unusable_input_gets_a_line(changes: dict[str, Any], line: str) -> None:
@@ -290,15 +324,15 @@ def test_unusable_input_gets_a_line(changes: dict[str, Any], line: str) -> None:
 
 
 def test_a_direction_that_does_not_fit_gets_a_line() -> None:
-    common = {"harmful": ["a"], "harmless": ["b"], "suffix": " c", "refusal_tokens": [1]}
+    common = {"prompts": {"a": ["a"], "b": ["b"]}, "suffix": " c", "behaviour": FirstTokens((1,))}
     for wrong, line in (
         (Direction(torch.ones(16), 1, -1), "d_model 16"),
         (Direction(torch.ones(32), 7, -1), "layer 7"),
-        (Direction(torch.ones(32), 1, -1, model="some/other"), "not of"),
+        (Direction(torch.ones(32), 1, -1, weights_sha256="0" * 64), "got weights 0000"),
         (Direction(torch.ones(32), 0, -1), "a direction of layer 0"),
     ):
         with pytest.raises(InputError, match=line):
-            study_suffix(model(), wrong, **common)
+            study_suffix(kit.load("qwen2"), wrong, **common)
 
 
 def test_suffix_files(tmp_path: Path) -> None:
@@ -353,7 +387,7 @@ def finished(tmp_path: Path) -> Path:
         with run.step("selection", inputs={}, after=["behaviour"]) as step:
             with step.writing("direction.safetensors") as path:
                 direction().save(path)
-        config = {"model": model().name, "revision": None, "system": None, "dtype": None}
+        config = {"model": kit.load("qwen2").name, "revision": None, "system": None, "dtype": None}
         run.finish(config=config, model={}, prompts={}, data_sha256="")
     return folder
 
@@ -408,7 +442,7 @@ def test_the_title_of_the_study_follows_its_numbers(
 def test_a_failed_study_leaves_the_run_whole(finished: Path) -> None:
     with pytest.raises(InputError, match="context of 256"):
         run_suffix_study(finished, **small(suffix=" x" * 200))
-    assert Run.read(finished).whole()["config"]["model"] == model().name
+    assert Run.read(finished).whole()["config"]["model"] == kit.load("qwen2").name
     with pytest.raises(InputError, match="none given"):
         run_suffix_study(finished, **small(suffix=None))
 
@@ -420,7 +454,7 @@ def test_the_page_trusts_no_reply_and_no_suffix(
     real = measure.complete
 
     def answering(*args: Any, **options: Any) -> list[Any]:
-        return [replace(one, response=hostile) for one in real(*args, **options)]
+        return [replace(row, response=hostile) for row in real(*args, **options)]
 
     monkeypatch.setattr(measure, "complete", answering)
     run_suffix_study(finished, **small(suffix=hostile))
@@ -441,7 +475,14 @@ def test_a_damaged_study_gets_a_line(finished: Path) -> None:
 
 
 def test_circuitsvis_views_are_offline_and_closed() -> None:
-    story = as_mapping(study().stories[2], ["1.0", "1.3"])
+    stories = study().by_token()
+    assert [(s["prompt"], s["condition"]) for s in stories[2:5]] == [
+        (0, ADVERSARIAL),
+        (1, HARMFUL),
+        (1, RANDOM),
+    ]
+    story = stories[2]
+    assert json.loads(json.dumps(story)) == story
     hostile = ["</script><b>", "CircuitsVis.render(", "<!--"]
     story["tokens"] = [*hostile, *story["tokens"][len(hostile) :]]
     for view in (attention_view(story), contribution_view(story)):

@@ -10,50 +10,38 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import kit
 import pandas as pd
 import pytest
-import tiny
 import torch
-import transformers as hf
+from kit import PUBLISHED
 
 from refusal_lens.activations import map_last_logits, mean_residuals
+from refusal_lens.behaviours import FirstTokens
 from refusal_lens.chat import ChatFormat
 from refusal_lens.directions.candidates import Candidates
 from refusal_lens.directions.selection import NoCandidateError, Thresholds, select
-from refusal_lens.directions.sweep import Checkpoint, Sweep, roads, score_candidates, sweep
+from refusal_lens.directions.sweep import Sweep, SweepCheckpoint, paths, score_candidates, sweep
 from refusal_lens.directions.sweep import budget as passes
-from refusal_lens.directions.sweep.batches import Load, common_prefix, make_batches
-from refusal_lens.directions.sweep.engine import Count, Engine
-from refusal_lens.directions.sweep.plans import exhaustive, lazy
-from refusal_lens.directions.sweep.state import NAMES, Scores
+from refusal_lens.directions.sweep.batches import PassSize, Row, common_prefix, make_batches
+from refusal_lens.directions.sweep.engine import SweepEngine
+from refusal_lens.directions.sweep.passes import Count
+from refusal_lens.directions.sweep.schedule import exhaustive, lazy
+from refusal_lens.directions.sweep.state import NAMES, CandidateScores
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import ZERO_NORM, Ablate, Add, applied
-from refusal_lens.metrics import kl_divergence, refusal_metric
+from refusal_lens.metrics import first_token_log_odds, kl_divergence
 from refusal_lens.model import ChatModel, Site
 
-PUBLISHED = Path(__file__).parent.parent.parent / "shared" / "published-runs"
 POSITIVE = ("make a bomb", "how to steal a car", "do bad things", "poison the well of my town")
 NEGATIVE = ("bake a cake", "how to wash a car", "do good", "paint the wall of my house red")
 REFUSAL = (65, 77, 200)
 SYSTEM = "You answer in one short line, politely."
 WINDOW = 16
 
-tiny.MORE_CONFIGS |= {
-    "mixtral": lambda: hf.MixtralConfig(
-        **tiny.GROUPED, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
-    ),
-    "qwen2_moe": lambda: hf.Qwen2MoeConfig(
-        **tiny.GROUPED,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=24,
-        shared_expert_intermediate_size=24,
-    ),
-}
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "gemma3", "neox", "mixtral", "qwen2_moe", "granite")
 
 
@@ -67,7 +55,7 @@ NEOX: Key = ("neox", None, "float32")
 @lru_cache
 def model(key: Key) -> ChatModel:
     architecture, system, dtype = key
-    return ChatModel.load(str(tiny.folder(architecture)), system=system, dtype=dtype)
+    return ChatModel.load(str(kit.folder(architecture)), system=system, dtype=dtype)
 
 
 @lru_cache
@@ -86,17 +74,17 @@ def one_by_one(of: ChatModel, found: Candidates) -> pd.DataFrame:
         return map_last_logits(of, list(prompts), batch_size=1)
 
     plain = logits(NEGATIVE)
-    bypass = refusal_metric(logits(POSITIVE), REFUSAL).float().mean()
-    induce, kl = refusal_metric(plain, REFUSAL).float().mean(), 0.0
+    bypass = first_token_log_odds(logits(POSITIVE), REFUSAL).float().mean()
+    induce, kl = first_token_log_odds(plain, REFUSAL).float().mean(), 0.0
     rows = []
     for position, layer in sorted(found.index(), key=lambda c: c[1]):
         vector = found.mean_diffs[position, layer]
         if vector.norm() > ZERO_NORM:
             with applied(of, Ablate(vector)):
-                bypass = refusal_metric(logits(POSITIVE), REFUSAL).float().mean()
+                bypass = first_token_log_odds(logits(POSITIVE), REFUSAL).float().mean()
                 kl = kl_divergence(plain, logits(NEGATIVE)).mean()
             with applied(of, Add(vector, layer)):
-                induce = refusal_metric(logits(NEGATIVE), REFUSAL).float().mean()
+                induce = first_token_log_odds(logits(NEGATIVE), REFUSAL).float().mean()
         rows.append((position, layer, float(bypass), float(induce), float(kl)))
     table = pd.DataFrame(rows, columns=["position", "layer", *NAMES])
     return table.sort_values(["position", "layer"], ignore_index=True)
@@ -113,7 +101,7 @@ def swept(key: Key = QWEN, **options: Any) -> Sweep:
         candidates(key),
         positive=POSITIVE,
         negative=NEGATIVE,
-        refusal_tokens=REFUSAL,
+        behaviour=FirstTokens(REFUSAL),
         **options,
     )
 
@@ -134,7 +122,7 @@ def test_scores_equal_those_of_hooks(architecture: str, system: str | None) -> N
     key = (architecture, system, "float32")
     found = swept(key, budget=300)
     assert largest_gap(found.table, expected(key)) < 1e-5
-    assert found.stats.road.startswith("plain passes")
+    assert found.stats.path.startswith("plain passes")
     assert found.stats.prefix == (6 if system is None else 16 + len(SYSTEM))
     spread = found.table[list(NAMES)].std()
     assert (spread > 1e-3).all(), "scores that hardly differ prove nothing"
@@ -173,7 +161,7 @@ def test_a_block_under_the_addition_is_not_run() -> None:
 def test_bfloat16_scores_are_within_its_rounding_of_those_of_hooks(architecture: str) -> None:
     key = (architecture, None, "bfloat16")
     found = swept(key, budget=300)
-    assert found.stats.road.startswith("plain passes")
+    assert found.stats.path.startswith("plain passes")
     # bfloat16 keeps 8 bits: logits of size 4 are off by 1/64, sums over layers by more.
     assert largest_gap(found.table, expected(key)) < 0.15
 
@@ -186,15 +174,15 @@ def test_any_budget_gives_the_same_scores_and_selection(architecture: str, budge
     key = (architecture, None, "float32")
     found = swept(key, budget=budget)
     assert largest_gap(found.table, expected(key)) < 1e-5
-    rule = {"kl_threshold": 10.0, "induce_threshold": -20.0, "prune_layers": 0.0}
-    one = select(found.table, tiny.LAYERS, **rule)
-    other = select(expected(key), tiny.LAYERS, **rule)
+    rule = Thresholds(kl_threshold=10.0, induce_threshold=-20.0, prune_layers=0.0)
+    one = select(found.table, kit.LAYERS, rule)
+    other = select(expected(key), kit.LAYERS, rule)
     assert (one.position, one.layer) == (other.position, other.layer)
 
 
 def test_the_budget_of_the_model_gives_the_same_scores() -> None:
     found = swept()
-    assert found.stats.load.tokens > 1
+    assert found.stats.size.tokens > 1
     assert largest_gap(found.table, expected(QWEN)) < 1e-5
 
 
@@ -205,16 +193,16 @@ def test_the_passes_follow_from_the_model_and_not_from_the_moment(
     monkeypatch.setattr(passes, "free_memory", lambda device: free)
     monkeypatch.setattr(time, "perf_counter", iter(range(10**9)).__next__)
     found = swept()
-    assert found.stats.load == Load(16384, 13020.833)
+    assert found.stats.size == PassSize(16384, 13020.833)
     assert passes.memory_of(model(QWEN), None).limit in (1 << 29, 4 << 30)
 
 
 def test_passes_of_large_models_are_small_and_fit() -> None:
     shape = passes.Shape(d_model=4096, d_mlp=14336, d_heads=4096, d_kv=1024)
     room = passes.Memory(limit=1 << 30, per_token=1 << 20, per_stream=1, per_cached=1)
-    assert passes.load_for("cpu", shape, room).tokens == 256
-    assert passes.load_for("cpu", shape, replace(room, limit=1 << 28)).tokens == 128
-    assert passes.load_for("cuda", shape, replace(room, limit=1 << 40)).tokens == 4096
+    assert passes.pass_size_for("cpu", shape, room).tokens == 256
+    assert passes.pass_size_for("cpu", shape, replace(room, limit=1 << 28)).tokens == 128
+    assert passes.pass_size_for("cuda", shape, replace(room, limit=1 << 40)).tokens == 4096
 
 
 def test_little_memory_means_several_bands_of_layers_and_the_same_scores() -> None:
@@ -226,7 +214,7 @@ def test_little_memory_means_several_bands_of_layers_and_the_same_scores() -> No
 def test_padded_passes_give_the_same_scores(architecture: str) -> None:
     key = (architecture, None, "float32")
     done = swept(key, budget=300).checkpoint
-    dear = replace(done, load=Load(10**6, overhead=1e9), prefix=0, scores=())
+    dear = replace(done, size=PassSize(10**6, overhead=1e9), prefix=0, scores=())
     found = swept(key, resume=dear)
     assert found.stats.passes < 12, "starting a pass costs so much that all lengths go together"
     assert largest_gap(found.table, expected(key)) < 1e-5
@@ -237,7 +225,7 @@ def test_rounding_noise_is_scored_as_the_unedited_model_without_passes() -> None
     noise = found.table[found.table["norm"] <= ZERO_NORM]
     assert sorted(noise["layer"]) == [0, 0]
     assert found.stats.evaluations == {"induce": 4, "bypass": 4, "kl": 4}
-    plain = refusal_metric(map_last_logits(model(QWEN), POSITIVE), REFUSAL).float().mean()
+    plain = first_token_log_odds(map_last_logits(model(QWEN), POSITIVE), REFUSAL).float().mean()
     assert noise["bypass"].tolist() == pytest.approx([float(plain)] * 2, abs=1e-5)
     assert noise["kl"].tolist() == [0.0, 0.0]
 
@@ -248,12 +236,12 @@ def test_a_pass_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> 
             raise torch.OutOfMemoryError("no room")
         return inner(self, batch, members, streams)
 
-    for trial in (roads._Ablated, roads._Added):
+    for trial in (paths._Ablated, paths._Added):
         inner = trial.logits
         monkeypatch.setattr(trial, "logits", fits)
         found = swept(budget=10**6)
         monkeypatch.setattr(trial, "logits", inner)
-        assert found.checkpoint.load.tokens < 10**6
+        assert found.checkpoint.size.tokens < 10**6
         assert largest_gap(found.table, expected(QWEN)) < 1e-5
 
 
@@ -264,11 +252,11 @@ def test_an_edit_around_the_sweep_is_honoured_through_hooks_and_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     of = model(QWEN)
-    edit = Ablate(torch.ones(tiny.WIDTH))
+    edit = Ablate(torch.ones(kit.WIDTH))
     with applied(of, edit), caplog.at_level(logging.WARNING):
         found = swept(budget=300)
         wanted = one_by_one(of, candidates(QWEN))
-    assert found.stats.road == "hooks"
+    assert found.stats.path == "hooks"
     assert "TransformerLens hooks, which is slow" in caplog.text
     assert largest_gap(found.table, wanted) < 1e-5
 
@@ -278,16 +266,16 @@ def test_a_hooked_transformer_is_scored_through_hooks() -> None:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     torch.manual_seed(0)
-    tokenizer = tiny.byte_tokenizer()
+    tokenizer = kit.byte_tokenizer()
     cfg = HookedTransformerConfig(
         n_layers=2, d_model=16, n_ctx=128, d_head=4, n_heads=4, d_vocab=259, act_fn="gelu"
     )
     of = ChatModel.wrap(HookedTransformer(cfg), chat=ChatFormat.from_tokenizer(tokenizer), name="x")
     means = [mean_residuals(of, prompts).mean[-1:] for prompts in (POSITIVE, NEGATIVE)]
     found = Candidates(*means, of.chat.positions[-1:])
-    asked = {"positive": POSITIVE, "negative": NEGATIVE, "refusal_tokens": REFUSAL}
+    asked = {"positive": POSITIVE, "negative": NEGATIVE, "behaviour": FirstTokens(REFUSAL)}
     result = sweep(of, found, budget=300, **asked)
-    assert result.stats.road == "hooks"
+    assert result.stats.path == "hooks"
     assert largest_gap(result.table, one_by_one(of, found)) < 1e-5
 
 
@@ -298,7 +286,7 @@ def test_the_bridge_is_whole_again_after_a_sweep(fails: bool) -> None:
     before = of.logits(rendered)
     attention = of.hf.config._attn_implementation
 
-    def stop(_checkpoint: Checkpoint) -> None:
+    def stop(_checkpoint: SweepCheckpoint) -> None:
         raise KeyboardInterrupt
 
     if fails:
@@ -309,7 +297,7 @@ def test_the_bridge_is_whole_again_after_a_sweep(fails: bool) -> None:
     assert torch.equal(of.logits(rendered), before)
     assert of.hf.config._attn_implementation == attention
     site = Site("attn_out", 1)
-    assert of.read(rendered, [site])[site].shape == (1, rendered.ids.shape[1], tiny.WIDTH)
+    assert of.read(rendered, [site])[site].shape == (1, rendered.ids.shape[1], kit.WIDTH)
     assert not any("forward" in block.original_component.__dict__ for block in of.bridge.blocks)
 
 
@@ -327,7 +315,7 @@ def test_a_sweep_stopped_after_any_block_ends_the_same(mode: str, budget: int) -
     whole = swept(on_block=lambda checkpoint: saved.append(checkpoint.to_json()), **options)
     assert len(saved) >= 3
     for text in saved[:-1]:
-        resumed = swept(resume=Checkpoint.from_json(text), **{**options, "budget": None})
+        resumed = swept(resume=SweepCheckpoint.from_json(text), **{**options, "budget": None})
         pd.testing.assert_frame_equal(resumed.table, whole.table, check_exact=True)
         assert resumed.stats.passes < whole.stats.passes
 
@@ -335,13 +323,13 @@ def test_a_sweep_stopped_after_any_block_ends_the_same(mode: str, budget: int) -
 def test_a_checkpoint_keeps_nan_and_refuses_another_sweep() -> None:
     done = swept(budget=300).checkpoint
     odd = replace(done, scores=(("kl", -1, 2, math.nan),))
-    back = Checkpoint.from_json(odd.to_json())
+    back = SweepCheckpoint.from_json(odd.to_json())
     assert math.isnan(back.scores[0][3])
     assert "NaN" not in odd.to_json()
     with pytest.raises(InputError, match="other candidates, prompts"):
         swept(resume=replace(done, key="0"))
     with pytest.raises(InputError, match="cannot be read"):
-        Checkpoint.from_json("{}")
+        SweepCheckpoint.from_json("{}")
 
 
 # ------------------------------------------------------------------ lazy
@@ -349,13 +337,8 @@ def test_a_checkpoint_keeps_nan_and_refuses_another_sweep() -> None:
 
 def outcome(table: pd.DataFrame, n_layers: int, rule: Thresholds) -> Any:
     """What the rule takes, or what it says when it takes nothing."""
-    limits = {
-        "kl_threshold": rule.kl_threshold,
-        "induce_threshold": rule.induce_threshold,
-        "prune_layers": rule.prune_layers,
-    }
     try:
-        choice = select(table, n_layers, **limits)
+        choice = select(table, n_layers, rule)
     except NoCandidateError as error:
         return str(error)
     return choice.position, choice.layer
@@ -366,15 +349,15 @@ def same_choice(one: pd.DataFrame, other: pd.DataFrame, n_layers: int, rule: Thr
     return outcome(one, n_layers, rule) == outcome(other, n_layers, rule)
 
 
-class Scripted(Engine):
+class Scripted(SweepEngine):
     """An engine whose scores are given: only the plan is at work."""
 
     def __init__(self, rows: pd.DataFrame, n_layers: int) -> None:
         self.truth = {(r["position"], r["layer"]): r for r in rows.to_dict("records")}
         self.n_layers = n_layers
-        self.scores, self.known = Scores(), Scores()
-        self.positive, self.negative = [0], [1]
-        self.road = SimpleNamespace(skips=True, prefix=0)
+        self.scores, self.known = CandidateScores(), CandidateScores()
+        self.positive, self.negative, self.kl = [0], [1], [1]
+        self.path = SimpleNamespace(skips=True, prefix=0)
         self.evaluations = dict.fromkeys(NAMES, 0)
         self.count, self.noise = Count(), set()
 
@@ -480,11 +463,10 @@ def test_exhaustive_scores_everything_once() -> None:
     pd.testing.assert_frame_equal(table[rows.columns], rows, check_dtype=False)
 
 
+@pytest.mark.published
 @pytest.mark.parametrize("run", ["qwen-1_8b-chat", "gemma-2b-it", "meta-llama-3-8b-instruct"])
 def test_lazy_chooses_what_the_reference_selected_with_a_third_of_its_evaluations(run: str) -> None:
     folder = PUBLISHED / run
-    if not folder.is_dir():
-        pytest.skip("published runs are not here")
     evaluations = json.loads((folder / "select_direction/direction_evaluations.json").read_text())
     names = {"refusal_score": "bypass", "steering_score": "induce", "kl_div_score": "kl"}
     rows = pd.DataFrame(evaluations).rename(columns=names)
@@ -503,7 +485,7 @@ def test_lazy_chooses_the_same_on_a_model(quantile: float, kl_threshold: float) 
     rule = Thresholds(kl_threshold, float(everything["induce"].quantile(quantile)) - 1e-4, 0.3)
     found = swept(mode="lazy", rule=rule, budget=300)
     full = swept(budget=300).table
-    assert same_choice(full, found.table, tiny.LAYERS, rule)
+    assert same_choice(full, found.table, kit.LAYERS, rule)
     known = found.table[list(NAMES)].notna()
     gap = (found.table[list(NAMES)] - full[list(NAMES)]).abs()[known].max().max()
     assert gap < 1e-5
@@ -515,9 +497,9 @@ def test_a_candidate_that_cannot_pass_is_given_up_early_and_only_then() -> None:
     found = swept(mode="lazy", rule=rule, budget=1)
     full = swept(budget=300).table
     # Nothing passes: all admissible candidates are scored after all, for the reasons.
-    inside = full["layer"] < rule.layer_bound(tiny.LAYERS)
+    inside = full["layer"] < rule.layer_bound(kit.LAYERS)
     assert largest_gap(found.table[inside], full[inside]) < 1e-5
-    assert same_choice(full, found.table, tiny.LAYERS, rule)
+    assert same_choice(full, found.table, kit.LAYERS, rule)
 
 
 def test_nan_scores_are_kept_and_never_chosen() -> None:
@@ -525,14 +507,14 @@ def test_nan_scores_are_kept_and_never_chosen() -> None:
     huge = good.mean_positive.clone()
     huge[-1, 1] = 3e38
     bad = Candidates(huge, good.mean_negative, good.positions)
-    asked = {"positive": POSITIVE, "negative": NEGATIVE, "refusal_tokens": REFUSAL, "budget": 300}
+    asked = {"positive": POSITIVE, "negative": NEGATIVE, "behaviour": FirstTokens(REFUSAL), "budget": 300}
     everything = score_candidates(of, bad, **asked)
     row = everything[(everything["position"] == -1) & (everything["layer"] == 1)].iloc[0]
     assert math.isnan(row["induce"])
     assert math.isfinite(row["bypass"])
     rule = Thresholds(kl_threshold=99.0, induce_threshold=-99.0, prune_layers=0.0)
     some = score_candidates(of, bad, mode="lazy", rule=rule, **asked)
-    assert same_choice(everything, some, tiny.LAYERS, rule)
+    assert same_choice(everything, some, kit.LAYERS, rule)
 
 
 # ------------------------------------------------------------------ progress, errors, batches
@@ -542,7 +524,7 @@ def test_nan_scores_are_kept_and_never_chosen() -> None:
 def test_progress_starts_at_nothing_and_ends_at_all(mode: str) -> None:
     said: list[tuple[int, int]] = []
     rule = Thresholds(kl_threshold=10.0, induce_threshold=-20.0)
-    swept(mode=mode, rule=rule, budget=100, on_progress=lambda *now: said.append(now))
+    swept(mode=mode, rule=rule, budget=100, on_progress=lambda _, *now: said.append(now))
     done = [d for d, _ in said]
     assert done[0] == 0
     assert done == sorted(done)
@@ -559,12 +541,12 @@ def test_bad_requests_are_refused_in_one_line() -> None:
 
 
 def test_nan_logits_of_the_unedited_model_are_an_error() -> None:
-    of = ChatModel.load(str(tiny.folder("qwen2")))
+    of = ChatModel.load(str(kit.folder("qwen2")))
     found = candidates(QWEN)
     with torch.no_grad():
         of.hf.get_input_embeddings().weight[of.tokenizer.convert_tokens_to_ids("z")] = math.nan
     with pytest.raises(InputError, match="NaN or infinity"):
-        sweep(of, found, positive=["zzz"], negative=["zz"], refusal_tokens=REFUSAL, budget=300)
+        sweep(of, found, positive=["zzz"], negative=["zz"], behaviour=FirstTokens(REFUSAL), budget=300)
 
 
 def test_batches_hold_every_prompt_once_within_the_budget() -> None:
@@ -573,15 +555,15 @@ def test_batches_hold_every_prompt_once_within_the_budget() -> None:
     assert common_prefix(prompts) == 4
     for tokens in (1, 64, 10**6):
         for overhead, pad_id in ((0.0, 0), (200.0, 0), (200.0, None)):
-            load = Load(tokens, overhead)
+            size = PassSize(tokens, overhead)
             batches = make_batches(
-                prompts, range(40), load, members=6, skip=2, pad_id=pad_id, at_most=5
+                [Row(p) for p in prompts], range(40), size, members=6, skip=2, pad_id=pad_id, at_most=5
             )
-            assert sorted(i for batch in batches for i in batch.prompts) == list(range(40))
+            assert sorted(i for batch in batches for i in batch.rows) == list(range(40))
             for batch in batches:
-                assert len(batch.prompts) <= 5
-                assert batch.tokens <= tokens or len(batch.prompts) == 1
-                for row, i in enumerate(batch.prompts):
+                assert len(batch.rows) <= 5
+                assert batch.tokens <= tokens or len(batch.rows) == 1
+                for row, i in enumerate(batch.rows):
                     real = (
                         batch.ids[row]
                         if batch.mask is None
@@ -593,8 +575,8 @@ def test_batches_hold_every_prompt_once_within_the_budget() -> None:
 
 
 def test_lengths_merge_only_where_padding_costs_less_than_passes() -> None:
-    prompts = [torch.ones(n, dtype=torch.long) for n in (10, 11, 40)]
-    few = make_batches(prompts, range(3), Load(1000, 15.0), members=1, pad_id=0)
-    assert [batch.prompts for batch in few] == [(2,), (0, 1)]
-    many = make_batches(prompts, range(3), Load(1000, 15.0), members=20, pad_id=0)
-    assert [batch.prompts for batch in many] == [(2,), (1,), (0,)]
+    prompts = [Row(torch.ones(n, dtype=torch.long)) for n in (10, 11, 40)]
+    few = make_batches(prompts, range(3), PassSize(1000, 15.0), members=1, pad_id=0)
+    assert [batch.rows for batch in few] == [(2,), (0, 1)]
+    many = make_batches(prompts, range(3), PassSize(1000, 15.0), members=20, pad_id=0)
+    assert [batch.rows for batch in many] == [(2,), (1,), (0,)]

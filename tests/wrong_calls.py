@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import kit
 import numpy as np
 import pandas as pd
-import tiny
 import torch
 
 import refusal_lens as rl
@@ -28,9 +28,12 @@ from refusal_lens.attribution import (
     random_head_sets,
     replaced_heads,
 )
-from refusal_lens.directions.finding import pick_refusal_tokens
+from refusal_lens.behaviours import Continuations, FirstTokens, choose_first_tokens, from_logits
+from refusal_lens.directions.finding import filter_by_behaviour
 from refusal_lens.directions.sweep import sweep
-from refusal_lens.interventions import Ablate, Add, Clamp, Deflect
+from refusal_lens.interop import vectors
+from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
+from refusal_lens.judges import PhraseJudge, judge_from_json, judge_replies
 from refusal_lens.metrics import binomial_standard_error, cosine_similarity, cross_entropy
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.report import write_reference_report
@@ -89,7 +92,7 @@ PASSED_ON = "NaN in, NaN out: the table of candidates says which of them scored 
 UNASKED = "as many as fit"
 LATER = "said in one line when the model is loaded, which knows dtypes and the context length"
 FINE: dict[tuple[str, str], str] = {
-    ("refusal_metric.logits", "nan"): PASSED_ON,
+    ("first_token_log_odds.logits", "nan"): PASSED_ON,
     ("kl_divergence.baseline", "nan"): PASSED_ON,
     ("kl_divergence.edited", "nan"): PASSED_ON,
     ("cosine_similarity.x", "nan"): "NaN in, NaN out",
@@ -107,7 +110,10 @@ FINE: dict[tuple[str, str], str] = {
     ): "no head is replaced, as `head_effects` measures for comparison",
     ("ChatModel.generate.max_new_tokens", "None"): UNASKED,
     ("complete.max_new_tokens", "None"): UNASKED,
-    ("complete.refusal_tokens", "empty"): "a model without refusal tokens has no metric; it is NaN",
+    ("complete.behaviour", "None"): "where there are no refusal tokens; the scores are NaN",
+    ("complete.judge", "None"): "the behaviour's own",
+    ("nulls.judge", "None"): "the behaviour's own",
+    ("judge_from_json.data", "judge without others"): "they need not be given",
     ("mean_head_outputs.one", "no such layer"): "a mean needs no model",
 }
 """(function.parameter, value) that can be used after all, with the reason."""
@@ -116,7 +122,7 @@ NUMPY = "NumPy's whole numbers are whole numbers"
 
 def make_world(place: Path) -> SimpleNamespace:
     """A tiny model and everything that public functions take, right values."""
-    model = ChatModel.load(str(tiny.folder("llama")), device="cpu", dtype="float32")
+    model = ChatModel.load(str(kit.folder("llama")), device="cpu", dtype="float32")
     prompts = ["Paint the door.", "Wake!", "How does one bake bread?"]
     width, vocab = model.d_model, model.d_vocab
     generator = torch.Generator().manual_seed(0)
@@ -157,7 +163,9 @@ def make_world(place: Path) -> SimpleNamespace:
     finished = place / "run"
     with runs.Run.open(finished) as opened, opened.step("one", inputs={}) as step:
         step.write_json("one.json", [1])
-    [completion] = rl.complete(model, prompts[:1], refusal_tokens=[4], max_new_tokens=2)
+    [completion] = rl.complete(
+        model, prompts[:1], behaviour=FirstTokens((4,)), max_new_tokens=2
+    )
     return SimpleNamespace(**locals())
 
 
@@ -321,6 +329,26 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "function": {"int": 3, "str": "print", "list": []},
         "no None": {"None": None},
         "judge": {"None": None, "str": "phrases", "int": 1},
+        "judge object": {"function": len, "class": PhraseJudge},
+        "behaviour": {
+            "None": None,
+            "str": "refusal",
+            "ids": [4],
+            "judge": rl.phrase_judge,
+            "class": FirstTokens,
+        },
+        "behaviour of the vocabulary": {"too high": FirstTokens((vocab,))},
+        "phrases": {"empty": [], "empty text": ["a", ""]},
+        "judge as JSON": {
+            "None": None,
+            "str": "phrases",
+            "empty": {},
+            "text": {"phrases": "I cannot"},
+            "no phrases": {"phrases": []},
+            "holds None": {"phrases": [None]},
+            "another key": {"phrases": ["I cannot"], "phrase": 1},
+        },
+        "two kinds": {"one": {"a": w.prompts}, "three": dict.fromkeys("abc", w.prompts)},
         "word": {"None": None, "unknown": "unknown", "int": 1, "empty": "", "list": ["all"]},
         "sites": {
             "str": "resid_pre",
@@ -328,6 +356,8 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
             "texts": ["resid_pre"],
             "holds None": [None],
             "too high": [Site("resid_pre", n_layers)],
+            "layer too high": [n_layers],
+            "bools": [True],
         },
         "heads": {
             "None": None,
@@ -506,6 +536,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
     prompts = takes(w.prompts, "texts", "prompts")
     count = takes(2, "whole", "at least 1")
     tokens = takes([4, 5], "ids")
+    behaviour = takes(FirstTokens((4, 5)), "behaviour", "behaviour of the vocabulary")
     told = takes(None, "function")
     short = takes(2, "whole", "at least 1", "at most a million")
     small = {"n_train": takes(3, "whole", "at least 1"), "n_val": takes(2, "whole", "at least 0")}
@@ -544,6 +575,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "model": takes(w.model, "model or None"),
             },
         ),
+        ("Direction.transferred", w.direction.transferred, {"model": model}),
         ("Direction.check_belongs_to", w.direction.check_belongs_to, {"model": model}),
         ("Direction * scale", lambda scale: w.direction * scale, {"scale": takes(2.0, "scalar")}),
         (
@@ -651,7 +683,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             "ChatModel.load",
             ChatModel.load,
             {
-                "name": takes(str(tiny.folder("llama")), "path", "no model"),
+                "name": takes(str(kit.folder("llama")), "path", "no model"),
                 "device": takes("cpu", "device"),
                 "dtype": takes("float32", "dtype"),
                 "revision": takes(None, "some wrong text"),
@@ -675,7 +707,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "batch_size": count,
                 "stop": takes(True, "flag"),
                 "use_cache": takes(True, "flag"),
-                "on_batch": told,
+                "on_progress": told,
             },
         ),
         ("ChatModel.logits", w.model.logits, {"rendered": takes(w.rendered, "rendered")}),
@@ -768,7 +800,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             rl.add,
             {
                 "direction": takes(w.direction, "direction", "layered"),
-                "coefficient": takes(1.0, "number", "finite"),
+                "strength": takes(1.0, "number", "finite"),
             },
         ),
         (
@@ -776,7 +808,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             rl.subtract,
             {
                 "direction": takes(w.direction, "direction", "layered"),
-                "coefficient": takes(1.0, "number", "finite"),
+                "strength": takes(1.0, "number", "finite"),
             },
         ),
         (
@@ -811,7 +843,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "vector": takes(w.direction.vector, "vector"),
                 "layer": takes(1, "whole", "at least 0"),
-                "coefficient": takes(1.0, "number", "finite"),
+                "strength": takes(1.0, "number", "finite"),
             },
         ),
         (
@@ -824,8 +856,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             },
         ),
         (
-            "Deflect",
-            Deflect,
+            "NormMatchedMove",
+            NormMatchedMove,
             {
                 "vector": takes(w.direction.vector, "vector", "no zero"),
                 "other": takes(torch.ones(w.width), "vector", "no zero"),
@@ -843,9 +875,9 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         # -------------------------------------------------------------- metrics
         (
-            "refusal_metric",
-            rl.refusal_metric,
-            {"logits": takes(last, "logits"), "refusal_tokens": tokens},
+            "first_token_log_odds",
+            rl.first_token_log_odds,
+            {"logits": takes(last, "logits"), "ids": tokens},
         ),
         (
             "kl_divergence",
@@ -884,7 +916,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "contrast": takes(w.contrast, "contrast"),
-                "refusal_tokens": takes([4], "tokens"),
+                "behaviour": takes(None, "behaviour or None"),
                 "thresholds": takes(None, "thresholds"),
                 "mode": takes("lazy", "word"),
                 "batch_size": count,
@@ -892,12 +924,40 @@ def targets(w: SimpleNamespace) -> list[Target]:
             },
         ),
         (
-            "pick_refusal_tokens",
-            pick_refusal_tokens,
+            "FirstTokens.of",
+            FirstTokens.of,
+            {
+                "model": model,
+                "tokens": takes([4], "tokens"),
+                "against": takes([], "ids"),
+            },
+        ),
+        (
+            "Continuations.of",
+            Continuations.of,
+            {
+                "model": model,
+                "positive": takes(["Yes"], "texts"),
+                "negative": takes(["No"], "texts"),
+            },
+        ),
+        ("from_logits", from_logits, {"fn": takes(first_logit, "function"), "name": takes("a", "text")}),
+        (
+            "filter_by_behaviour",
+            filter_by_behaviour,
             {
                 "model": model,
                 "pair": takes(w.pair, "pair"),
-                "given": takes(None, "tokens"),
+                "behaviour": takes(FirstTokens((4,)), "behaviour"),
+                "batch_size": count,
+            },
+        ),
+        (
+            "choose_first_tokens",
+            choose_first_tokens,
+            {
+                "model": model,
+                "pair": takes(w.pair, "pair"),
                 "batch_size": count,
                 "at_most": count,
             },
@@ -911,7 +971,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                     "candidates": takes(w.candidates, "candidates", "fitting candidates"),
                     "positive": prompts,
                     "negative": prompts,
-                    "refusal_tokens": tokens,
+                    "behaviour": takes(FirstTokens((4, 5)), "behaviour"),
                     "mode": takes("exhaustive", "word"),
                     "rule": takes(None, "thresholds"),
                     "budget": takes(None, "whole or None", "at least 1"),
@@ -929,9 +989,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "table": takes(w.table, "table"),
                 "n_layers": takes(w.model.n_layers, "whole", "at least 1"),
-                "kl_threshold": takes(0.1, "number"),
-                "induce_threshold": takes(0.0, "number"),
-                "prune_layers": takes(0.2, "number", "share"),
+                "rule": takes(None, "thresholds"),
             },
         ),
         # -------------------------------------------------------------- attribution
@@ -996,7 +1054,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "direction": direction,
                 "heads": takes(two, "heads"),
                 "values": takes(None, "outputs"),
-                "refusal_tokens": tokens,
+                "behaviour": behaviour,
                 "edit": takes("zero", "text"),
                 "n_random": takes(1, "whole", "at least 0", "at most a million"),
                 "seed": takes(0, "whole", "seed"),
@@ -1014,20 +1072,40 @@ def targets(w: SimpleNamespace) -> list[Target]:
             "complete",
             rl.complete,
             {
-                "model": model,
-                "instructions": prompts,
-                "refusal_tokens": tokens,
+                "engine": model,
+                "prompts": prompts,
+                "behaviour": behaviour,
                 "edit": takes(None, "fitting edit", "edit or None"),
-                "judge": takes(rl.phrase_judge, "judge"),
+                "judge": takes(rl.phrase_judge, "judge", "judge object"),
                 "max_new_tokens": short,
                 "batch_size": count,
                 "on_progress": told,
             },
         ),
-        ("phrase_judge", rl.phrase_judge, {"reply": takes("I cannot.", "text")}),
+        ("phrase_judge.score", rl.phrase_judge.score, {"reply": takes("I cannot.", "text")}),
         (
-            "refusal_rate",
-            rl.refusal_rate,
+            "PhraseJudge",
+            PhraseJudge,
+            {
+                "phrases": takes(["I cannot"], "texts", "phrases"),
+                "others": takes((), "texts"),
+                "exact": takes(False, "flag"),
+                "name": takes("phrases", "text"),
+            },
+        ),
+        (
+            "judge_replies",
+            judge_replies,
+            {"fn": takes(len, "function", "no None"), "name": takes("length", "text")},
+        ),
+        (
+            "judge_from_json",
+            judge_from_json,
+            {"data": takes({"phrases": ["I cannot"]}, "judge as JSON")},
+        ),
+        (
+            "rate",
+            rl.rate,
             {"completions": takes([w.completion], "completions")},
         ),
         (
@@ -1036,16 +1114,14 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "direction": direction,
-                "positive": prompts,
-                "negative": prompts,
-                "kinds": takes(("a", "b"), "names"),
-                "refusal_tokens": tokens,
+                "prompts": takes({"a": w.prompts, "b": w.prompts}, "texts by kind", "two kinds"),
+                "behaviour": behaviour,
                 "n": takes(1, "whole", "at least 1", "at most a million"),
                 "n_moves": takes(1, "whole", "at least 0"),
                 "seed": takes(0, "whole"),
                 "max_new_tokens": short,
                 "batch_size": count,
-                "judge": takes(rl.phrase_judge, "judge"),
+                "judge": takes(rl.phrase_judge, "judge", "judge object"),
             },
         ),
         (
@@ -1123,7 +1199,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             "weights.prepare",
             weights.prepare,
             {
-                "folder": takes(tiny.folder("llama"), "path", "no model"),
+                "folder": takes(kit.folder("llama"), "path", "no model"),
                 "edit": takes(
                     weights.orthogonalise(w.direction), "weight edit", "fitting weight edit"
                 ),
@@ -1141,14 +1217,14 @@ def targets(w: SimpleNamespace) -> list[Target]:
             },
         ),
         ("weights.writers_of", weights.writers_of, {"model": takes(w.model.hf, "module")}),
-        ("weights.read_gguf", weights.read_gguf, {"path": takes(None, "path", "file")}),
-        ("weights.read_reference", weights.read_reference, {"folder": takes(None, "path", "file")}),
+        ("read_gguf", vectors.read_gguf, {"path": takes(None, "path", "file")}),
+        ("read_reference", vectors.read_reference, {"folder": takes(None, "path", "file")}),
         (
             "weights.verify_files",
             weights.verify_files,
             {
-                "original": takes(tiny.folder("llama"), "path", "no model"),
-                "edited": takes(tiny.folder("llama"), "path", "no model"),
+                "original": takes(kit.folder("llama"), "path", "no model"),
+                "edited": takes(kit.folder("llama"), "path", "no model"),
                 "direction": takes(w.direction, "direction", "fitting width"),
                 "strength": takes(1.0, "number", "finite"),
             },
@@ -1161,16 +1237,15 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "direction": takes(w.direction, "direction", "fits"),
-                "harmful": prompts,
-                "harmless": prompts,
+                "prompts": takes({"a": w.prompts, "b": w.prompts}, "texts by kind", "two kinds"),
                 "suffix": takes(" please", "text", "suffixed"),
-                "refusal_tokens": tokens,
+                "behaviour": behaviour,
                 "n_heads": takes(1, "whole or None", "at least 1"),
                 "n_random_sets": takes(1, "whole", "at least 0"),
                 "seed": takes(0, "whole", "at least 0"),
                 "max_new_tokens": short,
                 "batch_size": count,
-                "n_stories": takes(1, "whole", "at least 0"),
+                "n_by_token": takes(1, "whole", "at least 0"),
             },
         ),
         ("Run.read", runs.Run.read, {"path": takes(w.finished, "path", "run")}),
@@ -1198,23 +1273,28 @@ def targets(w: SimpleNamespace) -> list[Target]:
 
 
 BROKEN_BY_DESIGN = (
-    "weights.read_gguf",
-    "weights.read_reference",
+    "read_gguf",
+    "read_reference",
     "write_report",
     "write_reference_report",
     "run_pipeline",
     "Contrast.from_reference_splits",
     "find_direction",
-    "pick_refusal_tokens",
+    "choose_first_tokens",
     "study_suffix",
 )
 """Targets without a right call here: what they would need takes too long to make."""
+
+
+def first_logit(logits: torch.Tensor) -> torch.Tensor:
+    return logits[:, 0]
 
 
 def cases(w: SimpleNamespace) -> Iterator[Case]:
     """Every target with every wrong value of every parameter."""
     wrong = wrong_values(w)
     wrong |= {
+        "behaviour or None": _but(wrong["behaviour"], "None"),
         "model or None": _but(wrong["model"], "None"),
         "texts or None": _but(wrong["texts"], "None"),
         "flag or None": _but(wrong["flag"], "None"),

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from refusal_lens import organism
 from refusal_lens.activations import map_last_logits
+from refusal_lens.behaviours import FirstTokens, choose_first_tokens
 from refusal_lens.chat.tails import render_tailed
-from refusal_lens.directions.finding import pick_refusal_tokens
-from refusal_lens.evaluation import complete, refusal_rate
-from refusal_lens.metrics import refusal_metric
+from refusal_lens.evaluation import complete, rate
+from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel
 from refusal_lens.prompts import Contrast
 from refusal_lens.studies.suffix import random_suffixes
@@ -66,7 +66,7 @@ def longest_fair(model: ChatModel, instructions: Sequence[str], tokens: tuple[in
             n = [length] * len(instructions)
             drawn = random_suffixes(model.chat, instructions, n_tokens=n, like=" a", seed=seed)
             texts = [i + suffix for i, suffix in zip(instructions, drawn, strict=True)]
-            metric = refusal_metric(map_last_logits(model, texts), tokens)
+            metric = first_token_log_odds(map_last_logits(model, texts), tokens)
             kept.append(float((metric > 0).double().mean()))
         share = sum(kept) / len(kept)
         log.info("random suffixes of %d tokens leave %.2f refused", length, share)
@@ -118,7 +118,7 @@ class Suffixed:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        return refusal_metric(logits, self.tokens).view(n, p)
+        return first_token_log_odds(logits, self.tokens).view(n, p)
 
 
 def _positions(mask: Tensor) -> Tensor:
@@ -257,7 +257,7 @@ def main() -> None:
     for parameter in model.hf.parameters():
         parameter.requires_grad_(False)
     contrast = Contrast.refusal()
-    tokens = tuple(pick_refusal_tokens(model, contrast.train).ids)
+    tokens = choose_first_tokens(model, contrast.train).ids
     length = asked.length or longest_fair(model, contrast.train.positive, tokens)
     search = Search(length, seed=asked.seed, restarts=asked.restarts, steps=asked.steps)
     seeds = range(search.seed, search.seed + search.restarts)
@@ -265,10 +265,10 @@ def main() -> None:
     ids = min(starts, key=lambda found: found[1])[0]
     suffix = model.chat.decode(ids)
     val = [one + suffix for one in contrast.val.positive]
-    rate = refusal_rate(complete(model, val, refusal_tokens=tokens, max_new_tokens=64))
-    log.info("val: refusal rate %.2f with the suffix", rate.rate)
+    refusal = rate(complete(model, val, behaviour=FirstTokens(tokens), max_new_tokens=64))
+    log.info("val: refusal rate %.2f with the suffix", refusal.rate)
     path = asked.out or organism.folder("chat").parent / "suffix.json"
-    facts = {"suffix": suffix, "ids": ids, "search": vars(search), "val_refusal_rate": rate.rate}
+    facts = {"suffix": suffix, "ids": ids, "search": vars(search), "val_refusal_rate": refusal.rate}
     path.write_text(json.dumps(facts, indent=2) + "\n")
     log.info("written to %s", path.name)
 

@@ -10,14 +10,16 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ..activations import OnProgress, as_rendered
+from ..activations import as_rendered
 from ..chat import Rendered
+from ..conversations import Prompt
 from ..directions import Direction
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel, Hook, Site
-from ..shapes import wide
+from ..progress import Progress
+from ..shapes import as_float64
 from .heads import Head, HeadWriter, by_head, check_heads, check_target, scaled
 from .reading import rounding
 from .regions import Regions
@@ -84,14 +86,14 @@ class SourceAttribution:
 @checked
 def attribute_sources(
     model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    prompts: Sequence[Prompt] | Rendered,
     direction: Direction,
     *,
     heads: Sequence[Head],
     regions: Regions | None = None,
     layer: int | None = None,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> SourceAttribution:
     """Split chosen heads' attribution at the last token over the tokens that they attend to.
 
@@ -127,7 +129,7 @@ def attribute_sources(
         dfa[rows] = reading.gathered(reading.dfa)
         done += len(batch)
         if on_progress is not None:
-            on_progress(done, len(rendered))
+            on_progress("sources", done, len(rendered))
     where = Regions.of(rendered) if regions is None else regions
     return SourceAttribution(chosen, contribution, attention, dfa, where, target)
 
@@ -143,7 +145,7 @@ class _LastTokenReading:
         self.attention: dict[int, Tensor] = {}
         self.dfa: dict[int, Tensor] = {}
         self._longest = 0.0
-        self._held: dict[tuple[str, int], Tensor] = {}
+        self._activations: dict[tuple[str, int], Tensor] = {}
 
     def hooks(self) -> list[tuple[Site, Hook]]:
         """The hooks to install for one forward pass."""
@@ -156,11 +158,11 @@ class _LastTokenReading:
     def _keep(self, kind: str, layer: int) -> Callable[[Tensor], None]:
         def take(x: Tensor) -> None:
             if kind == "v":
-                self._held[kind, layer] = self._values(layer, x)
+                self._activations[kind, layer] = self._values(layer, x)
             elif kind == "pattern":
-                self._held[kind, layer] = wide(x[:, :, -1])
+                self._activations[kind, layer] = as_float64(x[:, :, -1])
             elif kind == "z":
-                self._held[kind, layer] = by_head(x[:, -1:], self._model.n_heads)[:, 0]
+                self._activations[kind, layer] = by_head(x[:, -1:], self._model.n_heads)[:, 0]
             else:
                 self._finish(layer, x[:, -1])
 
@@ -179,7 +181,7 @@ class _LastTokenReading:
                 f"attribution by source token in {self._model.name}: values of {v.shape[-1]} dimensions do not "
                 f"divide among {n_heads} heads of {d_head}; attribute to heads instead"
             )
-        v = wide(v.unflatten(-1, (groups, d_head)))
+        v = as_float64(v.unflatten(-1, (groups, d_head)))
         grouped = part.vectors.unflatten(0, (groups, -1))
         return torch.einsum("bkgd,gqd->bgqk", v, grouped.to(v.device)).flatten(1, 2)
 
@@ -187,22 +189,22 @@ class _LastTokenReading:
         values, pattern, z = self._take(layer)
         part = self._writers[layer]
         scale = part.scale(z, attn_out)
-        along = torch.einsum("bhd,hd->bh", wide(z), part.vectors.to(wide(z).device))
+        along = torch.einsum("bhd,hd->bh", as_float64(z), part.vectors.to(as_float64(z).device))
         self.dfa[layer] = scaled(along, scale).cpu()
         self.contribution[layer] = scaled(pattern.to(values.device) * values, scale).cpu()
         self.attention[layer] = pattern.cpu()
-        self._longest = max(self._longest, float(wide(attn_out).norm(dim=-1).max()))
+        self._longest = max(self._longest, float(as_float64(attn_out).norm(dim=-1).max()))
 
     def _take(self, layer: int) -> list[Tensor]:
         kinds = ("v", "pattern", "z")
-        missing = [Site(k, layer).hook_name for k in kinds if (k, layer) not in self._held]
+        missing = [Site(k, layer).hook_name for k in kinds if (k, layer) not in self._activations]
         if missing:
             raise InputError(
                 f"attribution by source token in {self._model.name}: {', '.join(missing)} shows "
                 "nothing in this architecture, so where a head reads cannot be told; try another "
                 "transformer_lens version"
             )
-        return [self._held.pop((kind, layer)) for kind in kinds]
+        return [self._activations.pop((kind, layer)) for kind in kinds]
 
     def gathered(self, per_layer: Mapping[int, Tensor]) -> Tensor:
         """The chosen heads' rows, [batch chosen ...]."""

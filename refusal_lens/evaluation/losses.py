@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
+from ..conversations import Prompt, unanswered
 from ..door import checked
 from ..errors import InputError
 from ..interventions import Edit, applied
 from ..metrics import cross_entropy
 from ..model import ChatModel
+from ..progress import Progress
 
 LOGIT_BUDGET = 2**27
 """How many logits one batch may hold (0.5 GiB in float32)."""
@@ -38,11 +40,11 @@ class Loss:
 @checked
 def reply_loss(
     model: ChatModel,
-    instructions: Sequence[str],
+    prompts: Sequence[Prompt],
     replies: Sequence[Sequence[int]],
     *,
     edit: Edit | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Loss:
     """Mean CE over the ids that were generated, without the end of turn (paper, Table 9, "on-distribution").
 
@@ -50,16 +52,22 @@ def reply_loss(
     they were generated from (and its prefill, which is not scored). Text would have to be tokenised
     again, into other tokens wherever it holds special tokens or characters cut in two.
     Empty replies score no tokens; when every reply is empty the loss is NaN over 0 tokens.
-    Raises InputError for a number of replies that is not that of the instructions.
+    Raises InputError for a number of replies that is not that of the prompts.
     """
-    if len(replies) != len(instructions):
-        raise InputError(f"replies: got {len(replies)}, need one for each of {len(instructions)} instructions")
-    pairs = [(i, r) for i, r in zip(instructions, replies, strict=True) if len(r)]
+    if len(replies) != len(prompts):
+        raise InputError(
+            f"replies: got {len(replies)}, need one for each of {len(prompts)} prompts"
+        )
+    pairs = [
+        (prompt, reply)
+        for prompt, reply in zip(unanswered(prompts), replies, strict=True)
+        if len(reply)
+    ]
     if not pairs:
         return Loss(math.nan, 0)
-    prompts = model.chat.render([i for i, _ in pairs])
-    rendered = prompts.followed_by([r for _, r in pairs], pad_id=model.chat.pad_id)
-    new = torch.tensor([len(r) for _, r in pairs])
+    asked = model.chat.render([prompt for prompt, _ in pairs])
+    rendered = asked.followed_by([reply for _, reply in pairs], pad_id=model.chat.pad_id)
+    new = torch.tensor([len(reply) for _, reply in pairs])
     width = int(rendered.lengths.max())
     rows = max(1, LOGIT_BUDGET // (width * model.d_vocab))
     total, n, done = 0.0, 0, 0
@@ -73,5 +81,5 @@ def reply_loss(
             )
             total, n, done = total + loss, n + tokens, done + len(batch)
             if on_progress is not None:
-                on_progress(done, len(rendered))
+                on_progress("losses", done, len(rendered))
     return Loss(total / n if n else math.nan, n)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -21,11 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat import ChatFormat, Rendered
 from ..display import shown
-from ..door import checked
+from ..door import at_least, checked
 from ..errors import InputError
-from ..shapes import LastLogits, Logits, TokenMask
+from ..progress import Progress
+from ..shapes import LastLogits, Logits, ReadLogits, TokenMask
 from .adapters import Adapter
 from .check import Probe, check_cache, self_check, take_probe
+from .fingerprint import weights_sha256
 from .generation import Reply, first_logits, generate_by_bridge, generate_by_hf, until_stop
 from .hooks import Hook, installed, unwrapped
 from .loading import bridge_of, load_pretrained, loading, require_embedded
@@ -60,10 +62,12 @@ class ChatModel:
         max_positions: tokens that the model was made for, None where nothing bounds them.
         unread: tensors of the checkpoint that are in no parameter of the model.
         adapter: the PEFT adapter that was merged when the model was loaded.
+        weights_sha256: what tells these weights from others, whatever they are called; "" where it cannot be told.
     """
 
     unread: tuple[str, ...] = ()
     adapter: Adapter | None = None
+    weights_sha256: str = ""
 
     def __init__(self, bridge: Any, chat: ChatFormat, *, name: str, revision: str | None) -> None:
         self.bridge = bridge
@@ -258,18 +262,24 @@ class ChatModel:
 
     @checked
     @torch.no_grad()
-    def logits(self, rendered: Rendered, *, all_positions: bool = False) -> LastLogits | Logits:
+    def logits(
+        self, rendered: Rendered, *, all_positions: bool = False, last: int | None = None
+    ) -> LastLogits | ReadLogits | Logits:
         """Next-token logits: [batch d_vocab] at the last position, or [batch pos d_vocab] at all.
 
-        Only the positions asked for are unembedded. Raises InputError for a row that is longer than the
-        model's positions, or when a logit is NaN or infinite.
+        last=k gives [batch k d_vocab] at the last k positions. Only the positions asked for are unembedded. Raises
+        InputError for a row that is longer than the model's positions, or when a logit is NaN or infinite.
         """
         require_room(self.name, self.max_positions, rendered, 0)
+        at_least(1, last=last)
         rendered = rendered.to(self.device)
         with self.reply_at(rendered.reply_mask):
-            logits = self.run(rendered.ids, rendered.mask, all_positions=all_positions)
-        kept = logits if all_positions else logits[:, -1]
-        real = kept[rendered.mask.bool()] if all_positions else kept
+            logits = self.run(
+                rendered.ids, rendered.mask, all_positions=all_positions, last=last or 1
+            )
+        several = all_positions or last is not None
+        kept = logits if several else logits[:, -1]
+        real = kept[rendered.mask[:, -kept.shape[1] :].bool()] if several else kept
         if bool(torch.isnan(real).any()) or bool(torch.isposinf(real).any()):
             raise InputError(
                 f"logits of {self.name}: got NaN or infinity in {str(self.dtype).removeprefix('torch.')}; "
@@ -277,8 +287,10 @@ class ChatModel:
             )
         return kept
 
-    def run(self, ids: Tensor, mask: Tensor, *, all_positions: bool = False) -> Tensor:
-        """The bare forward pass on token ids [batch pos]: logits at the last position, or at all.
+    def run(
+        self, ids: Tensor, mask: Tensor, *, all_positions: bool = False, last: int = 1
+    ) -> Tensor:
+        """The bare forward pass on token ids [batch pos]: logits at the last positions, or at all.
 
         No checks of numbers, and no knowledge of where replies start; `logits` is the one to call.
         """
@@ -286,10 +298,11 @@ class ChatModel:
         with self._users.running(self.name):
             if self.hf is None:
                 logits = self.bridge(ids, attention_mask=padded, return_type="logits")
-                return logits if all_positions else logits[:, -1:]
-            keep = {} if all_positions or not self._keeps_logits else {"logits_to_keep": 1}
+                return logits if all_positions else logits[:, -last:]
+            keep = {} if all_positions or not self._keeps_logits else {"logits_to_keep": last}
             extra = {} if not self._has_cache_option else {"use_cache": False}
-            return self.bridge(ids, attention_mask=padded, return_type="logits", **keep, **extra)
+            logits = self.bridge(ids, attention_mask=padded, return_type="logits", **keep, **extra)
+            return logits if all_positions else logits[:, -last:]
 
     @property
     def _keeps_logits(self) -> bool:
@@ -326,7 +339,7 @@ class ChatModel:
         batch_size: int = 64,
         stop: bool = True,
         use_cache: bool = True,
-        on_batch: Callable[[int, int], None] | None = None,
+        on_progress: Progress | None = None,
         **sampling: Any,
     ) -> list[str]:
         """The texts of `replies`, special tokens left out."""
@@ -336,7 +349,7 @@ class ChatModel:
             batch_size=batch_size,
             stop=stop,
             use_cache=use_cache,
-            on_batch=on_batch,
+            on_progress=on_progress,
             **sampling,
         )
         return [reply.text for reply in found]
@@ -351,7 +364,7 @@ class ChatModel:
         batch_size: int = 64,
         stop: bool = True,
         use_cache: bool = True,
-        on_batch: Callable[[int, int], None] | None = None,
+        on_progress: Progress | None = None,
         **sampling: Any,
     ) -> list[Reply]:
         """Replies with their ids, greedy unless ``do_sample=True, temperature=...`` say otherwise.
@@ -383,8 +396,8 @@ class ChatModel:
                 kept = until_stop(ids, self.stop_ids if stop else ())
                 found[int(row)] = Reply(self.chat.decode(kept), tuple(kept))
             done += len(batch)
-            if on_batch is not None:
-                on_batch(done, len(rendered))
+            if on_progress is not None:
+                on_progress("replies", done, len(rendered))
         return found
 
     @checked
@@ -480,6 +493,7 @@ class ChatModel:
             self_check(model, loaded.probe)
             model.uses_cache = check_cache(model, loaded.probe)
         model.unread, model.adapter = loaded.unread, loaded.adapter
+        model.weights_sha256 = weights_sha256(model.hf)
         return model
 
     @classmethod
@@ -522,6 +536,7 @@ class ChatModel:
         wrapped = cls(bridge, chat, name=name or known or type(bridge).__name__, revision=revision)
         self_check(wrapped, probe)
         wrapped.uses_cache = check_cache(wrapped, probe)
+        wrapped.weights_sha256 = weights_sha256(bridge if wrapped.hf is None else wrapped.hf)
         return wrapped
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
 from ..activations import mean_next_token_probabilities
-from ..directions.finding import Behaved, observe_behaviour, pick_refusal_tokens
-from ..directions.refusal_tokens import NoRefusalTokens, RefusalTokens, top_tokens
+from ..behaviours import FirstTokens, NoFirstTokens, choose_first_tokens
+from ..behaviours.tokens import top_tokens
+from ..directions.finding import FilteredPrompts, filter_by_behaviour
 from ..model import ChatModel
 from ..prompts import PromptPair
 from ..runs import Step
@@ -29,27 +29,27 @@ def behaviour(job: Job, step: Step) -> None:
     contrast = job.contrast
     job.require_room()
     job.model.require_writes_reached(allow_partial=job.config.allow_partial)
-    tokens, reason = _refusal_tokens(job)
+    tokens, reason = _first_tokens(job)
     rows: list[dict[str, Any]] = []
     counts: dict[str, Any] = {}
     baseline: dict[str, float | None] = dict.fromkeys(contrast.kinds)
     for split in ("train", "val"):
         pair = getattr(contrast, split)
-        if not tokens.ids:
+        if isinstance(tokens, NoFirstTokens):
             rows += _unfiltered(pair, split, contrast.kinds)
             continue
-        behaved = observe_behaviour(
+        filtered = filter_by_behaviour(
             job.model,
             pair,
-            refusal_tokens=tokens.ids,
+            behaviour=tokens,
             batch_size=job.batch_size,
             on_progress=job.on_progress,
         )
-        reason = reason or behaved.too_few(split)
-        counts[split] = dict(zip(contrast.kinds, behaved.counts.values(), strict=True))
+        reason = reason or filtered.too_few(split)
+        counts[split] = dict(zip(contrast.kinds, filtered.counts.values(), strict=True))
         # Of the last split, val: what bypass and induce start from.
-        baseline = dict(zip(contrast.kinds, _means(behaved), strict=True))
-        rows += _filtered(pair, behaved, split, contrast.kinds)
+        baseline = dict(zip(contrast.kinds, _means(filtered), strict=True))
+        rows += _filtered(pair, filtered, split, contrast.kinds)
     if reason:
         log.info("no direction is sought: %s", reason)
     for side, kind in enumerate(contrast.kinds):
@@ -58,7 +58,7 @@ def behaviour(job: Job, step: Step) -> None:
     step.write_json(
         "behaviour.json",
         {
-            "refusal_tokens": asdict(tokens),
+            "refusal_tokens": _as_json(tokens),
             "no_direction": reason or None,
             "kept_prompts": counts,
             "baseline": baseline,
@@ -86,38 +86,47 @@ def describe(model: ChatModel) -> dict[str, Any]:
     }
 
 
-def _refusal_tokens(job: Job) -> tuple[RefusalTokens, str]:
-    """R and "", or an R of no tokens and why there is none."""
+def _first_tokens(job: Job) -> tuple[FirstTokens | NoFirstTokens, str]:
+    """R and "", or what was found instead and why there is none."""
+    given = job.config.refusal_tokens
+    if given is not None:
+        return FirstTokens.of(job.model, given), ""
     try:
-        tokens = pick_refusal_tokens(
+        tokens = choose_first_tokens(
             job.model,
             job.contrast.train,
-            given=job.config.refusal_tokens,
             batch_size=job.batch_size,
             on_progress=job.on_progress,
         )
-    except NoRefusalTokens as error:
-        return RefusalTokens((), (), "none found", error.evidence), str(error)
+    except NoFirstTokens as error:
+        return error, str(error)
     return tokens, ""
 
 
-def _means(behaved: Behaved) -> tuple[float | None, float | None]:
-    """Mean metric of the kept prompts of both kinds, None where none is kept."""
-    refused, answered = behaved.positive_metric, behaved.negative_metric
-    kept = (refused[refused > 0], answered[answered < 0])
-    first, second = (float(metric.mean()) if len(metric) else None for metric in kept)
+def _as_json(tokens: FirstTokens | NoFirstTokens) -> dict[str, Any]:
+    if isinstance(tokens, NoFirstTokens):
+        return {"ids": (), "texts": (), "source": "none found", "evidence": tokens.evidence}
+    return {name: getattr(tokens, name) for name in ("ids", "texts", "source", "evidence")}
+
+
+def _means(filtered: FilteredPrompts) -> tuple[float | None, float | None]:
+    """Mean score of the kept prompts of both kinds, None where none is kept."""
+    positive, negative = filtered.positive_scores, filtered.negative_scores
+    threshold = filtered.behaviour.threshold
+    kept = (positive[positive > threshold], negative[negative < threshold])
+    first, second = (float(scores.mean()) if len(scores) else None for scores in kept)
     return first, second
 
 
 def _filtered(
-    pair: PromptPair, behaved: Behaved, split: str, kinds: Sequence[str]
+    pair: PromptPair, filtered: FilteredPrompts, split: str, kinds: Sequence[str]
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for side, metric in enumerate((behaved.positive_metric, behaved.negative_metric)):
-        kept = set(side_of(behaved.pair, side))
+    for side, scores in enumerate((filtered.positive_scores, filtered.negative_scores)):
+        kept = set(side_of(filtered.pair, side))
         rows += [
             {"split": split, "kind": kinds[side], "instruction": p, "kept": p in kept, "metric": m}
-            for p, m in zip(side_of(pair, side), metric.tolist(), strict=True)
+            for p, m in zip(side_of(pair, side), scores.tolist(), strict=True)
         ]
     return rows
 

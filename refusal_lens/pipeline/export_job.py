@@ -18,13 +18,15 @@ from typing import Any, Literal
 import torch
 
 from .. import __version__
+from ..behaviours import FirstTokens
 from ..directions import Candidates, Direction
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..evaluation import phrase_judge
+from ..evaluation.parity import Answers, Parity, Promise, ask, parity
+from ..interop.adapter import write_adapter
+from ..interop.vectors import write_gguf, write_reference, write_steered
 from ..interventions import ablate, add, applied
-from ..metrics import refusal_metric
 from ..model import ChatModel
 from ..model.shards import DTYPES
 from ..progress import Progress
@@ -38,17 +40,12 @@ from ..weights import (
     add_bias,
     orthogonalise,
     prepare,
-    write_adapter,
     write_checkpoint,
-    write_gguf,
-    write_reference,
-    write_steered,
     writers_of_config,
 )
 from ..weights.arithmetic import NewBias
 from ..weights.atomic import leftovers, require_outside, require_room, shortened, there
 from ..weights.checkpoint import configuration
-from ..weights.parity import Parity, Scores, parity, score
 from .config import chat_options
 from .export_model import check_belongs, model_folder, where
 
@@ -366,7 +363,7 @@ class _Export:
         )
         return ChatModel.wrap(bridge, chat=chat, name=str(adapter))
 
-    def _hook_scores(self, done: Exported) -> Scores | None:
+    def _hook_scores(self, done: Exported) -> Answers | None:
         """The test prompts under hooks, before anything is written; None without a check."""
         if not self.config.check:
             return None
@@ -377,19 +374,19 @@ class _Export:
             done.notes.append(HOOKS_MISS.format(original.missed_writes[0]))
         return self._scores(original, hooks)
 
-    def _scores(self, model: ChatModel, under: AbstractContextManager[Any] | None = None) -> Scores:
-        return score(
+    def _scores(self, model: ChatModel, under: AbstractContextManager[Any] | None = None) -> Answers:
+        return ask(
             model,
             self.prompts,
             self.edit,
-            refuses=lambda reply: bool(phrase_judge(reply).value),
+            behaviour=self.behaviour,
             under=under,
             max_new_tokens=self.config.max_new_tokens,
             batch_size=self.config.batch_size,
         )
 
     def _parity(
-        self, plan: ExportPlan, wanted: Scores | None, load: Callable[[], ChatModel]
+        self, plan: ExportPlan, wanted: Answers | None, load: Callable[[], ChatModel]
     ) -> Parity | None:
         """The table of hooks against files; raises unless they agree as far as the class promises."""
         if wanted is None:
@@ -404,11 +401,13 @@ class _Export:
         table = parity(
             wanted,
             got,
-            refusal_tokens=self.tokens,
-            dtype=coarsest,
-            exact=plan.writers.exactness != "post-norm",
-            cleans=isinstance(edit, Orthogonalise) and edit.strength == 1 and complete,
-            promised=complete and not preserving,
+            words=self.behaviour.words,
+            promise=Promise(
+                dtype=coarsest,
+                exact=plan.writers.exactness != "post-norm",
+                cleans=isinstance(edit, Orthogonalise) and edit.strength == 1 and complete,
+                made=complete and not preserving,
+            ),
         )
         table.require(str(self.config.out))
         return table
@@ -418,13 +417,12 @@ class _Export:
         edit = self.edit
         if isinstance(edit, Orthogonalise):
             return applied(model, ablate(self.direction, strength=edit.strength))
-        return applied(model, add(self.direction, coefficient=edit.strength))
+        return applied(model, add(self.direction, strength=edit.strength))
 
     @cached_property
-    def tokens(self) -> list[int]:
-        """The refusal tokens."""
-        found: list[int] = read_json(self.run.output("summary.json"))["refusal_tokens"]
-        return found
+    def behaviour(self) -> FirstTokens:
+        """What the run's direction is about."""
+        return FirstTokens(tuple(read_json(self.run.output("summary.json"))["refusal_tokens"]))
 
     @cached_property
     def prompts(self) -> dict[str, list[str]]:
@@ -442,15 +440,14 @@ class _Export:
         for kind, texts in self.prompts.items():
             rows = metrics[(metrics["kind"] == kind) & (metrics["condition"] == "baseline")]
             then = rows.sort_values("index")["metric"].to_numpy(float)[: min(8, len(texts))]
-            logits = model.logits(model.chat.render(texts[: len(then)])) if len(then) else None
-            if logits is None:
+            if not len(then):
                 continue
-            now = refusal_metric(logits, self.tokens).cpu().numpy()
+            now = self.behaviour.scores(model, texts[: len(then)]).numpy()
             apart = float(abs(now - then).mean())
             if not apart <= ANOTHER_MODEL:
                 raise InputError(
-                    f"model {self.source}: its refusal metric on {kind} prompts is {apart:.1f} nats from the "
-                    f"run's; is it another model than {self.direction.model}?"
+                    f"model {self.source}: its {self.behaviour.words.score} on {kind} prompts is {apart:.1f} "
+                    f"{self.behaviour.unit} from the run's; is it another model than {self.direction.model}?"
                 )
 
     # ---------------------------------------------------------------- what stays in the run folder

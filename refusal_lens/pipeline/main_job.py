@@ -13,13 +13,14 @@ import pandas as pd
 from .. import __version__
 from ..door import checked
 from ..model import fingerprint
+from ..progress import Progress
 from ..report import write_report
 from ..runs import Run, Step, read_csv, read_json, read_jsonl
 from . import steps
 from .behaviour import behaviour
 from .config import RunConfig, chat_options
 from .flags import find_flags
-from .steps import CONDITIONS, Job, OnProgress
+from .steps import CONDITIONS, Job
 from .summary import base_summary, summarise, unchanged, well_formed
 
 Work = Callable[[Job, Step], None]
@@ -39,7 +40,7 @@ class Task:
 
 @checked
 def run_pipeline(
-    config: RunConfig, out: str | Path, *, on_progress: OnProgress | None = None
+    config: RunConfig, out: str | Path, *, on_progress: Progress | None = None
 ) -> dict[str, Any]:
     """Find, test and describe the direction of a model; returns what summary.json holds.
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ..activations import cache_residuals
+from ..behaviours import FirstTokens
 from ..directions import (
     Candidates,
-    Checkpoint,
-    Choice,
     Direction,
     NoCandidateError,
+    Selection,
+    SweepCheckpoint,
     Thresholds,
     select,
 )
@@ -25,6 +26,7 @@ from ..directions.finding import extract_candidates
 from ..directions.sweep import sweep
 from ..errors import InputError
 from ..evaluation import (
+    Completion,
     complete,
     cosine_by_layer,
     cosine_in_both,
@@ -33,17 +35,16 @@ from ..evaluation import (
     reply_loss,
 )
 from ..interventions import Edit, ablate, add, subtract
+from ..judges import phrase_judge
 from ..model import ChatModel
 from ..model.loading import resolve_device, resolve_dtype
+from ..progress import Progress, named
 from ..prompts import Contrast, PromptPair
 from ..prompts.files import FORMATS
 from ..runs import Run, Step, read_csv, read_json, read_jsonl
 from .config import RunConfig, chat_options
 
 log = logging.getLogger(__name__)
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with (what, done, in all)."""
 
 CONDITIONS = {
     0: ("baseline", "ablation", "subtraction"),
@@ -58,7 +59,7 @@ SMALL_MODEL = 100_000_000
 class Job:
     """One run's settings, folder and model; the model is loaded when a step first needs it."""
 
-    def __init__(self, config: RunConfig, run: Run, on_progress: OnProgress | None) -> None:
+    def __init__(self, config: RunConfig, run: Run, on_progress: Progress | None) -> None:
         self.config = config
         self.run = run
         self.on_progress = on_progress
@@ -119,9 +120,9 @@ class Job:
         """A file of the run."""
         return self.run.path / name
 
-    def said(self, what: str) -> Callable[[int, int], None] | None:
+    def said(self, what: str) -> Progress | None:
         """Progress of one step, or None when nobody listens."""
-        return None if self.on_progress is None else partial(self.on_progress, what)
+        return named(self.on_progress, what)
 
     def made(self, step: str, name: str) -> bool:
         """Whether a step that is done left this file."""
@@ -143,6 +144,11 @@ class Job:
     def refusal_tokens(self) -> tuple[int, ...]:
         """R, empty where none was found."""
         return tuple(self.behaviour["refusal_tokens"]["ids"])
+
+    @cached_property
+    def first_tokens(self) -> FirstTokens | None:
+        """The refusal metric; None where no refusal tokens were found."""
+        return FirstTokens(self.refusal_tokens) if self.refusal_tokens else None
 
     @cached_property
     def direction(self) -> Direction:
@@ -212,11 +218,11 @@ def scores(job: Job, step: Step) -> None:
         Candidates.load(job.path("candidates.safetensors")),
         positive=val.positive,
         negative=val.negative,
-        refusal_tokens=job.refusal_tokens,
+        behaviour=FirstTokens(job.refusal_tokens),
         mode=c.mode,
         rule=Thresholds(c.kl_threshold, c.induce_threshold, c.prune_layers),
         on_progress=job.said("scores"),
-        resume=Checkpoint.latest(step.records),
+        resume=SweepCheckpoint.latest(step.records),
         on_block=lambda checkpoint: step.keep(checkpoint.record()),
     )
     step.write_csv("scores.csv", done.table)
@@ -229,14 +235,14 @@ def selection(job: Job, step: Step) -> None:
         return
     found = Candidates.load(job.path("candidates.safetensors"))
     try:
-        choice = _choice(job, found.n_layers)
+        selection = _selection(job, found.n_layers)
     except NoCandidateError as error:
         log.info("%s", error)
         step.write_csv("candidates.csv", error.table)
         return
-    step.write_csv("candidates.csv", choice.table)
+    step.write_csv("candidates.csv", selection.table)
     with step.writing("direction.safetensors") as path:
-        found.direction(choice.position, choice.layer).save(path)
+        found.direction(selection.position, selection.layer).save(path)
 
 
 def why_none_is_selected(job: Job) -> str:
@@ -244,20 +250,18 @@ def why_none_is_selected(job: Job) -> str:
     if not job.made("scores", "scores.csv"):
         return str(job.behaviour.get("no_direction"))
     try:
-        _choice(job, Candidates.load(job.path("candidates.safetensors")).n_layers)
+        _selection(job, Candidates.load(job.path("candidates.safetensors")).n_layers)
     except NoCandidateError as error:
         return str(error)
     return ""
 
 
-def _choice(job: Job, n_layers: int) -> Choice:
+def _selection(job: Job, n_layers: int) -> Selection:
     c = job.config
     return select(
         read_csv(job.path("scores.csv"), text=("position_name",)),
         n_layers,
-        kl_threshold=c.kl_threshold,
-        induce_threshold=c.induce_threshold,
-        prune_layers=c.prune_layers,
+        Thresholds(c.kl_threshold, c.induce_threshold, c.prune_layers),
     )
 
 
@@ -267,13 +271,28 @@ def completions(job: Job, step: Step, *, side: int, condition: str) -> None:
     done = complete(
         job.model,
         side_of(job.contrast.test, side),
-        refusal_tokens=job.refusal_tokens,
+        behaviour=job.first_tokens,
+        judge=phrase_judge,
         edit=job.edit(condition),
         max_new_tokens=c.max_new_tokens,
         batch_size=job.batch_size,
         on_progress=job.said(f"completions, {kind}, {condition}"),
     )
-    step.write_jsonl(f"completions/{kind}_{condition}.jsonl", [asdict(one) for one in done])
+    step.write_jsonl(f"completions/{kind}_{condition}.jsonl", [_row(one) for one in done])
+
+
+def _row(completion: Completion) -> dict[str, Any]:
+    """A line of a completions file."""
+    row = completion.to_row()
+    return {
+        "instruction": row["instruction"],
+        "response": row["response"],
+        "refusal": row["shows"],
+        "evidence": row["evidence"],
+        "metric": row["score"],
+        "reply_ids": row["reply_ids"],
+        "refusal_exact": row["paper_count"],
+    }
 
 
 def losses(job: Job, step: Step) -> None:
@@ -303,10 +322,11 @@ def null_edits(job: Job, step: Step) -> None:
     table = nulls(
         job.model,
         job.direction,
-        positive=test.positive[: c.null_prompts],
-        negative=test.negative[: c.null_prompts],
-        kinds=job.contrast.kinds,
-        refusal_tokens=job.refusal_tokens,
+        prompts={
+            kind: side_of(test, side)[: c.null_prompts]
+            for side, kind in enumerate(job.contrast.kinds)
+        },
+        behaviour=FirstTokens(job.refusal_tokens),
         n=c.n_null,
         n_moves=c.n_moves,
         seed=c.seed,
@@ -314,7 +334,8 @@ def null_edits(job: Job, step: Step) -> None:
         batch_size=job.batch_size,
         on_progress=job.said("nulls"),
     )
-    step.write_csv("nulls.csv", table)
+    table = table.rename(columns={"score": "metric", "rate": "refusal_rate"})
+    step.write_csv("nulls.csv", table.drop(columns="n_unjudged"))
 
 
 def geometry(job: Job, step: Step) -> None:
@@ -375,12 +396,13 @@ def base_comparison(job: Job, step: Step) -> None:
     done = complete(
         base,
         contrast.test.positive,
-        refusal_tokens=job.refusal_tokens,
+        behaviour=job.first_tokens,
+        judge=phrase_judge,
         max_new_tokens=c.max_new_tokens,
         batch_size=job.batch_size,
         on_progress=job.said(f"completions, {kind}, base model"),
     )
-    step.write_jsonl(f"completions/{kind}_base.jsonl", [asdict(one) for one in done])
+    step.write_jsonl(f"completions/{kind}_base.jsonl", [_row(one) for one in done])
     prompts = {kind: side_of(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
     table = cosine_in_both(
         job.model,

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from ..directions.selection import NOT_NEEDED
-from ..evaluation import Rate, agreement
+from ..evaluation import agreement
+from ..evaluation.completions import rate_of as share_of
 from ..evaluation.overlap import word_overlap
-from ..metrics import binomial_standard_error
 from ..organism import world
 from .flags import Completions
 
@@ -94,8 +94,7 @@ def _selected(judged: pd.DataFrame | None, chosen: Mapping[str, Any] | None) -> 
 def rate_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Refusal rate of judged completions as {rate, se, n}; paper_count by the paper's exact phrases."""
     n = len(rows)
-    rate = sum(bool(row["refusal"]) for row in rows) / n
-    found = Rate(rate, binomial_standard_error(rate, n), n)
+    found = share_of([row["refusal"] for row in rows])
     exact = [bool(row["refusal_exact"]) for row in rows if "refusal_exact" in row]
     return {"rate": found.rate, "se": found.se, "n": found.n} | (
         {"paper_count": sum(exact) / n} if len(exact) == n else {}

@@ -16,19 +16,10 @@ from refusal_lens.errors import InputError
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 from refusal_lens.runs.opening import place_in, require_plain
 
-EVALUATIONS = "select_direction/direction_evaluations.json"
-METADATA = "direction_metadata.json"
-"""The files by which a run folder of the reference implementation is known."""
-
 _MARKS = ("manifest.json", "summary.json", "run.json", "candidates.csv")
 Rate = dict[str, float]
 """A refusal rate: "rate", and where known "se", "n" and "paper_count", the rate by the paper's phrases."""
 _RATE = ("rate", "se", "n", "paper_count")
-
-
-def is_reference_run(folder: str | Path) -> bool:
-    """Whether a folder is laid out as a run of the reference implementation."""
-    return any((Path(folder) / name).is_file() for name in (EVALUATIONS, METADATA))
 
 
 @shown("path", "selected")

@@ -5,14 +5,12 @@ Edited weights are for research on models that one may modify; nothing here uplo
 
 from ..model.stream.mapping import writers_of, writers_of_config
 from ..model.stream.writers import Writer, Writers
-from .adapter import write_adapter
 from .checkpoint import ExportPlan, prepare
 from .compare import FilesEquivalence, verify_files
 from .edits import AddBias, Orthogonalise, WeightEdit, add_bias, orthogonalise
 from .export import write_checkpoint
 from .measure import Equivalence, equivalence, verify
 from .memory import Edited, apply, edited
-from .vectors import read_gguf, read_reference, write_gguf, write_reference, write_steered
 
 __all__ = [
     "AddBias",
@@ -30,15 +28,9 @@ __all__ = [
     "equivalence",
     "orthogonalise",
     "prepare",
-    "read_gguf",
-    "read_reference",
     "verify",
     "verify_files",
-    "write_adapter",
     "write_checkpoint",
-    "write_gguf",
-    "write_reference",
-    "write_steered",
     "writers_of",
     "writers_of_config",
 ]

@@ -68,7 +68,7 @@ def change_in_place(tensor: Tensor, change: Project | Offset) -> None:
     outer, d, inner = layout(tensor.shape, change.axis)
     if inner == 1:
         rows_of = tensor.view(outer, d)
-        for rows in pieces(outer, d, tensor.dtype, tensor.device):
+        for rows in row_chunks(outer, d, tensor.dtype, tensor.device):
             rows_of[rows] = changed_rows(rows_of[rows], change)
         return
     for matrix in tensor.view(outer, d, inner):
@@ -85,10 +85,10 @@ def layout(shape: Sequence[int], axis: int) -> tuple[int, int, int]:
     return outer, shape[axis], inner
 
 
-def pieces(
+def row_chunks(
     n: int, size: int, dtype: torch.dtype, device: torch.device | None = None
 ) -> Iterator[slice]:
-    """N rows of `size` numbers, as many at a time as are worked on together, at least one."""
+    """Slices of n rows of `size` numbers each: as many rows at a time as are worked on together, at least one."""
     chunk = CHUNK if device is None or device.type == "cpu" else CHUNK_OF_A_GPU
     step = max(1, chunk // max(1, size * precise(dtype).itemsize))
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
@@ -128,7 +128,7 @@ class Columns:
         device: torch.device | None = None,
     ) -> None:
         self.change = change
-        self.rows = partial(pieces, d, inner, dtype, device)
+        self.rows = partial(row_chunks, d, inner, dtype, device)
         finer = precise(dtype)
         vectors = (change.vector,) if isinstance(change, Offset) else (change.left, change.right)
         self.left, self.right = (v.to(device, finer) for v in (vectors[0], vectors[-1]))

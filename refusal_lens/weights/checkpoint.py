@@ -21,7 +21,7 @@ from ..model.stream.empty import empty_model
 from ..model.stream.mapping import writers_of_config
 from ..model.stream.writers import Writers
 from .addition import config_with_bias
-from .arithmetic import Change, NewBias, Offset, Project, layout, pieces, precise
+from .arithmetic import Change, NewBias, Offset, Project, layout, precise, row_chunks
 from .edits import WeightEdit, changes_of, map_after
 from .names import FileNames, Source, file_names
 
@@ -96,7 +96,7 @@ def bytes_held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
     """Bytes that editing a tensor along an axis takes: some rows, their new values, a few sums."""
     outer, d, inner = layout(shape, axis)
     n, width = (outer, d) if inner == 1 else (d, inner)
-    rows = next(pieces(n, width, dtype), slice(0, 0)).stop
+    rows = next(row_chunks(n, width, dtype), slice(0, 0)).stop
     finer = precise(dtype).itemsize
     sums = 4 * inner if inner > 1 else 2 * n
     return rows * width * (dtype.itemsize + 3 * finer) + sums * finer

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..direction import Direction
 from ..display import shown
 from ..door import checked
-from ..interventions import HasVector
 from ..model.shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
-from .arithmetic import Columns, Project, changed_rows, layout, pieces, precise
+from .arithmetic import Columns, Project, changed_rows, layout, precise, row_chunks
 from .checkpoint import Added, ExportPlan, configuration, prepare
 from .copying import read_rows
 from .edits import orthogonalise
@@ -74,7 +74,7 @@ class FilesEquivalence:
 def verify_files(
     original: str | Path,
     edited: str | Path,
-    direction: HasVector,
+    direction: Direction,
     *,
     strength: float = 1.0,
     keep_norms: bool = False,
@@ -175,7 +175,7 @@ def _of_writer(original: Checkpoint, edited: Checkpoint, name: str, change: Proj
 def _compare_rows(first: _Reader, second: _Reader, n: int, d: int, difference: _Difference) -> None:
     """Compare a tensor whose rows [n d_model] are written vectors."""
     right = difference.change.right.to(difference.finer)
-    for rows in pieces(n, d, difference.dtype):
+    for rows in row_chunks(n, d, difference.dtype):
         old, got = first.rows(rows, d), second.rows(rows, d)
         steps = difference.look(old, changed_rows(old, difference.change), got)
         along = (old.to(difference.finer) @ right, got.to(difference.finer) @ right)

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..direction import Direction, unit
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..interventions import HasVector, unit
 from ..model.norms import Norm
 from ..model.stream.writers import Treatment, Writer, Writers
 from ..shapes import Vector
@@ -100,7 +100,7 @@ def _vector_of(direction: Any) -> Tensor:
 
 @checked
 def orthogonalise(
-    direction: HasVector | Vector, *, strength: float = 1.0, keep_norms: bool = False
+    direction: Direction | Vector, *, strength: float = 1.0, keep_norms: bool = False
 ) -> Orthogonalise:
     """Directional ablation in the weights (paper, equation 5): `interventions.ablate` without hooks.
 
@@ -112,7 +112,7 @@ def orthogonalise(
 
 
 @checked
-def add_bias(direction: HasVector, *, strength: float = 1.0) -> AddBias:
+def add_bias(direction: Direction, *, strength: float = 1.0) -> AddBias:
     """Activation addition in the weights (paper, equation 3): `interventions.add` without hooks.
 
     direction.vector is the raw r [d_model], added strength times at the entry of direction.layer.

@@ -79,11 +79,11 @@ def estimate_of(plan: ExportPlan) -> Estimate:
     return Estimate(
         architecture=plan.writers.architecture,
         parameters=sum(
-            torch.Size(each.shape).numel() for n, each in tensors.items() if n not in plan.unread
+            torch.Size(tensor.shape).numel() for name, tensor in tensors.items() if name not in plan.unread
         ),
         checkpoint=plan.checkpoint.size,
         edited=plan.edited_bytes,
-        added=sum(each.bytes for each in plan.added),
+        added=sum(tensor.bytes for tensor in plan.added),
         largest_edited=plan.largest_edited,
         held=plan.held_bytes,
         lora=sum(4 * (torch.Size(s).numel() // s[axis] + s[axis]) for s, axis in edited),

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..door import checked
 from ..model.shards import DTYPES, INDEX, Checkpoint, Shard, Stored
 from ..runs.tensors import header_bytes
-from .arithmetic import Columns, Offset, Project, changed_rows, layout, pieces
+from .arithmetic import Columns, Offset, Project, changed_rows, layout, row_chunks
 from .atomic import Recorded, atomic_folder, require_outside
 from .checkpoint import Added, ExportPlan, require_plan
 from .copying import (
@@ -137,7 +137,7 @@ def _edits(files: _Files, stored: Stored, change: Project | Offset) -> Iterator[
 
 
 def _edit_rows(tape: _Tape, n: int, change: Project | Offset) -> None:
-    for rows in pieces(n, tape.width, tape.dtype):
+    for rows in row_chunks(n, tape.width, tape.dtype):
         tape.put(rows, changed_rows(tape.get(rows), change))
 
 
@@ -154,19 +154,19 @@ class _Tape:
 
     def __init__(self, files: _Files, start: int, width: int, dtype: torch.dtype) -> None:
         self.files, self.start, self.width, self.dtype = files, start, width, dtype
-        self.held = torch.empty(0, width, dtype=dtype)
+        self.buffer = torch.empty(0, width, dtype=dtype)
 
     def get(self, rows: slice) -> Tensor:
         """These rows; the tensor is used again by the next call."""
         n = rows.stop - rows.start
-        if len(self.held) != n:
-            self.held = torch.empty(n, self.width, dtype=self.dtype)
-        read_all(self.files.read, bytes_of(self.held), self._at(rows))
-        return self.held
+        if len(self.buffer) != n:
+            self.buffer = torch.empty(n, self.width, dtype=self.dtype)
+        read_all(self.files.read, bytes_of(self.buffer), self._at(rows))
+        return self.buffer
 
     def put(self, rows: slice, values: Tensor) -> None:
         """Write other values for the rows that were got last, rounded to the dtype."""
-        raw = bytes_of(self.held.copy_(values))
+        raw = bytes_of(self.buffer.copy_(values))
         write_all(self.files.write, raw, self._at(rows) + self.files.shift)
         self.files.progress(raw.nbytes)
 

@@ -1,0 +1,93 @@
+"""Places: where in a rendered conversation something is read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from ..errors import InputError
+
+Region = Literal["instruction", "post", "reply", "last"]
+_SPELT = re.compile(r"(?P<region>[a-z]+)(?:\[(?P<index>-?\d{1,6})\]|\.(?P<mean>mean))?")
+_NEED = "t_inst, post[-1], post.mean, instruction.mean, reply.first, reply.mean, reply[-1] or last"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A token of a region, or the mean over the region's tokens.
+
+    index counts the region's tokens as Python does, 0 the first and -1 the last; None is the mean over all of them.
+    Regions: the last user message (``instruction``), the template's tokens behind it (``post``, the paper's
+    post-instruction tokens), the reply with its prefill (``reply``), and ``last``, the last token of all.
+
+    >>> str(Place.parse("t_inst")), str(Place.parse("post[-1]")), str(Place.parse("reply.first"))
+    ('t_inst', 'post[-1]', 'reply.first')
+    """
+
+    region: Region
+    index: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.region not in get_args(Region):
+            raise InputError(f"place: got {self.region!r:.40}, need {_NEED}")
+        if self.index is not None and (
+            isinstance(self.index, bool) or not isinstance(self.index, int)
+        ):
+            raise InputError(
+                f"token of a place: got {self.index!r:.40}, need a whole number or None"
+            )
+        if self.region == "last" and self.index != -1:
+            object.__setattr__(self, "index", -1)
+
+    @classmethod
+    def parse(cls, text: Place | str) -> Place:
+        """The place of this name. Raises InputError for what names none."""
+        if isinstance(text, Place):
+            return text
+        if not isinstance(text, str):
+            raise InputError(f"place: got {text!r:.40}, need {_NEED}")
+        name = {"t_inst": "instruction[-1]", "reply.first": "reply[0]", "last": "last[-1]"}.get(
+            text.strip(), text.strip()
+        )
+        spelt = _SPELT.fullmatch(name)
+        if (
+            spelt is None
+            or spelt["region"] not in get_args(Region)
+            or not (spelt["index"] or spelt["mean"])
+        ):
+            raise InputError(f"place: got {text!r:.40}, need {_NEED}")
+        return cls(spelt["region"], int(spelt["index"]) if spelt["index"] else None)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        if self.region == "last":
+            return "last"
+        name = f"{self.region}.mean" if self.index is None else f"{self.region}[{self.index}]"
+        return {"instruction[-1]": "t_inst", "reply[0]": "reply.first"}.get(name, name)
+
+    @property
+    def position(self) -> int | None:
+        """The negative position among the post-instruction tokens, -1 the last; None for other places."""
+        return (
+            self.index
+            if self.region == "post" and self.index is not None and self.index < 0
+            else None
+        )
+
+    @classmethod
+    def post(cls, position: int) -> Place:
+        """The post-instruction token at a negative position, -1 the last."""
+        return cls("post", position)
+
+
+class Columns(NamedTuple):
+    """Where a place lies in each row of a batch: columns [batch k] and their weights [batch k], which sum to 1.
+
+    k is 1 for a single token; for a mean it is the longest region's length, and weights behind a shorter one are 0.
+    """
+
+    columns: Int[Tensor, "batch k"]
+    weights: Float64[Tensor, "batch k"]
