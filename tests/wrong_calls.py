@@ -349,7 +349,7 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "weight edit": {"None": None, "str": "ablate", "hook edit": Ablate(torch.ones(width))},
         "fitting weight edit": {
             "wrong width": weights.orthogonalise(model_of_another_width),
-            "wrong layer": weights.shift(rl.Direction(torch.ones(width), n_layers, Place.post(-1))),
+            "wrong layer": weights.add_bias(rl.Direction(torch.ones(width), n_layers, Place.post(-1))),
         },
         "function": {"int": 3, "str": "print", "list": []},
         "no None": {"None": None},
@@ -1327,8 +1327,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {"direction": takes(w.direction.vector, "vector", "no zero")},
         ),
         (
-            "weights.shift",
-            weights.shift,
+            "weights.add_bias",
+            weights.add_bias,
             {
                 "direction": takes(w.direction, "direction", "layered"),
                 "strength": takes(1.0, "number", "finite"),
