@@ -35,7 +35,7 @@ TURNS = (
 
 @lru_cache
 def pair() -> PromptPair:
-    return Contrast.refusal(n_train=32, n_val=0, n_test=0).train
+    return Contrast.toy(n_train=32, n_val=0, n_test=0).train
 
 
 def sentencepiece(*, head: str = "\n", end: str = "\n", prefill: str = "") -> ChatModel:

@@ -38,6 +38,7 @@ from refusal_lens.behaviours import (
     from_replies,
 )
 from refusal_lens.behaviours.discovery import discover_first_tokens
+from refusal_lens.chat import Place
 from refusal_lens.directions.finding import (
     choose_behaviour,
     extract_candidates,
@@ -122,6 +123,7 @@ FINE: dict[tuple[str, str], str] = {
         "empty",
     ): "no head is replaced, as `head_effects` measures for comparison",
     ("ChatModel.generate.max_new_tokens", "None"): UNASKED,
+    ("ChatModel.generate.prompts", "str"): "one prompt",
     ("complete.max_new_tokens", "None"): UNASKED,
     ("FirstTokens.of.against", "texts"): "a text of digits is an id",
     ("FirstTokens.of.against", "empty"): "there need be none",
@@ -142,10 +144,10 @@ def make_world(place: Path) -> SimpleNamespace:
     width, vocab = model.d_model, model.d_vocab
     generator = torch.Generator().manual_seed(0)
     random = partial(torch.randn, generator=generator, dtype=torch.float64)
-    direction = rl.Direction(random(width), 1, -1)
+    direction = rl.Direction(random(width), 1, Place.post(-1))
     n_positions = len(model.chat.positions)
     means = [random(n_positions, model.n_layers, width) for _ in range(2)]
-    candidates = rl.Candidates(*means, positions=model.chat.positions)
+    candidates = rl.Candidates(*means, Place.posts(n_positions), model.chat.positions)
     rendered = model.chat.render(prompts)
     answered = model.chat.render(prompts, replies=["Red.", "Yes.", "With care."])
     pair = rl.PromptPair(positive=tuple(prompts), negative=("Sing.", "Count to ten.", "Dance!"))
@@ -228,7 +230,7 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "long name": "x" * 5000,
         "empty name": "",
     }
-    model_of_another_width = rl.Direction(torch.ones(width + 1), 1, -1)
+    model_of_another_width = rl.Direction(torch.ones(width + 1), 1, Place.post(-1))
     logits = {
         "None": None,
         "list": [[0.0, 1.0]],
@@ -271,7 +273,15 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "at least 0": {"-1": -1, "-huge": -HUGE},
         "at most a million": {"a million million": 10**12, "2^62": 2**62},
         "layer": layers,
-        "position": {"0": 0, "1": 1, "far": -10_000, "-huge": -HUGE},
+        "place": {"None": None, "int": -1, "empty": "", "unknown": "post", "far": "post[-9999]"},
+        "places": {
+            "str": "t_inst",
+            "ints": [-1],
+            "far": ["post[-9999]"],
+            "no reply": ["reply.mean"],
+            "unknown": ["post"],
+            "empty": [],
+        },
         "positions": {
             "int": -1,
             "str": "-1",
@@ -320,9 +330,9 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "layered": {"tensor": torch.ones(width)},
         "fits": {
             "wrong width": model_of_another_width,
-            "layer too high": rl.Direction(torch.ones(width), n_layers, -1),
+            "layer too high": rl.Direction(torch.ones(width), n_layers, Place.post(-1)),
         },
-        "fitting layer": {"layer too high": rl.Direction(torch.ones(width), n_layers, -1)},
+        "fitting layer": {"layer too high": rl.Direction(torch.ones(width), n_layers, Place.post(-1))},
         "fitting width": {"wrong width": model_of_another_width},
         "edit": {
             "None": None,
@@ -339,7 +349,7 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "weight edit": {"None": None, "str": "ablate", "hook edit": Ablate(torch.ones(width))},
         "fitting weight edit": {
             "wrong width": weights.orthogonalise(model_of_another_width),
-            "wrong layer": weights.shift(rl.Direction(torch.ones(width), n_layers, -1)),
+            "wrong layer": weights.add_bias(rl.Direction(torch.ones(width), n_layers, Place.post(-1))),
         },
         "function": {"int": 3, "str": "print", "list": []},
         "no None": {"None": None},
@@ -428,11 +438,13 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
             "wrong width": rl.Candidates(
                 torch.ones(1, n_layers, width + 1).double(),
                 torch.zeros(1, n_layers, width + 1).double(),
+                Place.posts(1),
                 ("a",),
             ),
             "wrong layers": rl.Candidates(
                 torch.ones(1, n_layers + 1, width).double(),
                 torch.zeros(1, n_layers + 1, width).double(),
+                Place.posts(1),
                 ("a",),
             ),
         },
@@ -600,7 +612,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "vector": takes(w.direction.vector, "vector"),
                 "layer": takes(1, "whole", "at least 0"),
-                "position": takes(-1, "whole"),
+                "place": takes(Place.post(-1), "place"),
                 "concept": takes("refusal", "text"),
                 "more": takes({}, "mapping"),
             },
@@ -638,21 +650,22 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "mean_positive": takes(w.means[0], "stack"),
                 "mean_negative": takes(w.means[1], "stack"),
-                "positions": takes(w.model.chat.positions, "text", "some"),
+                "places": takes(w.candidates.places, "text", "some"),
+                "names": takes(w.model.chat.positions, "text", "some"),
             },
         ),
         (
             "Candidates.from_means",
             rl.Candidates.from_means,
             {
-                "positive": takes(Means(w.means[0], 3, w.model.chat.positions), "means"),
-                "negative": takes(Means(w.means[1], 3, w.model.chat.positions), "means"),
+                "positive": takes(Means(w.means[0], 3, w.candidates.places, w.candidates.names), "means"),
+                "negative": takes(Means(w.means[1], 3, w.candidates.places, w.candidates.names), "means"),
             },
         ),
         (
             "Candidates.direction",
             w.candidates.direction,
-            {"position": takes(-1, "whole", "position"), "layer": takes(1, "whole", "layer")},
+            {"place": takes("post[-1]", "place"), "layer": takes(1, "whole", "layer")},
         ),
         ("Candidates.load", rl.Candidates.load, {"path": takes(w.candidates_file, "path", "file")}),
         ("Candidates.save", w.candidates.save, {"path": takes(new, "path", "new file")}),
@@ -686,13 +699,13 @@ def targets(w: SimpleNamespace) -> list[Target]:
             },
         ),
         ("Contrast.pair", w.contrast.pair, {"split": takes("train", "split")}),
-        ("Contrast.refusal", rl.Contrast.refusal, small | {"seed": takes(0, "whole")}),
+        ("Contrast.toy", rl.Contrast.toy, small | {"seed": takes(0, "whole")}),
         (
             "Contrast.from_files",
             rl.Contrast.from_files,
             {
-                "harmful": takes(place / "prompts.txt", "path", "file"),
-                "harmless": takes(place / "others.txt", "path", "file"),
+                "positive": takes(place / "prompts.txt", "path", "file"),
+                "negative": takes(place / "others.txt", "path", "file"),
                 "kinds": takes(("a", "b"), "names", "same names"),
                 "column": takes(None, "some wrong text"),
                 **small,
@@ -754,12 +767,12 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "on_progress": told,
             },
         ),
-        ("ChatModel.logits", w.model.logits, {"rendered": takes(w.rendered, "rendered")}),
+        ("ChatModel.logits", w.model.logits, {"prompts": prompts}),
         (
             "ChatModel.read",
             w.model.read,
             {
-                "rendered": takes(w.rendered, "rendered"),
+                "prompts": prompts,
                 "sites": takes([Site("resid_pre", 0)], "sites", "no None"),
             },
         ),
@@ -790,7 +803,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         (
             "ChatFormat.render",
             w.model.chat.render,
-            {"instructions": prompts, "replies": takes(None, "texts or None", "replies")},
+            {"prompts": prompts, "replies": takes(None, "texts or None", "replies")},
         ),
         ("ChatFormat.decode", w.model.chat.decode, {"ids": takes([4], "decoded")}),
         ("Rendered.batches", w.rendered.batches, {"batch_size": count}),
@@ -806,7 +819,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "prompts": prompts,
-                "positions": takes([-1], "positions"),
+                "places": takes(["post[-1]"], "places"),
                 "batch_size": count,
             },
         ),
@@ -973,7 +986,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "tokens": takes([4], "tokens"),
-                "against": takes([], "ids"),
+                "against": takes([], "tokens"),
             },
         ),
         (
@@ -1314,8 +1327,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {"direction": takes(w.direction.vector, "vector", "no zero")},
         ),
         (
-            "weights.shift",
-            weights.shift,
+            "weights.add_bias",
+            weights.add_bias,
             {
                 "direction": takes(w.direction, "direction", "layered"),
                 "strength": takes(1.0, "number", "finite"),
