@@ -39,8 +39,7 @@ _ROOMS = {
     ),
     "evaluation": ("complete", "phrase_judge", "refusal_rate"),
     "attribution": ("attribute", "attribute_sources"),
-    "report": ("write_report",),
-    "pipeline": ("RunConfig", "run_pipeline"),
+    "pipeline": ("Finding", "RunConfig", "open_run", "run_pipeline", "write_report"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -63,10 +62,9 @@ if TYPE_CHECKING:
     from refusal_lens.interventions import Edit, ablate, add, affine, applied, clamp, subtract
     from refusal_lens.metrics import first_token_log_odds, kl_divergence
     from refusal_lens.model import ChatModel, Site
-    from refusal_lens.pipeline import RunConfig, run_pipeline
+    from refusal_lens.pipeline import Finding, RunConfig, open_run, run_pipeline, write_report
     from refusal_lens.progress import bars
     from refusal_lens.prompts import Contrast, PromptPair
-    from refusal_lens.report import write_report
     from refusal_lens.runs import Run
 
 __all__ = [
@@ -76,6 +74,7 @@ __all__ = [
     "Contrast",
     "Direction",
     "Edit",
+    "Finding",
     "InputError",
     "NoCandidateError",
     "PromptPair",
@@ -100,6 +99,7 @@ __all__ = [
     "first_token_log_odds",
     "kl_divergence",
     "mean_residuals",
+    "open_run",
     "phrase_judge",
     "refusal_rate",
     "run_pipeline",

@@ -20,8 +20,9 @@ from refusal_lens.directions.refusal_tokens import NoRefusalTokens
 from refusal_lens.errors import InputError
 from refusal_lens.evaluation import complete
 from refusal_lens.model import ChatModel
-from refusal_lens.pipeline import RunConfig, run_pipeline, steps
-from refusal_lens.pipeline.suffix_job import run_suffix_study
+from refusal_lens.pipeline import RunConfig, run_pipeline
+from refusal_lens.pipeline.measurements import completions, components
+from refusal_lens.pipeline.suffix_job import SuffixConfig, run_suffix_study
 from refusal_lens.prompts import Contrast
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 
@@ -38,7 +39,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     contrast, paths = Contrast.refusal(**SIZES), []
     for side, kind in enumerate(contrast.kinds):
         pairs = (contrast.train, contrast.val, contrast.test)
-        texts = [text for pair in pairs for text in steps.side_of(pair, side)]
+        texts = [text for pair in pairs for text in (pair.positive, pair.negative)[side]]
         paths.append(tmp_path_factory.mktemp("prompts") / f"{kind}.txt")
         paths[-1].write_text("\n".join(texts) + "\n")
     return str(paths[0]), str(paths[1])
@@ -132,7 +133,7 @@ def test_stopped_half_way_it_goes_on_to_the_same_files(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(steps, "principal_components", stop)
+        patched.setattr(components, "principal_components", stop)
         with pytest.raises(KeyboardInterrupt):
             run_pipeline(config, tmp_path / "run")
     kept = step_times(tmp_path / "run")
@@ -159,7 +160,7 @@ def test_other_thresholds_redo_the_selection_alone(
 
 def test_what_needs_a_direction_is_told_that_there_is_none(answered: Path) -> None:
     with pytest.raises(InputError, match=r"came to no direction\.safetensors.*says why"):
-        run_suffix_study(answered, suffix=" x")
+        run_suffix_study(answered, SuffixConfig(" x"))
 
 
 def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(
@@ -208,13 +209,13 @@ def test_a_run_that_kept_few_says_so_and_goes_on(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that refuses 3 of 16 harmful prompts: enough for a direction, too few to be quiet."""
-    real = steps.complete
+    real = completions.complete
 
     def quietly(*args: Any, **more: Any) -> Sequence[Any]:
         # A judge that sees nothing, as one that does not know the model's language.
         return [replace(one, refusal=False, evidence="") for one in real(*args, **more)]
 
-    monkeypatch.setattr(steps, "complete", quietly)
+    monkeypatch.setattr(completions, "complete", quietly)
     mixed = mixed_prompts(config, tmp_path)
     summary = run_pipeline(mixed, tmp_path / "run")
     flags = {flag["name"]: flag["text"] for flag in summary["flags"]}

@@ -24,15 +24,14 @@ from refusal_lens.directions import Candidates, Direction, find_direction
 from refusal_lens.directions.refusal_tokens import parse_refusal_tokens
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel
-from refusal_lens.pipeline import RunConfig, run_pipeline, steps
+from refusal_lens.pipeline import LoadOptions, RunConfig, job, run_pipeline, write_report
 from refusal_lens.pipeline.config import chat_options
-from refusal_lens.pipeline.main_job import _finding
-from refusal_lens.pipeline.steps import Job
-from refusal_lens.pipeline.suffix_job import run_suffix_study
+from refusal_lens.pipeline.job import Job
+from refusal_lens.pipeline.measurements import FORMS, behaviour, completions
+from refusal_lens.pipeline.suffix_job import SuffixConfig, run_suffix_study
 from refusal_lens.pipeline.summary import SCHEMA_VERSION
 from refusal_lens.prompts import Contrast
-from refusal_lens.report import write_report
-from refusal_lens.runs import Run, Step, read_csv, read_json, read_jsonl
+from refusal_lens.runs import OpenStep, Run, read_csv, read_json, read_jsonl
 
 SMALL = RunConfig(n_train=48, n_val=24, n_test=20, max_new_tokens=40, n_null=2, n_moves=1, null_prompts=8)
 FILES = (
@@ -168,14 +167,14 @@ def in_a_child(work: Callable[..., object], *args: object) -> int:
 def run_until(name: str, out: Path) -> None:
     """Run the main job and die after a step's work, before its manifest is written."""
     torch.set_num_threads(1)
-    finish = Step.finish
+    finish = OpenStep.finish
 
-    def kill_before_the_manifest(self: Step) -> None:
+    def kill_before_the_manifest(self: OpenStep) -> None:
         if self.name == name and self.needed:
             os.kill(os.getpid(), signal.SIGKILL)
         finish(self)
 
-    Step.finish = kill_before_the_manifest  # type: ignore[method-assign]
+    OpenStep.finish = kill_before_the_manifest  # type: ignore[method-assign]
     run_pipeline(SMALL, out)
 
 
@@ -279,7 +278,7 @@ def test_a_stopped_rerun_mixes_no_old_and_new_replies(
     def stop(*args: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("refusal_lens.pipeline.steps.ablate", stop)
+    monkeypatch.setattr("refusal_lens.pipeline.job.ablate", stop)
     with pytest.raises(KeyboardInterrupt):
         run_pipeline(replace(SMALL, max_new_tokens=8), out)
     page = shown(out)
@@ -295,10 +294,10 @@ def test_the_default_dtype_is_named_in_what_determines_the_results(
     before = step_times(finished)
     run_pipeline(replace(SMALL, dtype="float32"), finished)
     assert step_times(finished) == before
-    monkeypatch.setattr(steps, "resolve_device", lambda device: torch.device("cuda"))
-    assert steps.settled_dtype(None) == "auto"
-    assert steps.settled_dtype(None, device_map="auto") == "auto"
-    assert steps.settled_dtype("bf16") == "bfloat16"
+    monkeypatch.setattr(job, "resolve_device", lambda device: torch.device("cuda"))
+    assert job.settled_dtype(None) == "auto"
+    assert job.settled_dtype(None, device_map="auto") == "auto"
+    assert job.settled_dtype("bf16") == "bfloat16"
 
 
 def test_empty_replies_cost_the_loss_and_not_the_run(
@@ -308,12 +307,12 @@ def test_empty_replies_cost_the_loss_and_not_the_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     out = shutil.copytree(finished, tmp_path / "silent")
-    real = steps.complete
+    real = completions.complete
 
     def silent(*args: Any, **more: Any) -> list[Any]:
         return [replace(one, response="", reply_ids=()) for one in real(*args, **more)]
 
-    monkeypatch.setattr(steps, "complete", silent)
+    monkeypatch.setattr(completions, "complete", silent)
     summary = run_pipeline(replace(SMALL, max_new_tokens=2), out)
     assert summary["losses"]["baseline"] == {"ce": None, "perplexity": None, "n_tokens": 0}
     assert "every reply of the unedited model" in caplog.text
@@ -342,9 +341,11 @@ def test_a_suffix_that_is_refused_leaves_the_study_before(
         raise KeyboardInterrupt
 
     if not line:
-        monkeypatch.setattr("refusal_lens.pipeline.suffix_job.study_suffix", stop)
+        monkeypatch.setattr("refusal_lens.pipeline.measurements.suffix.study_suffix", stop)
+    change = dict(change)
+    options = LoadOptions(dtype=change.pop("dtype", None))
     with pytest.raises(InputError if line else KeyboardInterrupt, match=line or None):
-        run_suffix_study(out, **change)
+        run_suffix_study(out, SuffixConfig(**change), options=options)
     after = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
     assert after == before
 
@@ -407,20 +408,20 @@ def test_room_is_asked_for_every_prompt_and_for_replies_to_those_of_the_test(
     monkeypatch.setattr(ChatModel, "require_room", require_room, raising=False)
     own = replace(SMALL, n_train=3, n_val=2, n_test=2, n_null=1, null_prompts=1, null_tokens=5)
     with Run.open(tmp_path / "run") as run:
-        Job(own, run, None).require_room()
+        behaviour.require_room(Job(own, run, FORMS))
         assert asked == [(6, 0), (4, 0), (4, SMALL.max_new_tokens), (2, 5)]
         asked.clear()
-        Job(replace(own, n_null=0), run, None).require_room()
+        behaviour.require_room(Job(replace(own, n_null=0), run, FORMS))
     assert asked == [(6, 0), (4, 0), (4, SMALL.max_new_tokens)]
 
 
 def test_how_conversations_are_written_reaches_the_model_and_the_key(tmp_path: Path) -> None:
     with Run.open(tmp_path / "run") as run:
-        job = Job(RunConfig(prefill="Well, ", system="Be brief."), run, None)
+        job = Job(RunConfig(prefill="Well, ", system="Be brief."), run, FORMS)
         rendered = job.model.chat.render(["Bake the bread."])
         text = job.model.tokenizer.decode(rendered.ids[0])
         assert "Be brief." in text
         assert text.endswith("Well, ")
-        (first, *_) = _finding(job, {})
-    assert (first.inputs["prefill"], first.inputs["system"]) == ("Well, ", "Be brief.")
+        inputs = behaviour.inputs(job)
+    assert (inputs["prefill"], inputs["system"]) == ("Well, ", "Be brief.")
     assert chat_options({"system": None}) == {"system": None}

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import pytest
 from synthetic_run import HOSTILE_TOKEN, POSITIONS, write_run
 
+from refusal_lens.pipeline.page import open_folder
 from refusal_lens.plotting import (
     TEMPLATE,
     candidate_map,
@@ -34,7 +35,7 @@ N_LAYERS = 12
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return RunFolder.open(write_run(tmp_path_factory.mktemp("plots") / "run"))
+    return open_folder(write_run(tmp_path_factory.mktemp("plots") / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +359,7 @@ def test_pca_shows_first_last_and_selected_layer(n_layers: int, panels: int) -> 
 def test_sweeps_take_the_file_that_a_run_writes(
     draw: Callable[..., go.Figure], tmp_path: Path
 ) -> None:
-    run = RunFolder.open(write_run(tmp_path / "run", n_layers=32))
+    run = open_folder(write_run(tmp_path / "run", n_layers=32))
     figure = draw(run.table("candidates.csv"), selected=run.selected)
     assert len(figure.layout.annotations) >= 3
     assert math.isfinite(figure.layout.height)

@@ -16,14 +16,17 @@ import pytest
 from synthetic_run import HOSTILE, HOSTILE_TOKEN, write_run
 
 from refusal_lens.errors import InputError
-from refusal_lens.report import page as page_module
-from refusal_lens.report import write_report
+from refusal_lens.pipeline import page as page_module
+from refusal_lens.pipeline import write_report
+from refusal_lens.pipeline.measurements import SECTIONS
+from refusal_lens.pipeline.page import open_folder
 from refusal_lens.report.claim import make_claim
+from refusal_lens.report.entry import Entry
 from refusal_lens.report.facts import change
 from refusal_lens.report.folder import RunFolder
 from refusal_lens.report.markup import Cell, Html, Section, plain, table, text
 from refusal_lens.report.page import render_sections
-from refusal_lens.report.sections import SECTIONS, Entry, exports
+from refusal_lens.report.sections import exports
 from refusal_lens.runs import Run
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "published-runs"
@@ -70,7 +73,7 @@ def edit_summary(folder: Path, **changes: Any) -> None:
 def test_a_run_becomes_one_page_with_every_section(run: Path) -> None:
     page = source(run)
     for entry in SECTIONS:
-        section = entry.render(RunFolder.open(run))
+        section = entry.render(open_folder(run))
         assert entry.optional or section is not None, entry.title
         if section is not None:
             assert f'<section id="{section.key}">' in page
@@ -167,7 +170,7 @@ def test_the_table_of_candidates_gives_each_its_reason(run: Path) -> None:
 )
 def test_a_section_without_its_file_is_left_out_and_named(fresh: Path, file: str, key: str) -> None:
     (fresh / file).unlink()
-    sections, missing = render_sections(RunFolder.open(fresh))
+    sections, missing = render_sections(open_folder(fresh), SECTIONS)
     assert key not in {section.key for section in sections}
     assert "refusal" in {section.key for section in sections}
     assert len([what for what in missing if f"needs {file}" in what]) == len(missing) > 0
@@ -182,10 +185,10 @@ def test_a_run_that_stopped_early_still_has_a_page(tmp_path: Path) -> None:
 
 def test_an_unselected_run_says_that_none_passes(fresh: Path) -> None:
     (fresh / "summary.json").unlink()
-    assert "not finished" in make_claim(RunFolder.open(fresh)).headline
+    assert "not finished" in make_claim(open_folder(fresh)).headline
     scores = pd.read_csv(fresh / "candidates.csv", keep_default_na=False)
     scores.assign(passes=False).to_csv(fresh / "candidates.csv", index=False)
-    assert "No candidate" in make_claim(RunFolder.open(fresh)).headline
+    assert "No candidate" in make_claim(open_folder(fresh)).headline
     assert '<section id="candidates">' in write_report(fresh).read_text()
 
 
@@ -209,12 +212,12 @@ EXPORT = {"to": "gguf", "edit": "ablate", "strength": 1, "norm_preserving": Fals
 
 
 def test_what_was_made_with_an_earlier_direction_is_marked(tmp_path: Path) -> None:
-    run = RunFolder.open(in_steps(tmp_path, threshold=0.1))
+    run = open_folder(in_steps(tmp_path, threshold=0.1))
     with pytest.raises(InputError, match=r"suffix.summary\.json"):
-        render_sections(run)
+        render_sections(run, SECTIONS)
     assert "earlier direction" not in str(exports.render(run))
-    run = RunFolder.open(in_steps(tmp_path, threshold=0.2))
-    found = {section.key: str(section) for section in render_sections(run)[0]}
+    run = open_folder(in_steps(tmp_path, threshold=0.2))
+    found = {section.key: str(section) for section in render_sections(run, SECTIONS)[0]}
     assert "suffix/ was made with an earlier direction" in found["suffix"]
     assert "made with an earlier direction; mine" in found["exports"]
     assert (tmp_path / "suffix/summary.json").is_file()
@@ -224,7 +227,7 @@ def test_a_file_that_no_step_left_is_not_shown(tmp_path: Path) -> None:
     in_steps(tmp_path, threshold=0.1)
     (tmp_path / "summary.json").write_text('{"model": "stray"}')
     (tmp_path / "losses.csv").write_text("condition,ce,perplexity,n_tokens\nbaseline,1,2,3\n")
-    run = RunFolder.open(tmp_path)
+    run = open_folder(tmp_path)
     assert run.value("model") is None
     assert run.table("losses.csv") is None
     assert run.table("candidates.csv") is not None
@@ -313,7 +316,7 @@ def test_what_a_summary_does_not_say_is_left_out(fresh: Path) -> None:
 
 
 def claim_of(folder: Path, **options: float) -> str:
-    run = RunFolder.open(write_run(folder, **options))
+    run = open_folder(write_run(folder, **options))
     return make_claim(run).headline
 
 
@@ -353,7 +356,7 @@ def test_a_rise_and_a_model_that_hardly_refuses_are_said(fresh: Path) -> None:
         (fresh / "nulls.csv").unlink(missing_ok=True)
         (fresh / "metrics.csv").unlink(missing_ok=True)
         edit_summary(fresh, nulls={})
-        return make_claim(RunFolder.open(fresh)).headline
+        return make_claim(open_folder(fresh)).headline
 
     assert "raises" in headline(0.3, 0.9)
     assert "refuses only" in headline(0.15, 0.0)
@@ -401,7 +404,7 @@ def test_the_headline_follows_the_metric_too(
     names = ("baseline", "ablation")
     scores = {c: {"rate": r, "n": 100} for c, r in zip(names, rates, strict=True)}
     edit_summary(folder, refusal_rate={"harmful": scores})
-    headline = make_claim(RunFolder.open(folder)).headline
+    headline = make_claim(open_folder(folder)).headline
     assert all(word in headline for word in words), headline
 
 
@@ -422,7 +425,7 @@ def test_a_lazy_run_says_at_least(fresh: Path) -> None:
     scores = pd.read_csv(fresh / "candidates.csv", keep_default_na=False)
     n = int(scores["passes"].sum())
     open_ = scores.index[~scores["passes"]][0]
-    assert f"{n} of which pass" in " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    assert f"{n} of which pass" in " ".join(make_claim(open_folder(fresh)).evidence)
     scores.loc[open_, "reason"] = "not needed: bypass is worse than the best"
     scores.to_csv(fresh / "candidates.csv", index=False)
     write_report(fresh)
@@ -438,12 +441,12 @@ def test_the_papers_count_and_the_prompts_kept_are_said(fresh: Path) -> None:
     rate = {"rate": 0.9, "se": 0.03, "n": 100, "paper_count": 0.4}
     kept = {"val": {"harmful": {"kept": 9, "of": 32}}}
     edit_summary(fresh, refusal_rate={"harmful": {"baseline": rate}}, kept_prompts=kept)
-    evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    evidence = " ".join(make_claim(open_folder(fresh)).evidence)
     assert "90\u202f% (SE 3.0; 40\u202f% by the paper\u2019s exact phrases)" in evidence
     assert "(val: 9 of 32 harmful)" in evidence
     rate["paper_count"] = 0.9
     edit_summary(fresh, refusal_rate={"harmful": {"baseline": rate}})
-    assert "exact phrases" not in " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    assert "exact phrases" not in " ".join(make_claim(open_folder(fresh)).evidence)
 
 
 def test_replies_are_compared_beside_what_chance_shares(fresh: Path) -> None:
@@ -457,11 +460,11 @@ def test_replies_are_compared_beside_what_chance_shares(fresh: Path) -> None:
 def test_an_addition_that_does_nothing_is_not_called_an_effect(fresh: Path) -> None:
     rate = {"rate": 0.01, "se": 0.01, "n": 100}
     edit_summary(fresh, refusal_rate={"harmless": {"baseline": rate, "addition": rate}})
-    evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    evidence = " ".join(make_claim(open_folder(fresh)).evidence)
     assert "does not change that measurably: 1\u202f% (SE 1.0) by the phrase judge" in evidence
     assert "though the refusal metric goes from \u2212" in evidence
     (fresh / "metrics.csv").unlink()
-    evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    evidence = " ".join(make_claim(open_folder(fresh)).evidence)
     assert "does not change that measurably: 1\u202f% (SE 1.0)." in evidence
 
 
@@ -492,7 +495,10 @@ def test_a_section_is_a_function_and_a_line(fresh: Path, monkeypatch: pytest.Mon
     def render(run: RunFolder) -> Section | None:
         return Section("mine", "My <study>", (Html("<p>hello</p>"),))
 
-    entries = (Entry("mine", "x", render), Entry("other", "y", lambda run: None, optional=True))
+    entries = (
+        Entry(200, "mine", "x", render),
+        Entry(201, "other", "y", lambda run: None, optional=True),
+    )
     monkeypatch.setattr(page_module, "SECTIONS", (*SECTIONS, *entries))
     page = write_report(fresh).read_text()
     assert '<section id="mine"><h2>My &lt;study&gt;</h2><p>hello</p></section>' in page

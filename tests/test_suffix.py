@@ -27,9 +27,10 @@ from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel, Site
-from refusal_lens.pipeline.suffix_job import as_mapping, run_suffix_study
+from refusal_lens.pipeline import write_report, write_whole_report
+from refusal_lens.pipeline.measurements.suffix import as_mapping
+from refusal_lens.pipeline.suffix_job import SuffixConfig, run_suffix_study
 from refusal_lens.plotting.tokens import attention_view, contribution_view
-from refusal_lens.report import write_report, write_whole_report
 from refusal_lens.report.sections.suffix import headline, title
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 from refusal_lens.studies.suffix import (
@@ -363,7 +364,7 @@ def small(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_study_joins_a_run_and_its_page(finished: Path) -> None:
-    summary = run_suffix_study(finished, **small())
+    summary = run_suffix_study(finished, SuffixConfig(**small()))
     whole = Run.read(finished).whole()
     assert "suffix" in whole["steps"]
     assert Run.read(finished).damage() == []
@@ -377,9 +378,9 @@ def test_the_study_joins_a_run_and_its_page(finished: Path) -> None:
         sides()[1]
     )
     before = (finished / "suffix/values.csv").stat().st_mtime_ns
-    run_suffix_study(finished, **small())
+    run_suffix_study(finished, SuffixConfig(**small()))
     assert (finished / "suffix/values.csv").stat().st_mtime_ns == before
-    run_suffix_study(finished, **small(suffix=" other"))
+    run_suffix_study(finished, SuffixConfig(**small(suffix=" other")))
     assert read_json(finished / "suffix/summary.json")["suffix"] == " other"
 
 
@@ -407,10 +408,10 @@ def test_the_title_of_the_study_follows_its_numbers(
 
 def test_a_failed_study_leaves_the_run_whole(finished: Path) -> None:
     with pytest.raises(InputError, match="context of 256"):
-        run_suffix_study(finished, **small(suffix=" x" * 200))
+        run_suffix_study(finished, SuffixConfig(**small(suffix=" x" * 200)))
     assert Run.read(finished).whole()["config"]["model"] == model().name
     with pytest.raises(InputError, match="none given"):
-        run_suffix_study(finished, **small(suffix=None))
+        run_suffix_study(finished, SuffixConfig(**small(suffix=None)))
 
 
 def test_the_page_trusts_no_reply_and_no_suffix(
@@ -423,7 +424,7 @@ def test_the_page_trusts_no_reply_and_no_suffix(
         return [replace(one, response=hostile) for one in real(*args, **options)]
 
     monkeypatch.setattr(measure, "complete", answering)
-    run_suffix_study(finished, **small(suffix=hostile))
+    run_suffix_study(finished, SuffixConfig(**small(suffix=hostile)))
     assert read_jsonl(finished / "suffix/completions.jsonl")[0]["response"] == hostile
     page = write_report(finished).read_text()
     assert "<script>document" not in page
@@ -433,7 +434,7 @@ def test_the_page_trusts_no_reply_and_no_suffix(
 
 
 def test_a_damaged_study_gets_a_line(finished: Path) -> None:
-    run_suffix_study(finished, **small())
+    run_suffix_study(finished, SuffixConfig(**small()))
     for name in ("suffix/effects.csv", "suffix/summary.json"):
         (finished / name).write_text("{}\n")
         with pytest.raises(InputError, match=name):
@@ -497,6 +498,6 @@ def test_the_command_says_what_it_found(finished: Path, capsys: pytest.CaptureFi
 
 
 def test_effects_without_random_sets_still_draw(finished: Path) -> None:
-    run_suffix_study(finished, **small(n_random_sets=0))
+    run_suffix_study(finished, SuffixConfig(**small(n_random_sets=0)))
     effects = pd.read_csv(finished / "suffix/effects.csv")
     assert set(effects["heads"]) == {"none", "top"}

@@ -23,9 +23,10 @@ from synthetic_run import write_run
 
 from refusal_lens.directions import Candidates, Direction
 from refusal_lens.errors import InputError
+from refusal_lens.pipeline import write_reference_report, write_report, write_whole_report
+from refusal_lens.pipeline.measurements import FORMS
+from refusal_lens.pipeline.page import open_folder
 from refusal_lens.plotting.tokens import attention_view, contribution_view
-from refusal_lens.report import write_reference_report, write_report, write_whole_report
-from refusal_lens.report.folder import RunFolder
 from refusal_lens.runs import (
     Run,
     read_csv,
@@ -36,7 +37,7 @@ from refusal_lens.runs import (
 )
 from refusal_lens.runs.files import is_temporary, temporary_name
 from refusal_lens.runs.journal import Journal, journal_name
-from refusal_lens.runs.step import difference
+from refusal_lens.runs.open_step import difference
 
 EXPORT = {"to": "lora", "edit": "ablate", "strength": 1, "norm_preserving": False, "notes": [],
           "exactness": None, "left_unedited": [], "parity": None, "made": "2026"}  # fmt: skip
@@ -347,7 +348,7 @@ class TestChangedBytes:
             Run.read(fresh).output(name)
         page = write_report(fresh).read_text()
         assert f"{name} has other contents than it was written with" in page
-        run = RunFolder.open(fresh)
+        run = open_folder(fresh)
         assert run.file(name) is None
         assert "e" not in run.made("exports", ".json") or name != "exports/e.json"
         with pytest.raises(InputError, match=f"got {name} that has other contents"):
@@ -391,7 +392,7 @@ class TestWhole:
 
     def test_so_has_one_whose_steps_are_asked_for_otherwise(self, fresh: Path) -> None:
         with Run.open(fresh) as run:
-            run.ask({"selection": ({"kl": 0.2}, ())}, without=["summary"])
+            run.plan({"selection": ({"kl": 0.2}, ())}, without=["summary"])
         with pytest.raises(InputError, match="out of date"):
             write_whole_report(fresh)
 
@@ -416,17 +417,17 @@ class TestJournals:
     def test_one_of_a_step_no_longer_asked_for_goes_too(self, tmp_path: Path) -> None:
         asked: dict[str, Any] = {"a": ({}, ()), "b": ({}, ("a",))}
         with pytest.raises(KeyboardInterrupt), Run.open(tmp_path) as run:
-            run.ask(asked)
+            run.plan(asked)
             with run.step("a", inputs={}):
                 pass
             with run.step("b", inputs={}, after=["a"]) as step:
                 step.keep({"part": 0})
                 raise KeyboardInterrupt
         with Run.open(tmp_path) as run:
-            run.ask(asked)
+            run.plan(asked)
         assert len(list((tmp_path / "steps").glob("*.journal"))) == 1
         with Run.open(tmp_path) as run:
-            run.ask({"a": ({}, ())})
+            run.plan({"a": ({}, ())})
         assert not list((tmp_path / "steps").glob("*.journal"))
 
 
@@ -472,7 +473,7 @@ WHOLE = {"format": 1, "config": {"model": "organism", "dtype": None, "prefill": 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("run.json", {"format": 1, "asked": {"a": None}}),
+        ("run.json", {"format": 1, "plan": {"a": None}}),
         ("manifest.json", WHOLE),
         ("steps/s.json", STEP),
         ("exports/e.json", EXPORT | {"notes": ["x"]}),
@@ -485,17 +486,17 @@ def test_any_other_type_in_a_file_is_one_line_or_read(
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(value))
-    assert read_json(path) == value
+    assert FORMS.read(tmp_path, name) == value
     lines = []
     for what, other in spoilt(value):
         path.write_text(json.dumps(other))
-        if line := said_by(lambda: read_json(path)):
+        if line := said_by(lambda: FORMS.read(tmp_path, name)):
             lines.append(line)
             assert path.name in line, what
             assert len(line.replace(str(tmp_path), "")) < 300
             assert "\n" not in line
         else:
-            assert type(read_json(path)) is type(value), what
+            assert type(FORMS.read(tmp_path, name)) is type(value), what
     assert len(lines) > 10
 
 
@@ -520,7 +521,7 @@ def test_odd_cells_never_reach_a_table(tmp_path: Path, name: str) -> None:
             odd = whole.copy()
             odd.loc[0, column] = cell
             odd.to_csv(folder / name, index=False)
-            run = RunFolder.open(folder)
+            run = open_folder(folder)
             if line := said_by(lambda run=run: run.table(name)):  # type: ignore[misc]
                 assert name in line
                 continue

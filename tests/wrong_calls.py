@@ -34,7 +34,7 @@ from refusal_lens.interop import vectors
 from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
 from refusal_lens.metrics import binomial_standard_error, cosine_similarity, cross_entropy
 from refusal_lens.model import ChatModel, Site
-from refusal_lens.report import write_reference_report
+from refusal_lens.pipeline import write_reference_report
 from refusal_lens.studies import suffix
 
 NAN, INF, HUGE = math.nan, math.inf, 10**30

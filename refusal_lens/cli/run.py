@@ -111,8 +111,8 @@ def run(
 
     from refusal_lens.directions import Thresholds
     from refusal_lens.pipeline import RunConfig, run_pipeline
+    from refusal_lens.pipeline.page import open_folder
     from refusal_lens.report.claim import make_claim
-    from refusal_lens.report.folder import RunFolder
 
     check_place(dtype, device, device_map)
     with usage():
@@ -120,7 +120,7 @@ def run(
         config = RunConfig(**options)
     with progress() as on_progress:
         summary = run_pipeline(config, out, on_progress=on_progress)
-    headline = make_claim(RunFolder.open(out)).headline
+    headline = make_claim(open_folder(out)).headline
     page = (out / "report.html").resolve()
     if json:
         deliver_json({"headline": headline, "report": page, "summary": summary})

@@ -89,6 +89,11 @@ class RunConfig:
         """JSON-able settings."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
 
+    @property
+    def rule(self) -> dict[str, float]:
+        """The settings of the selection rule."""
+        return self.pick("kl_threshold", "induce_threshold", "prune_layers")
+
     def pick(self, *names: str) -> dict[str, Any]:
         """Some of the settings, for a step's key."""
         return {name: self.as_dict()[name] for name in names}

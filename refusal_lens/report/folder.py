@@ -13,7 +13,7 @@ import pandas as pd
 
 from refusal_lens.display import shown
 from refusal_lens.errors import InputError
-from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
+from refusal_lens.runs import Forms, Run
 from refusal_lens.runs.opening import place_in, require_plain
 
 _MARKS = ("manifest.json", "summary.json", "run.json", "candidates.csv")
@@ -30,7 +30,8 @@ class RunFolder:
     Of a run made in steps only the files of those that are not out of date are read. `current` and
     `outdated` name the files of both kinds; current is None for a folder without steps, where every
     file is read. damaged: files that are not as their step left them, and how; they are not read.
-    lack: why the folder is not that of a whole run, "" for one that is.
+    lack: why the folder is not that of a whole run, "" for one that is. frames: tables that are in memory
+    rather than in the folder.
     """
 
     path: Path
@@ -40,10 +41,17 @@ class RunFolder:
     outdated: frozenset[str] = frozenset()
     damaged: Mapping[str, str] = field(default_factory=dict)
     lack: str = ""
+    forms: Forms = field(default_factory=lambda: Forms({}))
+    frames: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: str | Path) -> RunFolder:
-        """The run at this path. InputError when the folder holds no run or a damaged one."""
+    def open(cls, path: str | Path, forms: Forms) -> RunFolder:
+        """The run at this path, whose files must have these forms.
+
+        Raises:
+            InputError: the folder holds no run or a damaged one.
+
+        """
         path = Path(path)
         if not path.is_dir():
             raise InputError(f"run folder at {path}: no such folder; need one that a run wrote")
@@ -53,12 +61,13 @@ class RunFolder:
                 "refusal-lens run or by the reference implementation; try its parent or a subfolder"
             )
         require_plain(path)
-        bare = _of_steps(cls(path, {}, {}))
-        summary = bare.file("summary.json")
+        bare = _of_steps(cls(path, {}, {}, forms=forms))
+        summary = bare.json("summary.json")
+        has_manifest = (path / "manifest.json").is_file()
         return replace(
             bare,
-            summary={} if summary is None else _object(summary),
-            manifest=_object(path / "manifest.json"),
+            summary={} if summary is None else summary,
+            manifest=forms.read(path, "manifest.json") if has_manifest else {},
         )
 
     def file(self, name: str) -> Path | None:
@@ -89,20 +98,29 @@ class RunFolder:
             InputError: the file cannot be what it is named.
 
         """
-        path = self.file(name)
-        if path is None:
+        if name in self.frames:
+            return self.frames[name].copy()
+        frame: pd.DataFrame | None = self._contents(name)
+        if frame is None or frame.empty:
             return None
-        rows: pd.DataFrame = read_csv(path, text=("passes",))
-        if rows.empty:
-            return None
-        if "passes" in rows:
-            rows["passes"] = rows["passes"].str.lower().isin(("true", "1"))
-        return rows
+        if "passes" in frame:
+            frame["passes"] = frame["passes"].astype(str).str.lower().isin(("true", "1"))
+        return frame
+
+    def json(self, name: str) -> Any:
+        """What a JSON file of the run holds; None when it is missing."""
+        return self._contents(name)
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a JSONL file of the run; none when it is missing."""
+        return self._contents(name) or []
+
+    def _contents(self, name: str) -> Any:
+        return None if self.file(name) is None else self.forms.read(self.path, name)
 
     def completions(self, kind: str, condition: str) -> list[dict[str, Any]]:
         """The rows of one completions file (instruction, response, refusal, metric), else none."""
-        path = self.file(f"completions/{kind}_{condition}.jsonl")
-        return [] if path is None else read_jsonl(path)
+        return self.rows(f"completions/{kind}_{condition}.jsonl")
 
     def value(self, *keys: str) -> Any:
         """summary[keys[0]][keys[1]]..., None where any of them is missing."""
@@ -188,12 +206,3 @@ def _lack(run: Run, stale: Mapping[str, str], damaged: Mapping[str, str]) -> str
     except InputError as error:
         return str(error).removeprefix(f"run folder at {run.path}: ")
     return f"got step {behind[0]!r}, which is out of date" if behind else ""
-
-
-def _object(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: got a JSON {type(value).__name__}, need an object")
-    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -32,7 +31,6 @@ from refusal_lens.report.markup import (
     table,
     text,
 )
-from refusal_lens.runs import read_csv, read_json, read_jsonl
 
 HARMFUL, RANDOM, ADVERSARIAL = (
     "harmful",
@@ -67,11 +65,9 @@ def render(run: RunFolder) -> Section | None:
 
 
 def _section(run: RunFolder) -> Section:
-    summary = read_json(_file(run, "summary.json"))
-    values, effects, lost = (
-        read_csv(_file(run, name)) for name in ("values.csv", "effects.csv", "lost.csv")
-    )
-    stories = [s for s in read_json(_file(run, "stories.json")) if s["prompt"] == 0]
+    summary = _contents(run, "summary.json")
+    values, effects, lost = (_contents(run, f"{name}.csv") for name in ("values", "effects", "lost"))
+    stories = [story for story in _contents(run, "stories.json") if story["prompt"] == 0]
     layer = int(summary["layer"])
     parts: list[Html | Plot] = [
         paragraph(headline(summary)),
@@ -82,7 +78,7 @@ def _section(run: RunFolder) -> Section:
         Plot("suffix_projection_map", projection_map(stories, selected_layer=layer), _MAP),
         Plot("suffix_contribution_map", contribution_map(stories), _CONTRIBUTIONS),
         _views(run),
-        *_replies(read_jsonl(_file(run, "completions.jsonl"))),
+        *_replies(_contents(run, "completions.jsonl")),
     ]
     return Section("suffix", title(summary, values), tuple(parts))
 
@@ -195,15 +191,14 @@ def _correlations(rows: Sequence[Mapping[str, Any]]) -> Html:
     return table(["", "", "Pearson", "Spearman", "prompts"], body)
 
 
-def _file(run: RunFolder, name: str) -> Path:
-    """A file of the study. InputError when it is missing or damaged."""
-    path = run.file(f"suffix/{name}")
-    if path is None:
+def _contents(run: RunFolder, name: str) -> Any:
+    """What a file of the study holds. InputError when it is missing or damaged."""
+    if run.file(f"suffix/{name}") is None:
         raise InputError(
             f"{run.path / 'suffix' / name}: got none as the study left it, need it; try "
             "refusal-lens suffix again"
         )
-    return path
+    return run.forms.read(run.path, f"suffix/{name}")
 
 
 def _views(run: RunFolder) -> Html:

@@ -1,0 +1,180 @@
+"""One run at work: its settings, folder, model and prompts, and what its finished steps left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from ..directions import Direction, Thresholds
+from ..interventions import Edit, ablate, add, subtract
+from ..model import ChatModel
+from ..model.loading import resolve_device, resolve_dtype
+from ..prompts import Contrast, PromptPair
+from ..prompts.files import FORMATS
+from ..runs import Forms, Run
+from .config import RunConfig, chat_options
+from .step import Step
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with (what, done, in all)."""
+
+CONDITIONS = {
+    0: ("baseline", "ablation", "subtraction"),
+    1: ("baseline", "ablation", "addition"),
+}
+"""The conditions of each kind of prompts: 0 for the positive (harmful), 1 for the negative ones."""
+
+SMALL_MODEL = 100_000_000
+"""Parameters below which starting a pass costs more than the passes of 64 prompts themselves."""
+
+
+@dataclass(eq=False)
+class Job:
+    """What a step's functions are given; the model is loaded when a step first needs it.
+
+    steps: those that the run is asked for, in their order. forms: what each file of a run must hold.
+    """
+
+    config: RunConfig
+    run: Run
+    forms: Forms
+    on_progress: OnProgress | None = None
+    steps: Sequence[Step] = ()
+
+    @cached_property
+    def model(self) -> ChatModel:
+        """The chat model under study."""
+        return self.load(self.config.model, revision=self.config.revision)
+
+    def load(self, name: str, **options: Any) -> ChatModel:
+        """A model, loaded as the run's settings say."""
+        c = self.config
+        return ChatModel.load(
+            name,
+            device=c.device,
+            dtype=None if self.dtype == "auto" else self.dtype,
+            device_map=c.device_map,
+            trust_remote_code=c.trust_remote_code,
+            **chat_options(c.as_dict()),
+            **options,
+        )
+
+    @cached_property
+    def dtype(self) -> str:
+        """What the model computes in: "auto" is the checkpoint's own, the default off a CPU."""
+        c = self.config
+        return settled_dtype(c.dtype, device=c.device, device_map=c.device_map)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Prompts in a forward pass: as asked, else as many as a model of this size takes lightly."""
+        if self.config.batch_size is not None:
+            return self.config.batch_size
+        small = sum(p.numel() for p in self.model.bridge.parameters()) < SMALL_MODEL
+        return 256 if small else 64
+
+    @cached_property
+    def contrast(self) -> Contrast:
+        """The prompts, split."""
+        c = self.config
+        sizes: dict[str, Any] = {name: getattr(c, name) for name in ("n_train", "n_val", "n_test", "seed")}
+        if c.splits is not None:
+            return Contrast.from_reference_splits(c.splits, **sizes)
+        if c.harmful is not None and c.harmless is not None:
+            load = Contrast.from_files if is_local(c.harmful) else Contrast.from_datasets
+            return load(c.harmful, c.harmless, **sizes)
+        return Contrast.refusal(**sizes)
+
+    @property
+    def test_prompts(self) -> dict[str, Sequence[str]]:
+        """The test prompts by their kind, the positive one first."""
+        test = self.contrast.test
+        return dict(zip(self.contrast.kinds, (test.positive, test.negative), strict=True))
+
+    @property
+    def rule(self) -> Thresholds:
+        """The selection rule's settings."""
+        c = self.config
+        return Thresholds(c.kl_threshold, c.induce_threshold, c.prune_layers)
+
+    def progress(self, what: str) -> Callable[[int, int], None] | None:
+        """Progress of one step, or None when nobody listens."""
+        return None if self.on_progress is None else partial(self.on_progress, what)
+
+    # What earlier steps left, read back from their files so that a resumed run sees just the same.
+
+    def path(self, name: str) -> Path:
+        """A file of the run."""
+        return self.run.path / name
+
+    def read(self, name: str) -> Any:
+        """What an earlier step wrote: a DataFrame, a JSON value, or a list of rows."""
+        return self.forms.read(self.run.path, name)
+
+    def made(self, step: str, name: str) -> bool:
+        """Whether a step that is done left this file."""
+        return name in self.run.manifest(step).outputs
+
+    @property
+    def directed(self) -> bool:
+        """Whether the selection, which is done, took a direction."""
+        return self.made("selection", "direction.safetensors")
+
+    @cached_property
+    def behaviour(self) -> dict[str, Any]:
+        """Refusal tokens and counts of kept prompts."""
+        facts: dict[str, Any] = self.read("behaviour.json")
+        return facts
+
+    @cached_property
+    def refusal_tokens(self) -> tuple[int, ...]:
+        """R, empty where none was found."""
+        return tuple(self.behaviour["refusal_tokens"]["ids"])
+
+    @cached_property
+    def direction(self) -> Direction:
+        """The selected direction."""
+        return Direction.load(self.path("direction.safetensors"))
+
+    def kept(self, split: str) -> PromptPair:
+        """The prompts of a split that the model's own behaviour kept."""
+        rows = [row for row in self.read("prompts.jsonl") if row["split"] == split and row["kept"]]
+        positive, negative = (
+            tuple(row["instruction"] for row in rows if row["kind"] == kind)
+            for kind in self.contrast.kinds
+        )
+        return PromptPair(positive, negative)
+
+    def completions(self, side: int, condition: str) -> list[dict[str, Any]]:
+        """The replies to one kind of prompts under a condition."""
+        kind = self.contrast.kinds[side]
+        rows: list[dict[str, Any]] = self.read(f"completions/{kind}_{condition}.jsonl")
+        return rows
+
+    def edit(self, condition: str) -> Edit | None:
+        """The edit that a condition's name stands for."""
+        makers: dict[str, Callable[[Direction], Edit]] = {
+            "ablation": ablate,
+            "addition": add,
+            "subtraction": subtract,
+        }
+        return None if condition == "baseline" else makers[condition](self.direction)
+
+
+def settled_dtype(
+    dtype: str | None, *, device: str | None = None, device_map: str | None = None
+) -> str:
+    """The name of the dtype that a model is loaded in here; "auto" is the checkpoint's own.
+
+    Raises InputError for a dtype or device that is not there.
+    """
+    where = None if device_map is not None else resolve_device(device)
+    return str(resolve_dtype(dtype, where)).removeprefix("torch.")
+
+
+def is_local(source: str) -> bool:
+    """Whether a source of prompts is a file or folder, there or missing, rather than a data set's name."""
+    return Path(source).exists() or Path(source).suffix.lower() in FORMATS

@@ -1,0 +1,69 @@
+"""Losses: what each edit costs on the plain model's own replies to the negative prompts (paper, Table 9)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+from msgspec import Struct
+
+from ...evaluation import reply_loss
+from ...report.entry import Entry
+from ...report.sections import losses as section
+from ...runs import OpenStep, Table
+from ...runs.schema import Number
+from ..job import Job
+from ..step import Step
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("ce", "perplexity", "n_tokens")
+
+
+class Loss(Struct):
+    """Cross-entropy of one condition."""
+
+    ce: Number = None
+    perplexity: Number = None
+    n_tokens: Number = None
+
+
+def work(job: Job, step: OpenStep) -> None:
+    """On-distribution CE of the plain model's own replies under each edit."""
+    rows = job.completions(1, "baseline")
+    replies = [row["reply_ids"] for row in rows]
+    if not any(replies):
+        log.warning("losses: left empty, since every reply of the unedited model is")
+    table = []
+    for condition in ("baseline", "ablation", "addition", "subtraction"):
+        loss = reply_loss(
+            job.model,
+            [row["instruction"] for row in rows],
+            replies,
+            edit=job.edit(condition),
+            on_progress=job.progress(f"losses, {condition}"),
+        )
+        table.append({"condition": condition, **asdict(loss), "perplexity": loss.perplexity})
+    step.write_csv("losses.csv", pd.DataFrame(table)[["condition", *COLUMNS]])
+
+
+def summary(job: Job) -> dict[str, Any]:
+    """Cross-entropy, perplexity and tokens of each condition."""
+    rows = job.read("losses.csv").to_dict("records")
+    return {"losses": {row["condition"]: {name: row[name] for name in COLUMNS} for row in rows}}
+
+
+STEPS = (
+    Step(
+        "losses",
+        work,
+        ("selection", "completions_{negative}_baseline"),
+        files={"losses.csv": Table({}, COLUMNS, ("condition",), more_words=("dataset",))},
+        summary=summary,
+        summary_forms={"losses": dict[str, Loss]},
+        absent={"losses": {}},
+        sections=(Entry(120, "losses", "losses.csv", section.render, of_a_direction=True),),
+    ),
+)
