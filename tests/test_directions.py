@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
+import kit
 import pytest
-import tiny
 import torch
 
 from refusal_lens.activations import mean_next_token_probabilities, mean_residuals
@@ -15,17 +14,11 @@ from refusal_lens.directions import Candidates, Direction
 from refusal_lens.directions.finding import filter_by_behaviour
 from refusal_lens.directions.refusal_tokens import top_tokens
 from refusal_lens.errors import InputError
-from refusal_lens.model import ChatModel
 from refusal_lens.prompts import PromptPair
 
 VECTOR = torch.tensor([3.0, 0.0, 4.0, 0.0])
 HARMFUL = ["Wake the dragon now", "wake it", "Do wake this dragon", "Now, wake the dragon!"]
 HARMLESS = ["Paint the door", "paint it red", "Please paint a bridge", "Do paint this door"]
-
-
-@lru_cache
-def model() -> ChatModel:
-    return ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
 
 
 def direction() -> Direction:
@@ -58,14 +51,14 @@ def test_direction_file_round_trips_bit_for_bit(tmp_path: Path) -> None:
 
 def test_direction_file_of_another_model_is_refused(tmp_path: Path) -> None:
     here = Direction(
-        torch.ones(tiny.WIDTH),
+        torch.ones(kit.WIDTH),
         layer=1,
         position=-1,
-        model=model().name,
-        template_sha256=model().chat.template_sha256,
+        model=kit.load("qwen2").name,
+        template_sha256=kit.load("qwen2").chat.template_sha256,
     )
     path = here.save(tmp_path / "d.safetensors")
-    assert Direction.load(path, model()) == here
+    assert Direction.load(path, kit.load("qwen2")) == here
     for change, message in (
         ({"vector": torch.ones(5)}, "d_model"),
         ({"layer": 9}, "3 layers"),
@@ -74,7 +67,7 @@ def test_direction_file_of_another_model_is_refused(tmp_path: Path) -> None:
     ):
         path = replace(here, **change).save(tmp_path / "other.safetensors")
         with pytest.raises(InputError, match=message):
-            Direction.load(path, model())
+            Direction.load(path, kit.load("qwen2"))
 
 
 def test_damaged_and_foreign_direction_files_get_one_line(tmp_path: Path) -> None:
@@ -91,13 +84,13 @@ def test_damaged_and_foreign_direction_files_get_one_line(tmp_path: Path) -> Non
 
 
 def test_candidates_are_differences_of_means_and_round_trip(tmp_path: Path) -> None:
-    means = [mean_residuals(model(), prompts) for prompts in (HARMFUL, HARMLESS)]
+    means = [mean_residuals(kit.load("qwen2"), prompts) for prompts in (HARMFUL, HARMLESS)]
     found = Candidates.from_means(*means, model="m", template_sha256="t")
     assert torch.equal(found.mean_diffs, means[0].mean - means[1].mean)
     assert found.mean_diffs.dtype == torch.float64
     again = Candidates.load(found.save(tmp_path / "c.safetensors"))
     assert torch.equal(again.mean_diffs, found.mean_diffs)
-    assert again.positions == found.positions == model().chat.positions
+    assert again.positions == found.positions == kit.load("qwen2").chat.positions
     chosen = again.direction(-1, 2)
     assert torch.equal(chosen.vector, found.mean_diffs[-1, 2])
     assert (chosen.position_name, chosen.model) == (found.positions[-1], "m")
@@ -106,21 +99,21 @@ def test_candidates_are_differences_of_means_and_round_trip(tmp_path: Path) -> N
 
 
 def test_layer_zero_candidates_are_rounding_noise() -> None:
-    means = [mean_residuals(model(), prompts) for prompts in (HARMFUL, HARMLESS[:3])]
+    means = [mean_residuals(kit.load("qwen2"), prompts) for prompts in (HARMFUL, HARMLESS[:3])]
     found = Candidates.from_means(*means)
     assert found.mean_diffs[:, 0].abs().max() < 1e-8
     assert found.mean_diffs[:, 1].norm(dim=-1).min() > 1e-4
 
 
 def test_top_tokens_are_in_order() -> None:
-    top = top_tokens(model(), mean_next_token_probabilities(model(), HARMFUL), k=5)
+    top = top_tokens(kit.load("qwen2"), mean_next_token_probabilities(kit.load("qwen2"), HARMFUL), k=5)
     assert list(top["probability"]) == sorted(top["probability"], reverse=True)
     assert len(top) == 5
 
 
 def test_filter_that_leaves_too_few_says_so() -> None:
-    token = int(mean_next_token_probabilities(model(), HARMFUL).argmin())
+    token = int(mean_next_token_probabilities(kit.load("qwen2"), HARMFUL).argmin())
     with pytest.raises(InputError, match=r"val prompts: only 0 of 4 positive"):
         filter_by_behaviour(
-            model(), PromptPair(tuple(HARMFUL), tuple(HARMLESS)), refusal_tokens=[token], split="val"
+            kit.load("qwen2"), PromptPair(tuple(HARMFUL), tuple(HARMLESS)), refusal_tokens=[token], split="val"
         )

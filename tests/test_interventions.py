@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
+import kit
 import numpy as np
 import pytest
-import tiny
 import torch
 from jaxtyping import config
 
@@ -28,9 +28,9 @@ from refusal_lens.interventions import (
     clamp,
     subtract,
 )
-from refusal_lens.model import ChatModel, Site
+from refusal_lens.model import Site
 
-WIDTH = tiny.WIDTH
+WIDTH = kit.WIDTH
 R = torch.randn(WIDTH, generator=torch.Generator().manual_seed(5))
 D = Direction(R, layer=1, position=-1)
 
@@ -41,11 +41,6 @@ def as_for_users() -> Iterator[None]:
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
-
-
-@lru_cache
-def model() -> ChatModel:
-    return ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
 
 
 def broken(value: float, at: int = 3) -> torch.Tensor:
@@ -150,16 +145,16 @@ def test_directions_are_finite(number: float) -> None:
         (Ablate(R), [], "at: got no site"),
         (Ablate(R), Site("resid_pre", 1), "at: got Site"),
         (Ablate(R), ["blocks.1.hook_resid_pre"], "at: got 'blocks.1.hook_resid_pre'"),
-        (Ablate(R), [Site("resid_pre", tiny.LAYERS)], "hook site blocks.3"),
+        (Ablate(R), [Site("resid_pre", kit.LAYERS)], "hook site blocks.3"),
         (Ablate(R), [Site("pattern", 1)], "edit at pattern"),
         (Ablate(R), [Site("z", 1)], "edit at z"),
-        (Add(R, tiny.LAYERS), None, "layer of the edit"),
+        (Add(R, kit.LAYERS), None, "layer of the edit"),
         (lambda x: x, None, "does not know its sites"),
         (7, None, "edit: got int"),
     ],
 )
 def test_an_edit_is_put_where_it_belongs(edit: Any, at: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message), applied(model(), edit, at=at):
+    with pytest.raises(InputError, match=message), applied(kit.load("qwen2"), edit, at=at):
         pass
 
 
@@ -167,10 +162,10 @@ def test_an_edit_is_put_where_it_belongs(edit: Any, at: Any, message: str) -> No
 def test_streams_are_read_at_positions_that_exist(position: Any) -> None:
     wanted = r"position: got .* from -\d+ to -1|positions of .* need a list of whole numbers"
     with pytest.raises(InputError, match=wanted):
-        cache_residuals(model(), ["hello"], positions=[position])
+        cache_residuals(kit.load("qwen2"), ["hello"], positions=[position])
 
 
-@pytest.mark.parametrize("layer", [tiny.LAYERS, -1, 1.0, True])
+@pytest.mark.parametrize("layer", [kit.LAYERS, -1, 1.0, True])
 def test_writes_are_those_of_layers_that_exist(layer: Any) -> None:
     with pytest.raises(InputError, match=r"layers? of .* need"):
-        model().writes([layer])
+        kit.load("qwen2").writes([layer])
