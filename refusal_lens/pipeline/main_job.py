@@ -11,7 +11,7 @@ from ..door import checked
 from ..runs import Run
 from .config import RunConfig
 from .job import Job, OnProgress, is_local
-from .measurements import FORMS, OUTCOME, STEPS
+from .measurements import FORMS, OUTCOME, SELECTION, STEPS
 from .page import write_report
 from .step import Step
 
@@ -33,7 +33,7 @@ def run_pipeline(
         job = Job(config, run, FORMS, on_progress)
         steps = [step.of(job.contrast.kinds) for step in STEPS]
         _plan(job, [step for step in steps if step.wanted(job)], steps)
-        until = [step.name for step in steps].index("selection") + 1
+        until = [step.name for step in steps].index(SELECTION) + 1
         for step in steps[:until]:
             _do(job, step)
         _plan(job, [step for step in steps if step.wanted(job) and _is_possible(step, job)], steps)

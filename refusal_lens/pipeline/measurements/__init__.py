@@ -16,8 +16,8 @@ from ...report.entry import Entry
 from ...runs import Forms
 from ..step import Step
 
-OUTCOME = "summary"
-"""The last step of a run, which builds on all others."""
+SELECTION, OUTCOME = "selection", "summary"
+"""The step that selects a direction, and the last one of a run, which builds on all others."""
 
 
 def _steps() -> Iterator[Step]:
@@ -26,15 +26,18 @@ def _steps() -> Iterator[Step]:
 
 
 def _in_order(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Steps behind those that they build on, otherwise by their modules' names; the outcome last."""
-    waiting = [step for step in steps if step.name != OUTCOME]
-    ordered: list[Step] = []
-    while waiting:
-        done = {step.name for step in ordered}
-        step = next(step for step in waiting if done.issuperset(step.after))
-        ordered.append(step)
-        waiting.remove(step)
-    return (*ordered, *(step for step in steps if step.name == OUTCOME))
+    """Steps behind those that they build on: first what the selection needs, then by module, the outcome last."""
+    named = {step.name: step for step in steps}
+    ordered: dict[str, Step] = {}
+
+    def place(name: str) -> None:
+        for before in named[name].after:
+            place(before)
+        ordered.setdefault(name, named[name])
+
+    for name in (SELECTION, *(name for name in named if name != OUTCOME), OUTCOME):
+        place(name)
+    return tuple(ordered.values())
 
 
 def _summary_form(steps: Sequence[Step]) -> Any:
