@@ -235,8 +235,8 @@ def test_bad_directions_and_heads_get_a_line() -> None:
     model = kit.load("qwen2")
     with pytest.raises(InputError, match="d_model 16"):
         attribute(model, PROMPTS, Direction(torch.ones(16), 1, -1))
-    with pytest.raises(InputError, match="not of"):
-        attribute(model, PROMPTS, Direction(torch.ones(32), 1, -1, model="other/model"))
+    with pytest.raises(InputError, match="got weights 0000"):
+        attribute(model, PROMPTS, Direction(torch.ones(32), 1, -1, weights_sha256="0" * 64))
     with pytest.raises(InputError, match="zero vector"):
         attribute(model, PROMPTS, Direction(torch.zeros(32), 1, -1))
     with pytest.raises(InputError, match=r"head 1\.7"):

@@ -70,7 +70,7 @@ class TestTurns:
         assert [turns for _, turns, _ in asked[2:]] == [[("one", "1\x1b[2J")], []]
         edit = asked[-1][2]
         assert isinstance(edit, Add)
-        assert edit.coefficient == 0.5
+        assert edit.strength == 0.5
         assert said == ["plain beside add", "plain beside add x 0.5"]
 
     def test_none_is_the_plain_model_alone(self) -> None:

@@ -289,7 +289,7 @@ def test_a_direction_that_does_not_fit_gets_a_line() -> None:
     for wrong, line in (
         (Direction(torch.ones(16), 1, -1), "d_model 16"),
         (Direction(torch.ones(32), 7, -1), "layer 7"),
-        (Direction(torch.ones(32), 1, -1, model="some/other"), "not of"),
+        (Direction(torch.ones(32), 1, -1, weights_sha256="0" * 64), "got weights 0000"),
         (Direction(torch.ones(32), 0, -1), "a direction of layer 0"),
     ):
         with pytest.raises(InputError, match=line):

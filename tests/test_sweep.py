@@ -527,7 +527,7 @@ def test_nan_scores_are_kept_and_never_chosen() -> None:
 def test_progress_starts_at_nothing_and_ends_at_all(mode: str) -> None:
     said: list[tuple[int, int]] = []
     rule = Thresholds(kl_threshold=10.0, induce_threshold=-20.0)
-    swept(mode=mode, rule=rule, budget=100, on_progress=lambda *now: said.append(now))
+    swept(mode=mode, rule=rule, budget=100, on_progress=lambda _, *now: said.append(now))
     done = [d for d, _ in said]
     assert done[0] == 0
     assert done == sorted(done)

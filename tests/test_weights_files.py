@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from refusal_lens.errors import InputError
 from refusal_lens.weights import (
+    Shift,
     edited,
     edits,
     export,
@@ -203,12 +204,11 @@ class TestEdits:
     def test_numbers_that_are_none_are_refused(self, wrong: float) -> None:
         vector = direction().vector.clone()
         vector[3] = wrong
-        broken = SimpleNamespace(vector=vector, layer=2)
         for make_edit in (
             lambda: orthogonalise(direction(), strength=wrong),
-            lambda: orthogonalise(broken),
-            lambda: shift(direction(), coefficient=wrong),
-            lambda: shift(broken),
+            lambda: orthogonalise(vector),
+            lambda: shift(direction(), strength=wrong),
+            lambda: Shift(vector, 2),
         ):
             with pytest.raises(InputError, match="need a"):
                 make_edit()
@@ -242,9 +242,9 @@ class TestEdits:
         self, tmp_path: Path, name: str, layer: int
     ) -> None:
         source = saved(tmp_path, name)
-        for coefficient in (1.0, -0.5):
-            edit = shift(direction(layer=layer), coefficient=coefficient)
-            out = tmp_path / f"out{coefficient}"
+        for strength in (1.0, -0.5):
+            edit = shift(direction(layer=layer), strength=strength)
+            out = tmp_path / f"out{strength}"
             write_checkpoint(prepare(source, edit), out, provenance={})
             proof = verify(plain(source), plain(out), edit)
             assert proof.equal, proof.line

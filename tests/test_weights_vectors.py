@@ -14,7 +14,8 @@ from architectures import folder
 from kit import direction, plain
 from torch import Tensor, nn
 
-from refusal_lens.directions import Candidates, Direction
+from refusal_lens.direction import Direction
+from refusal_lens.directions import Candidates
 from refusal_lens.errors import InputError
 from refusal_lens.interop.vectors import (
     read_gguf,
@@ -49,7 +50,7 @@ class TestGguf:
     def test_a_subtraction_is_the_negative(self, tmp_path: Path) -> None:
         pytest.importorskip("gguf")
         path = tmp_path / "v.gguf"
-        write_gguf(path, shift(direction(), coefficient=-2), architecture="x", provenance={})
+        write_gguf(path, shift(direction(), strength=-2), architecture="x", provenance={})
         assert torch.equal(read_gguf(path)[1], (-2 * direction().vector).float())
 
     def test_it_acts_where_llama_cpp_adds(self, tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ class TestSteered:
         for edit in (
             orthogonalise(direction()),
             shift(direction()),
-            shift(direction(1), coefficient=-1.5),
+            shift(direction(1), strength=-1.5),
         ):
             path = tmp_path / f"{edit.name}.pt"
             write_steered(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from types import SimpleNamespace
 
 import kit
 import pytest
@@ -13,6 +12,7 @@ from architectures import WIDTH, by_id, folder
 from kit import CLOSE, gap
 from torch import Tensor
 
+from refusal_lens.direction import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import Ablate, NormMatchedMove, ablate, add, applied
 from refusal_lens.model import ChatModel, Site
@@ -22,7 +22,7 @@ from refusal_lens.weights import edited, orthogonalise, writers_of
 HYBRIDS = ("jamba", "bamba", "falcon_h1", "lfm2", "lfm2_moe", "zamba2", "recurrent_gemma")
 UNUSUAL = (*HYBRIDS, "gemma4_text", "mamba2", "bloom", "nanochat", "granite", "opt")
 GENERATOR = torch.Generator().manual_seed(1)
-DIRECTION = SimpleNamespace(vector=3 * torch.randn(WIDTH, generator=GENERATOR).double(), layer=1)
+DIRECTION = Direction(3 * torch.randn(WIDTH, generator=GENERATOR).double(), layer=1, position=-1)
 OTHER = torch.randn(WIDTH, generator=GENERATOR).double()
 IDS = torch.randint(3, 250, (3, 9), generator=GENERATOR)
 

@@ -676,7 +676,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "batch_size": count,
                 "stop": takes(True, "flag"),
                 "use_cache": takes(True, "flag"),
-                "on_batch": told,
+                "on_progress": told,
             },
         ),
         ("ChatModel.logits", w.model.logits, {"rendered": takes(w.rendered, "rendered")}),
@@ -769,7 +769,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             rl.add,
             {
                 "direction": takes(w.direction, "direction", "layered"),
-                "coefficient": takes(1.0, "number", "finite"),
+                "strength": takes(1.0, "number", "finite"),
             },
         ),
         (
@@ -777,7 +777,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             rl.subtract,
             {
                 "direction": takes(w.direction, "direction", "layered"),
-                "coefficient": takes(1.0, "number", "finite"),
+                "strength": takes(1.0, "number", "finite"),
             },
         ),
         (
@@ -812,7 +812,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "vector": takes(w.direction.vector, "vector"),
                 "layer": takes(1, "whole", "at least 0"),
-                "coefficient": takes(1.0, "number", "finite"),
+                "strength": takes(1.0, "number", "finite"),
             },
         ),
         (
@@ -1117,7 +1117,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             weights.shift,
             {
                 "direction": takes(w.direction, "direction", "layered"),
-                "coefficient": takes(1.0, "number", "finite"),
+                "strength": takes(1.0, "number", "finite"),
             },
         ),
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,12 @@ from ..directions import Direction, Thresholds
 from ..interventions import Edit, ablate, add, subtract
 from ..model import ChatModel
 from ..model.loading import resolve_device, resolve_dtype
+from ..progress import Progress, named
 from ..prompts import Contrast, PromptPair
 from ..prompts.files import FORMATS
 from ..runs import Forms, Run
 from .config import RunConfig, chat_options
 from .step import Step
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with (what, done, in all)."""
 
 CONDITIONS = {
     0: ("baseline", "ablation", "subtraction"),
@@ -41,7 +39,7 @@ class Job:
     config: RunConfig
     run: Run
     forms: Forms
-    on_progress: OnProgress | None = None
+    on_progress: Progress | None = None
     steps: Sequence[Step] = ()
 
     @cached_property
@@ -100,9 +98,9 @@ class Job:
         c = self.config
         return Thresholds(c.kl_threshold, c.induce_threshold, c.prune_layers)
 
-    def progress(self, what: str) -> Callable[[int, int], None] | None:
+    def progress(self, what: str) -> Progress | None:
         """Progress of one step, or None when nobody listens."""
-        return None if self.on_progress is None else partial(self.on_progress, what)
+        return named(self.on_progress, what)
 
     # What earlier steps left, read back from their files so that a resumed run sees just the same.
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..door import checked
+from ..progress import Progress
 from ..runs import Run
 from .config import RunConfig
-from .job import Job, OnProgress, is_local
+from .job import Job, is_local
 from .measurements import FORMS, OUTCOME, SELECTION, STEPS
 from .page import write_report
 from .step import Step
@@ -18,7 +19,7 @@ from .step import Step
 
 @checked
 def run_pipeline(
-    config: RunConfig, out: str | Path, *, on_progress: OnProgress | None = None
+    config: RunConfig, out: str | Path, *, on_progress: Progress | None = None
 ) -> dict[str, Any]:
     """Find, test and describe the direction of a model; returns what summary.json holds.
 
