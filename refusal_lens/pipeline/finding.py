@@ -189,7 +189,7 @@ class SavedFinding(Finding):
 
     def _read_behaviour(self) -> FirstTokens:
         tokens = self._read("behaviour.json")["refusal_tokens"]
-        return FirstTokens(tuple(tokens["ids"]), (), tuple(tokens["texts"]), tokens["source"])
+        return FirstTokens(tuple(tokens["ids"]), (), tuple(tokens.get("texts", ())), tokens.get("source", ""))
 
     def _read_contrast(self) -> Contrast:
         rows = self._read("prompts.jsonl")
