@@ -344,10 +344,11 @@ def finished(tmp_path: Path) -> Path:
     with Run.open(folder) as run:
         with run.step("behaviour", inputs={}) as step:
             step.write_jsonl("prompts.jsonl", rows)
-            step.write_json("behaviour.json", {"refusal_tokens": {"ids": list(refusal_tokens())}, "model": {}})
         with run.step("selection", inputs={}, after=["behaviour"]) as step:
             with step.writing("direction.safetensors") as path:
                 direction().save(path)
+        with run.step("summary", inputs={}, after=["selection"]) as step:
+            step.write_json("summary.json", {"refusal_tokens": list(refusal_tokens())})
         config = {"model": kit.load("qwen2").name, "revision": None, "system": None, "dtype": None}
         run.finish(config=config, model={}, prompts={}, data_sha256="")
     return folder

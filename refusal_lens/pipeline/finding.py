@@ -188,8 +188,8 @@ class SavedFinding(Finding):
         return Direction.load(self.output("direction.safetensors"))
 
     def _read_behaviour(self) -> FirstTokens:
-        tokens = self._read("behaviour.json")["refusal_tokens"]
-        return FirstTokens(tuple(tokens["ids"]), (), tuple(tokens.get("texts", ())), tokens.get("source", ""))
+        summary = self._read("summary.json")
+        return FirstTokens(tuple(summary["refusal_tokens"]), (), tuple(summary.get("refusal_token_texts", ())))
 
     def _read_contrast(self) -> Contrast:
         rows = self._read("prompts.jsonl")
