@@ -49,7 +49,7 @@ def config(prompts: tuple[str, str]) -> RunConfig:
     """The organism's base model, which answers everything."""
     harmful, harmless = prompts
     return RunConfig(
-        model=str(organism.folder("base")), harmful=harmful, harmless=harmless, max_new_tokens=16,
+        model=str(organism.folder("base")), positive=harmful, negative=harmless, max_new_tokens=16,
         n_null=2, n_moves=1, null_prompts=4, null_tokens=8, **SIZES,
     )  # fmt: skip
 
@@ -158,7 +158,7 @@ def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(
 ) -> None:
     """The model never says "Sorry": no harmful prompt is kept, every harmless one is."""
     out = shutil.copytree(answered, tmp_path / "run")
-    summary = run_pipeline(replace(config, refusal_tokens=("Sorry",)), out)
+    summary = run_pipeline(replace(config, first_tokens=("Sorry",)), out)
     assert "only 0 of 16" in summary["not_selected"]
     assert summary["kept_prompts"]["val"] == {
         "harmful": {"kept": 0, "of": 8}, "harmless": {"kept": 8, "of": 8}
@@ -219,9 +219,9 @@ def test_a_run_that_kept_few_says_so_and_goes_on(
 
 def mixed_prompts(config: RunConfig, folder: Path) -> RunConfig:
     """The organism with three prompts that it refuses in each split, in the reference's layout."""
-    assert config.harmful is not None
-    assert config.harmless is not None
-    lines = [Path(path).read_text().splitlines() for path in (config.harmful, config.harmless)]
+    assert config.positive is not None
+    assert config.negative is not None
+    lines = [Path(path).read_text().splitlines() for path in (config.positive, config.negative)]
     more = Contrast.refusal(n_train=60, n_val=8, n_test=6).train.negative
     spare = [text for text in more if text not in lines[1]]
     (folder / "splits").mkdir()
@@ -235,8 +235,8 @@ def mixed_prompts(config: RunConfig, folder: Path) -> RunConfig:
     return replace(
         config,
         model="organism",
-        harmful=None,
-        harmless=None,
+        positive=None,
+        negative=None,
         splits=str(folder / "splits"),
-        refusal_tokens=("43", "725", "771"),
+        first_tokens=("43", "725", "771"),
     )

@@ -79,7 +79,7 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "Completion": complete(
             model, [EVIL[:60]], refusal_tokens=[40], edit=ablate(direction), max_new_tokens=40
         )[0],
-        "RunConfig": RunConfig(EVIL, harmful=EVIL, harmless=EVIL, system=EVIL, n_train=9),
+        "RunConfig": RunConfig(EVIL, positive=EVIL, negative=EVIL, system=EVIL, n_train=9),
         "Run": Run(Path("/tmp") / EVIL[:500].replace("/", "")),
         "Writers": writers_of(model.hf),
         "Job": job,

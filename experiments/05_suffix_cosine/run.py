@@ -39,8 +39,8 @@ def main() -> None:
     run = Path("runs") / name
     config = RunConfig(
         model=asked.model,
-        harmful=asked.harmful,
-        harmless=asked.harmless,
+        positive=asked.harmful,
+        negative=asked.harmless,
         n_test=asked.n_test,
         device=asked.device,
         dtype=asked.dtype,

@@ -15,6 +15,8 @@ from ..chat.places import Place
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
+from ..prompts import Contrast
+from ..prompts.files import FORMATS
 from ..runs.opening import LARGEST_JSON, read_bytes
 from ..runs.schema import converted
 
@@ -28,22 +30,22 @@ Prompts = str | tuple[str, ...]
 SIZES = {"n_train": 128, "n_val": 32, "n_test": 100}
 
 
-class _Continuations(Struct, forbid_unknown_fields=True):
+class _Continuations(Struct, frozen=True, forbid_unknown_fields=True):
     positive: list[str]
     negative: list[str]
 
 
-class _Behaviour(Struct, forbid_unknown_fields=True):
+class _Behaviour(Struct, frozen=True, forbid_unknown_fields=True):
     first_tokens: list[str | int] | None = None
     against: list[str | int] = []
     continuations: _Continuations | None = None
 
 
-class _Judge(Struct, forbid_unknown_fields=True):
+class _Judge(Struct, frozen=True, forbid_unknown_fields=True):
     phrases: list[str]
 
 
-class _Words(Struct, forbid_unknown_fields=True, omit_defaults=True):
+class _Words(Struct, frozen=True, forbid_unknown_fields=True):
     noun: str | None = None
     shows: str | None = None
     lacks: str | None = None
@@ -51,13 +53,13 @@ class _Words(Struct, forbid_unknown_fields=True, omit_defaults=True):
     prompts: str | None = None
 
 
-class _Sizes(Struct, forbid_unknown_fields=True):
+class _Sizes(Struct, frozen=True, forbid_unknown_fields=True):
     n_train: int = SIZES["n_train"]
     n_val: int = SIZES["n_val"]
     n_test: int = SIZES["n_test"]
 
 
-class _File(Struct, forbid_unknown_fields=True):
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     positive: str | list[str]
     negative: str | list[str]
@@ -134,7 +136,9 @@ class Concept:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             why = " ".join(str(error).split())[:100]
             raise InputError(f"concept at {path}: got something that is not TOML ({why})") from error
-        read: _File = converted(contents, _File, f"concept at {path}")
+        read: _File = converted(
+            contents, _File, f"concept at {path}", remedy="see the example in experiments/08_toy_concept"
+        )
         given = {name: word for name, word in _fields(read.words).items() if word is not None}
         continuations = read.behaviour.continuations
         tokens = read.behaviour.first_tokens
@@ -150,15 +154,38 @@ class Concept:
             if continuations is None
             else Continuations(tuple(continuations.positive), tuple(continuations.negative)),
             None if read.judge is None else tuple(read.judge.phrases),
-            replace(Words.of(read.name), **given),
+            replace(Words.of(given.get("noun", read.name)), **given),
             _fields(read.sizes),
         )
+
+    def contrast(self, **sizes: Any) -> Contrast | None:
+        """The prompts in seeded splits of these sizes; None where the concept names no prompts.
+
+        Raises InputError for a list of one kind and a file of the other, or too few prompts.
+        """
+        positive, negative = self.positive, self.negative
+        facts: dict[str, Any] = {"kinds": self.kinds, "name": self.name, **sizes}
+        if positive is None or negative is None:
+            return None
+        if isinstance(positive, str) and isinstance(negative, str):
+            load = Contrast.from_files if is_local(positive) else Contrast.from_datasets
+            return load(positive, negative, **facts)
+        if isinstance(positive, str) or isinstance(negative, str):
+            raise InputError(
+                f"prompts of {self.name!r}: got a list of one kind and a file of the other, need two of a sort"
+            )
+        return Contrast.of(positive, negative, **facts)
 
     @property
     def scored(self) -> dict[str, Any]:
         """What determines the behaviour's scores and verdicts, JSON-able."""
         names = ("name", "kinds", "places", "first_tokens", "against", "continuations", "phrases")
         return {name: value for name, value in asdict(self).items() if name in names}
+
+
+def is_local(source: str) -> bool:
+    """Whether a source of prompts is a file or folder, there or missing, rather than a data set's name."""
+    return Path(source).exists() or Path(source).suffix.lower() in FORMATS
 
 
 def _prompts(source: str | list[str], path: Path) -> Prompts:

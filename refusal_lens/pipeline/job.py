@@ -14,8 +14,8 @@ from ..model import ChatModel
 from ..model.loading import resolve_device, resolve_dtype
 from ..progress import Progress, named
 from ..prompts import Contrast, PromptPair
-from ..prompts.files import FORMATS
 from ..runs import Forms, Run
+from .concept import Concept
 from .config import RunConfig, chat_options
 from .step import Step
 
@@ -75,16 +75,19 @@ class Job:
         return 256 if small else 64
 
     @cached_property
+    def concept(self) -> Concept:
+        """What the run is about."""
+        return self.config.asked_concept()
+
+    @cached_property
     def contrast(self) -> Contrast:
         """The prompts, split."""
-        c = self.config
-        sizes: dict[str, Any] = {name: getattr(c, name) for name in ("n_train", "n_val", "n_test", "seed")}
+        c, concept = self.config, self.concept
+        asked = {name: getattr(c, name) for name in concept.sizes if getattr(c, name) is not None}
+        sizes: dict[str, Any] = {**concept.sizes, **asked, "seed": c.seed}
         if c.splits is not None:
             return Contrast.from_reference_splits(c.splits, **sizes)
-        if c.harmful is not None and c.harmless is not None:
-            load = Contrast.from_files if is_local(c.harmful) else Contrast.from_datasets
-            return load(c.harmful, c.harmless, **sizes)
-        return Contrast.refusal(**sizes)
+        return concept.contrast(**sizes) or Contrast.toy(**sizes)
 
     @property
     def test_prompts(self) -> dict[str, Sequence[str]]:
@@ -171,8 +174,3 @@ def settled_dtype(
     """
     where = None if device_map is not None else resolve_device(device)
     return str(resolve_dtype(dtype, where)).removeprefix("torch.")
-
-
-def is_local(source: str) -> bool:
-    """Whether a source of prompts is a file or folder, there or missing, rather than a data set's name."""
-    return Path(source).exists() or Path(source).suffix.lower() in FORMATS

@@ -11,7 +11,8 @@ from ..door import checked
 from ..progress import Progress
 from ..runs import Run
 from .config import RunConfig
-from .job import Job, is_local
+from .concept import Concept, is_local
+from .job import Job
 from .measurements import FORMS, OUTCOME, SELECTION, STEPS
 from .page import write_report
 from .step import Step
@@ -44,7 +45,7 @@ def run_pipeline(
         summary: dict[str, Any] = job.read("summary.json")
         model = run.manifest("behaviour").inputs["model"]
         run.finish(
-            irreproducible=_irreproducible(config, model),
+            irreproducible=_irreproducible(config, job.concept, model),
             config=config.as_dict(),
             model=model,
             prompts=job.contrast.source,
@@ -86,11 +87,13 @@ def _invalidate(job: Job, outcome: Step) -> None:
         (job.run.path / "report.html").unlink(missing_ok=True)
 
 
-def _irreproducible(config: RunConfig, model: Mapping[str, Any]) -> str:
+def _irreproducible(config: RunConfig, concept: Concept, model: Mapping[str, Any]) -> str:
     """Why nobody else could make the same results from the manifest; "" when they could."""
     if config.model != "organism" and "sha256" in model:
         return "the model is a local folder, known only by its hash"
-    if config.harmful is not None and is_local(config.harmful):
+    if isinstance(concept.positive, tuple):
+        return "the prompts are listed in a local file, known only by their hash"
+    if concept.positive is not None and is_local(concept.positive):
         return "the prompts are local files, known only by their hash"
     if config.splits is not None:
         return "the prompts are a local folder, known only by their hash"

@@ -133,7 +133,7 @@ def checked(value: Any, form: Any, where: str) -> Any:
     return value
 
 
-def converted(value: Any, form: Any, where: str) -> Any:
+def converted(value: Any, form: Any, where: str, *, remedy: str = "make it again") -> Any:
     """A value, or JSON text, as the form's own type.
 
     Raises:
@@ -144,7 +144,7 @@ def converted(value: Any, form: Any, where: str) -> Any:
         read = msgspec.json.decode(value) if isinstance(value, str) else value
         return msgspec.convert(read, form)
     except msgspec.ValidationError as error:
-        raise InputError(f"{where}: {_reworded(str(error))}; make it again") from error
+        raise InputError(f"{where}: {_reworded(str(error))}; {remedy}") from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise InputError(f"{where}: got a header that is not JSON; make it again") from error
 
@@ -178,4 +178,6 @@ def _reworded(error: str) -> str:
         what = f"need {what.removeprefix('Expected ')}"
     elif what.startswith("Object missing required field "):
         what = f"got no {what.removeprefix('Object missing required field ')!r}, need it"
+    elif what.startswith("Object contains unknown field "):
+        what = f"got {what.removeprefix('Object contains unknown field ')!r}, which is not known"
     return what[:120] + (f" at {where[1][:80]}" if where else "")

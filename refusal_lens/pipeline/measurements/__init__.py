@@ -26,8 +26,8 @@ def _steps() -> Iterator[Step]:
 
 
 def _in_order(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Steps behind those that they build on: first what the selection needs, then by module, the outcome last."""
-    named = {step.name: step for step in steps}
+    """Steps behind those that they build on: what the selection needs, what needs no direction, the rest, the outcome."""
+    named = {step.name: step for step in sorted(steps, key=lambda step: step.needs_direction)}
     ordered: dict[str, Step] = {}
 
     def place(name: str) -> None:

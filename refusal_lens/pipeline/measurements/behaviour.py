@@ -145,7 +145,7 @@ def _refusal_tokens(job: Job) -> tuple[RefusalTokens, str]:
         tokens = pick_refusal_tokens(
             job.model,
             job.contrast.train,
-            given=job.config.refusal_tokens,
+            given=job.concept.first_tokens,
             batch_size=job.batch_size,
             on_progress=job.on_progress,
         )
@@ -211,7 +211,7 @@ def inputs(job: Job) -> dict[str, Any]:
         "prompts": job.contrast.sha256,
         "dtype": job.dtype,
         **chat_options(c.as_dict()),
-        **c.pick("refusal_tokens"),
+        **job.concept.scored,
     }
 
 
