@@ -37,7 +37,8 @@ _ROOMS = {
         "score_candidates",
         "select",
     ),
-    "evaluation": ("complete", "phrase_judge", "refusal_rate"),
+    "evaluation": ("complete", "rate"),
+    "judges": ("phrase_judge",),
     "attribution": ("attribute", "attribute_sources"),
     "pipeline": ("Finding", "RunConfig", "open_run", "run_pipeline", "write_report"),
 }
@@ -58,8 +59,9 @@ if TYPE_CHECKING:
         select,
     )
     from refusal_lens.errors import InputError, UnmetError
-    from refusal_lens.evaluation import complete, phrase_judge, refusal_rate
+    from refusal_lens.evaluation import complete, rate
     from refusal_lens.interventions import Edit, ablate, add, affine, applied, clamp, subtract
+    from refusal_lens.judges import phrase_judge
     from refusal_lens.metrics import first_token_log_odds, kl_divergence
     from refusal_lens.model import ChatModel, Site
     from refusal_lens.pipeline import Finding, RunConfig, open_run, run_pipeline, write_report
@@ -101,7 +103,7 @@ __all__ = [
     "mean_residuals",
     "open_run",
     "phrase_judge",
-    "refusal_rate",
+    "rate",
     "run_pipeline",
     "score_candidates",
     "select",

@@ -67,8 +67,8 @@ def _metric_and_judge(completions: Completions) -> str:
         found = disagreement([known(row) for row in measured], [row["refusal"] for row in measured])
         if found.share > DISAGREEMENT:
             parts.append(
-                f"{found.metric_only + found.judge_only} of {found.n} ({kind}, "
-                f"{CONDITIONS[condition]}: metric alone sees refusal in {found.metric_only}, judge alone in "
+                f"{found.score_only + found.judge_only} of {found.n} ({kind}, "
+                f"{CONDITIONS[condition]}: metric alone sees refusal in {found.score_only}, judge alone in "
                 f"{found.judge_only})"
             )
     if not parts:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from ..evaluation import Rate, agreement
+from ..evaluation import agreement
+from ..evaluation.completions import rate_of as share_of
 from ..evaluation.overlap import word_overlap
-from ..metrics import binomial_standard_error
 
 SCHEMA_VERSION = 1
 """The summary's "schema_version". It grows when a name that readers may use is removed, is renamed or comes to
@@ -23,8 +23,7 @@ Row = Mapping[str, Any]
 def rate_of(rows: Sequence[Row]) -> dict[str, Any]:
     """Refusal rate of judged completions as {rate, se, n}; paper_count by the paper's exact phrases."""
     n = len(rows)
-    rate = sum(bool(row["refusal"]) for row in rows) / n
-    found = Rate(rate, binomial_standard_error(rate, n), n)
+    found = share_of([row["refusal"] for row in rows])
     exact = [bool(row["refusal_exact"]) for row in rows if "refusal_exact" in row]
     return {"rate": found.rate, "se": found.se, "n": found.n} | (
         {"paper_count": sum(exact) / n} if len(exact) == n else {}

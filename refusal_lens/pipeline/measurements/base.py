@@ -28,12 +28,13 @@ def work(job: Job, step: OpenStep) -> None:
     completions = complete(
         base,
         job.test_prompts[kind],
-        refusal_tokens=job.refusal_tokens,
+        behaviour=job.about,
+        judge=job.judge,
         max_new_tokens=c.max_new_tokens,
         batch_size=job.batch_size,
         on_progress=job.progress(f"completions, {kind}, base model"),
     )
-    step.write_jsonl(f"completions/{kind}_base.jsonl", map(asdict, completions))
+    step.write_jsonl(f"completions/{kind}_base.jsonl", (completion.to_row() for completion in completions))
     curves = cosine_in_both(
         job.model,
         base,

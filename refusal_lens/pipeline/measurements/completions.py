@@ -46,13 +46,14 @@ def work(job: Job, step: OpenStep, *, side: int, condition: str) -> None:
     completions = complete(
         job.model,
         job.test_prompts[kind],
-        refusal_tokens=job.refusal_tokens,
+        behaviour=job.about,
+        judge=job.judge,
         edit=job.edit(condition),
         max_new_tokens=job.config.max_new_tokens,
         batch_size=job.batch_size,
         on_progress=job.progress(f"completions, {kind}, {condition}"),
     )
-    step.write_jsonl(f"completions/{kind}_{condition}.jsonl", map(asdict, completions))
+    step.write_jsonl(f"completions/{kind}_{condition}.jsonl", (completion.to_row() for completion in completions))
 
 
 def inputs(job: Job) -> dict[str, Any]:

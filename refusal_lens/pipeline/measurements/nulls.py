@@ -14,14 +14,13 @@ from ..summary import null_summary
 
 def work(job: Job, step: OpenStep) -> None:
     """Random directions and norm-matched random moves."""
-    c, test = job.config, job.contrast.test
+    c = job.config
     table = nulls(
         job.model,
         job.direction,
-        positive=test.positive[: c.null_prompts],
-        negative=test.negative[: c.null_prompts],
-        kinds=job.contrast.kinds,
-        refusal_tokens=job.refusal_tokens,
+        prompts={kind: prompts[: c.null_prompts] for kind, prompts in job.test_prompts.items()},
+        behaviour=job.about,
+        judge=job.judge,
         n=c.n_null,
         n_moves=c.n_moves,
         seed=c.seed,

@@ -17,7 +17,7 @@ from ...report.sections import suffix as section
 from ...runs import OpenStep, Table
 from ...runs.schema import Count, Layer, Number
 from ...runs.tables import COUNT, MOST_LAYERS
-from ...studies.suffix import SuffixStudy, TokenStory, organism_suffix, study_suffix
+from ...studies.suffix import SuffixStudy, TokenContributions, organism_suffix, study_suffix
 from ...studies.suffix.suffixes import checked_suffix
 from ..step import Step
 from .behaviour import Kept
@@ -175,9 +175,8 @@ def work(job: SuffixJob, step: OpenStep) -> None:
     study = study_suffix(
         finding.model,
         finding.direction,
-        harmful=test.positive,
-        harmless=test.negative,
-        refusal_tokens=finding.behaviour.ids,
+        prompts=dict(zip(finding.contrast.kinds, (test.positive, test.negative), strict=True)),
+        behaviour=finding.behaviour,
         on_progress=job.on_progress,
         **options,
     )
@@ -202,19 +201,22 @@ def _write(step: OpenStep, study: SuffixStudy) -> None:
             {
                 "condition": name,
                 "prompt": i,
-                "instruction": prompt,
-                "response": reply,
-                "refusal": refused,
-                "metric": metric,
+                "instruction": completion.instruction,
+                "response": completion.response,
+                "refusal": completion.shows,
+                "metric": completion.score,
             }
-            for name, found in study.conditions.items()
-            for i, (prompt, reply, refused, metric) in enumerate(
-                zip(found.prompts, found.replies, found.refused, found.metric.tolist(), strict=True)
-            )
+            for name, measured in study.conditions.items()
+            for i, completion in enumerate(measured.completions)
         ],
     )
     heads = [str(head) for head in study.heads]
-    stories = [as_mapping(story, heads) for story in study.stories]
+    n_by_token = len(study.tokens[study.names.plain])
+    stories = [
+        as_mapping(study.tokens[name][row], condition=name, prompt=row, heads=heads)
+        for row in range(n_by_token)
+        for name in study.tokens
+    ]
     plain = [{k: v for k, v in story.items() if k != "pattern"} for story in stories]
     step.write_json("suffix/stories.json", plain)
     for story in stories:
@@ -224,11 +226,13 @@ def _write(step: OpenStep, study: SuffixStudy) -> None:
             step.write_text(f"suffix/tokens_{name}.html", contribution_view(story))
 
 
-def as_mapping(story: TokenStory, heads: list[str]) -> dict[str, Any]:
-    """A story as the figures take it."""
+def as_mapping(
+    story: TokenContributions, *, condition: str, prompt: int, heads: list[str]
+) -> dict[str, Any]:
+    """A prompt token by token as the figures take it."""
     return {
-        "condition": story.condition,
-        "prompt": story.prompt,
+        "condition": condition,
+        "prompt": prompt,
         "tokens": list(story.tokens),
         "regions": list(story.regions),
         "heads": heads,
