@@ -10,12 +10,14 @@ from typing import Any
 
 from msgspec import Struct
 
-from ..behaviours import Words
+from ..behaviours import Behaviour, Continuations, FirstTokens, Words, choose_first_tokens
 from ..chat.places import Place
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..prompts import Contrast
+from ..judges import Judge, PhraseJudge, phrase_judge
+from ..model import ChatModel
+from ..prompts import Contrast, PromptPair
 from ..prompts.files import FORMATS
 from ..runs.opening import LARGEST_JSON, read_bytes
 from ..runs.schema import converted
@@ -71,8 +73,22 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
     sizes: _Sizes = _Sizes()
 
 
+class _Saved(Struct, frozen=True):
+    name: str
+    kinds: tuple[str, str]
+    words: dict[str, Any]
+    places: list[str] = []
+    first_tokens: list[str | int] | None = None
+    against: list[str | int] = []
+    continuations: _Continuations | None = None
+    phrases: list[str] | None = None
+
+
+_PROMPTS = ("positive", "negative", "sizes")
+
+
 @dataclass(frozen=True)
-class Continuations:
+class Replies:
     """Replies to a prompt that show a behaviour, and such that do not."""
 
     positive: tuple[str, ...]
@@ -101,7 +117,7 @@ class Concept:
     places: tuple[str, ...] = ()
     first_tokens: tuple[str | int, ...] | None = None
     against: tuple[str | int, ...] = ()
-    continuations: Continuations | None = None
+    continuations: Replies | None = None
     phrases: tuple[str, ...] | None = None
     words: Words | None = None
     sizes: Mapping[str, int] = field(default_factory=lambda: dict(SIZES))
@@ -152,11 +168,31 @@ class Concept:
             tuple(read.behaviour.against),
             None
             if continuations is None
-            else Continuations(tuple(continuations.positive), tuple(continuations.negative)),
+            else Replies(tuple(continuations.positive), tuple(continuations.negative)),
             None if read.judge is None else tuple(read.judge.phrases),
             replace(Words.of(given.get("noun", read.name)), **given),
             _fields(read.sizes),
         )
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> Concept:
+        """The concept that `to_json` wrote. Raises InputError for anything else."""
+        read: _Saved = converted(dict(facts), _Saved, "concept of a run")
+        replies = read.continuations
+        return cls(
+            read.name,
+            read.kinds,
+            phrases=None if read.phrases is None else tuple(read.phrases),
+            places=tuple(read.places),
+            first_tokens=None if read.first_tokens is None else tuple(read.first_tokens),
+            against=tuple(read.against),
+            continuations=replies and Replies(tuple(replies.positive), tuple(replies.negative)),
+            words=Words(**read.words),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the prompts, which a run keeps apart."""
+        return {name: value for name, value in asdict(self).items() if name not in _PROMPTS}
 
     def contrast(self, **sizes: Any) -> Contrast | None:
         """The prompts in seeded splits of these sizes; None where the concept names no prompts.
@@ -177,9 +213,29 @@ class Concept:
         return Contrast.of(positive, negative, **facts)
 
     @property
+    def judge(self) -> Judge | None:
+        """Who judges replies: by the phrases, by those of refusals where that is the concept, else nobody."""
+        if self.phrases is not None:
+            return PhraseJudge(self.phrases)
+        return phrase_judge if self.name == "refusal" else None
+
+    def behaviour(self, model: ChatModel, pair: PromptPair, **options: Any) -> Behaviour:
+        """What scores prompts: as the concept says, else first tokens that are found on a pair of prompts.
+
+        options: batch_size and on_progress of the search. Raises NoFirstTokens where it finds none, and InputError
+        for tokens or replies that the model cannot begin with.
+        """
+        facts: dict[str, Any] = {"name": self.name, "words": self.words, "judge": self.judge}
+        if self.continuations is not None:
+            return Continuations.of(model, **asdict(self.continuations), **facts)
+        if self.first_tokens is not None:
+            return FirstTokens.of(model, self.first_tokens, against=self.against, **facts)
+        return choose_first_tokens(model, pair, **facts, **options)
+
+    @property
     def scored(self) -> dict[str, Any]:
         """What determines the behaviour's scores and verdicts, JSON-able."""
-        names = ("name", "kinds", "places", "first_tokens", "against", "continuations", "phrases")
+        names = ("name", "kinds", "first_tokens", "against", "continuations", "phrases")
         return {name: value for name, value in asdict(self).items() if name in names}
 
 

@@ -20,14 +20,14 @@ from .concept import Concept
 class RunConfig:
     """Every setting of `refusal-lens run`; the names are those of its options.
 
-    model: Hugging Face name, folder, or "organism". concept: a TOML file that says what the run is about, as
-    `Concept.read` takes it. Without one it is `name`, refusal by default, and prompts come from positive and
-    negative (files or data set names), from splits (a folder in the reference repository's layout), or, with
-    neither, from the organism's toy world; places and first_tokens are those of `Concept`. n_train, n_val and
-    n_test: prompts of each kind, by default the concept's sizes. base: the base model that the chat model was tuned from, to compare with (the
-    organism's own by default). n_null random directions and n_moves norm-matched moves
-    make the nulls. system, prefill and thinking are those of `ChatFormat.from_tokenizer`. batch_size: prompts
-    in a forward pass, by default 64, or 256 for small models.
+    model: Hugging Face name, folder, or "organism". base: the base model that the chat model was tuned from, to
+    compare with (the organism's own by default). concept: a TOML file that says what the run is about, as
+    `Concept.read` takes it. Without one it is `name`, refusal by default; prompts come from positive and negative
+    (files or data set names), from splits (a folder in the reference repository's layout), or, with neither, from
+    the organism's toy world; places and first_tokens are those of `Concept`. n_train, n_val and n_test: prompts of
+    each kind, by default the concept's sizes. n_null random directions and n_moves norm-matched moves make the
+    nulls. system, prefill and thinking are those of `ChatFormat.from_tokenizer`. batch_size: prompts in a forward
+    pass, by default 64, or 256 for small models.
     """
 
     model: str = "organism"

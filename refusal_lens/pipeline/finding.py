@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..behaviours import Behaviour, FirstTokens
-from ..directions import Candidates, Choice, Direction, Thresholds, select
+from ..behaviours import Behaviour
+from ..conversations import prompt_of_row
+from ..direction import Direction
+from ..directions import Candidates, Selection, Thresholds, score_candidates, select
+from ..directions.finding import choose_behaviour, extract_candidates, filter_by_behaviour
+from ..directions.sweep.sweeping import Mode
+from ..chat.places import Place
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel
+from ..progress import Progress
 from ..prompts import Contrast, PromptPair
 from ..report.folder import RunFolder
 from ..report.markup import Plot
 from ..runs import Run
+from .concept import Concept
 from .config import chat_options
-from .job import settled_dtype
+from .job import settled_dtype, stored_behaviour
 from .measurements import FORMS, SECTIONS
+from .summary import behaviour_summary, selection_summary
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,9 @@ class Finding:
         return candidates
 
     @cached_property
-    def selection(self) -> Choice:
+    def selection(self) -> Selection:
         """What the rule takes, with every candidate's scores and reason."""
-        selection: Choice = self._parts["selection"]()
+        selection: Selection = self._parts["selection"]()
         return selection
 
     @property
@@ -187,36 +195,43 @@ class SavedFinding(Finding):
             raise InputError(f"run folder at {self.path}: selected no direction, need one: {reason}")
         return Direction.load(self.output("direction.safetensors"))
 
-    def _read_behaviour(self) -> FirstTokens:
-        summary = self._read("summary.json")
-        return FirstTokens(tuple(summary["refusal_tokens"]), (), tuple(summary.get("refusal_token_texts", ())))
+    @cached_property
+    def concept(self) -> Concept:
+        """What the run is about, as its manifest says."""
+        facts = self._run.whole().get("concept")
+        return Concept() if facts is None else Concept.from_json(facts)
+
+    def _read_behaviour(self) -> Behaviour:
+        self.output("summary.json")
+        behaviour = stored_behaviour(self.summary.get("behaviour") or {}, self.concept)
+        if behaviour is None:
+            raise InputError(
+                f"run folder at {self.path}: found no first tokens of {self.concept.name}, need a behaviour that "
+                "scores prompts; its report.html shows the likeliest ones"
+            )
+        return behaviour
 
     def _read_contrast(self) -> Contrast:
         rows = self._read("prompts.jsonl")
-        kinds = tuple(dict.fromkeys(row["kind"] for row in rows))
-        pairs = {
-            split: PromptPair(
+        first, second = dict.fromkeys(row["kind"] for row in rows)
+        train, val, test = (
+            PromptPair(
                 *(
-                    tuple(r["instruction"] for r in rows if (r["split"], r["kind"]) == (split, kind))
-                    for kind in kinds
+                    tuple(prompt_of_row(r) for r in rows if (r["split"], r["kind"]) == (split, kind))
+                    for kind in (first, second)
                 )
             )
             for split in ("train", "val", "test")
-        }
-        return Contrast(**pairs, kinds=kinds, source=self._run.whole()["prompts"])
+        )
+        source = self._run.whole()["prompts"]
+        return Contrast(train, val, test, (first, second), self.concept.name, source)
 
     def _read_candidates(self) -> Candidates:
         return Candidates.load(self.output("candidates.safetensors"))
 
-    def _read_selection(self) -> Choice:
-        scores, rule = self._read("scores.csv"), Thresholds(**self.summary["thresholds"])
-        return select(
-            scores,
-            self.summary["n_layers"],
-            kl_threshold=rule.kl_threshold,
-            induce_threshold=rule.induce_threshold,
-            prune_layers=rule.prune_layers,
-        )
+    def _read_selection(self) -> Selection:
+        rule = Thresholds(**self.summary["thresholds"])
+        return select(self._read("scores.csv"), self.summary["n_layers"], rule)
 
     def _read(self, name: str) -> Any:
         self.output(name)
@@ -231,3 +246,86 @@ def open_run(path: str | Path, options: LoadOptions | None = None) -> SavedFindi
     finished or damaged.
     """
     return SavedFinding(Path(path), options or LoadOptions())
+
+
+@checked
+def find_direction(
+    model: ChatModel,
+    contrast: Contrast,
+    *,
+    behaviour: Behaviour | None = None,
+    places: Sequence[Place | str] | None = None,
+    rule: Thresholds | None = None,
+    mode: Mode = "exhaustive",
+    batch_size: int = 32,
+    on_progress: Progress | None = None,
+) -> Finding:
+    """The direction that the paper's rule selects (section 2.3, appendix C), with all that led to it.
+
+    behaviour: what the direction is about; by default first tokens, discovered. places: where candidates are read,
+    by default every post-instruction token. mode "lazy" scores just what the same choice needs. batch_size: prompts
+    in a pass that reads activations; the sweep over candidates finds its own.
+
+    Filters prompts by the model's own behaviour, takes the difference of means on train, scores on val, selects.
+    Raises NoCandidateError (its ``table`` has every score and reason) when no candidate passes, NoFirstTokens (its
+    ``evidence`` has the likeliest first tokens) when none tells the kinds apart, and InputError when the model
+    behaves so on fewer than two prompts of a kind.
+    """
+    rule = rule or Thresholds()
+    about: Behaviour = behaviour or choose_behaviour(
+        model, contrast, batch_size=batch_size, on_progress=on_progress
+    )
+    train, val = (
+        filter_by_behaviour(
+            model, contrast.pair(split), behaviour=about, batch_size=batch_size, on_progress=on_progress
+        ).require_enough(split)
+        for split in ("train", "val")
+    )
+    candidates = extract_candidates(
+        model,
+        train.pair,
+        data_sha256=contrast.sha256,
+        concept=contrast.name,
+        places=places,
+        batch_size=batch_size,
+        on_progress=on_progress,
+    )
+    scores = score_candidates(
+        model,
+        candidates,
+        positive=val.pair.positive,
+        negative=val.pair.negative,
+        behaviour=about,
+        mode=mode,
+        rule=rule,
+        on_progress=on_progress,
+    )
+    selection = select(scores, model.n_layers, rule)
+    direction = candidates.direction(selection.place, selection.layer)
+    summary = {
+        "model": model.name,
+        "n_layers": model.n_layers,
+        "behaviour": behaviour_summary(about),
+        "kinds": list(contrast.kinds),
+        "thresholds": asdict(rule),
+        "kept_prompts": {
+            split: dict(zip(contrast.kinds, filtered.counts.values(), strict=True))
+            for split, filtered in (("train", train), ("val", val))
+        },
+        **selection_summary(selection.table, direction.provenance),
+    }
+    frames = {"scores.csv": scores, "candidates.csv": selection.table}
+    results = RunFolder(Path(), summary, {}, current=frozenset(), forms=FORMS, frames=frames)
+    parts = {
+        "model": model,
+        "direction": direction,
+        "behaviour": about,
+        "contrast": contrast,
+        "candidates": candidates,
+        "selection": selection,
+    }
+    return Finding(results, {name: partial(_given, part) for name, part in parts.items()})
+
+
+def _given(part: Any) -> Any:
+    return part

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..directions import Direction, Thresholds
+from ..behaviours import Behaviour
+from ..behaviours.stored import behaviour_from_json
+from ..conversations import Prompt, prompt_of_row
+from ..direction import Direction
+from ..directions import Thresholds
 from ..interventions import Edit, ablate, add, subtract
 from ..model import ChatModel
 from ..model.loading import resolve_device, resolve_dtype
@@ -18,12 +22,6 @@ from ..runs import Forms, Run
 from .concept import Concept
 from .config import RunConfig, chat_options
 from .step import Step
-
-CONDITIONS = {
-    0: ("baseline", "ablation", "subtraction"),
-    1: ("baseline", "ablation", "addition"),
-}
-"""The conditions of each kind of prompts: 0 for the positive (harmful), 1 for the negative ones."""
 
 SMALL_MODEL = 100_000_000
 """Parameters below which starting a pass costs more than the passes of 64 prompts themselves."""
@@ -90,7 +88,7 @@ class Job:
         return concept.contrast(**sizes) or Contrast.toy(**sizes)
 
     @property
-    def test_prompts(self) -> dict[str, Sequence[str]]:
+    def test_prompts(self) -> dict[str, Sequence[Prompt]]:
         """The test prompts by their kind, the positive one first."""
         test = self.contrast.test
         return dict(zip(self.contrast.kinds, (test.positive, test.negative), strict=True))
@@ -126,14 +124,14 @@ class Job:
 
     @cached_property
     def behaviour(self) -> dict[str, Any]:
-        """Refusal tokens and counts of kept prompts."""
+        """What the first step found of the behaviour, and counts of kept prompts."""
         facts: dict[str, Any] = self.read("behaviour.json")
         return facts
 
     @cached_property
-    def refusal_tokens(self) -> tuple[int, ...]:
-        """R, empty where none was found."""
-        return tuple(self.behaviour["refusal_tokens"]["ids"])
+    def about(self) -> Behaviour | None:
+        """The run's behaviour; None where its first tokens were not found."""
+        return stored_behaviour(self.behaviour["behaviour"], self.concept)
 
     @cached_property
     def direction(self) -> Direction:
@@ -144,7 +142,7 @@ class Job:
         """The prompts of a split that the model's own behaviour kept."""
         rows = [row for row in self.read("prompts.jsonl") if row["split"] == split and row["kept"]]
         positive, negative = (
-            tuple(row["instruction"] for row in rows if row["kind"] == kind)
+            tuple(prompt_of_row(row) for row in rows if row["kind"] == kind)
             for kind in self.contrast.kinds
         )
         return PromptPair(positive, negative)
@@ -163,6 +161,18 @@ class Job:
             "subtraction": subtract,
         }
         return None if condition == "baseline" else makers[condition](self.direction)
+
+
+def stored_behaviour(facts: Mapping[str, Any], concept: Concept) -> Behaviour | None:
+    """The behaviour that a run's files describe, with the concept's judge and words; None where there is none.
+
+    Raises InputError for one that no file can hold.
+    """
+    definition = facts.get("definition")
+    if definition is None:
+        return None
+    behaviour: Any = behaviour_from_json(definition)
+    return replace(behaviour, judge=concept.judge, words=concept.words)
 
 
 def settled_dtype(

@@ -10,8 +10,8 @@ from typing import Any
 from ..door import checked
 from ..progress import Progress
 from ..runs import Run
-from .config import RunConfig
 from .concept import Concept, is_local
+from .config import RunConfig
 from .job import Job
 from .measurements import FORMS, OUTCOME, SELECTION, STEPS
 from .page import write_report
@@ -48,6 +48,7 @@ def run_pipeline(
             irreproducible=_irreproducible(config, job.concept, model),
             config=config.as_dict(),
             model=model,
+            concept=job.concept.to_json(),
             prompts=job.contrast.source,
             data_sha256=job.contrast.sha256,
         )

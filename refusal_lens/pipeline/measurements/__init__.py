@@ -26,7 +26,7 @@ def _steps() -> Iterator[Step]:
 
 
 def _in_order(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Steps behind those that they build on: what the selection needs, what needs no direction, the rest, the outcome."""
+    """Steps behind those that they build on: those of the selection, those without direction, others, the outcome."""
     named = {step.name: step for step in sorted(steps, key=lambda step: step.needs_direction)}
     ordered: dict[str, Step] = {}
 

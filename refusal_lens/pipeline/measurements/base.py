@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from ...errors import InputError
@@ -29,7 +28,7 @@ def work(job: Job, step: OpenStep) -> None:
         base,
         job.test_prompts[kind],
         behaviour=job.about,
-        judge=job.judge,
+        judge=job.concept.judge,
         max_new_tokens=c.max_new_tokens,
         batch_size=job.batch_size,
         on_progress=job.progress(f"completions, {kind}, base model"),
@@ -55,7 +54,9 @@ def inputs(job: Job) -> dict[str, Any]:
 
 def summary(job: Job) -> dict[str, Any]:
     """What the base model does, and what the edited model's replies share with its."""
-    return {"base": base_summary(job.completions(0, "ablation"), job.completions(0, "base"))}
+    kinds = job.contrast.kinds
+    ablated = {(kinds[0], "ablation"): job.completions(0, "ablation")}
+    return base_summary(ablated, job.completions(0, "base"), kinds)
 
 
 STEPS = (

@@ -11,8 +11,10 @@ import pandas as pd
 from msgspec import Meta, Struct
 
 from ...activations import mean_next_token_probabilities
-from ...directions.finding import Behaved, observe_behaviour, pick_refusal_tokens
-from ...directions.refusal_tokens import NoRefusalTokens, RefusalTokens, top_tokens
+from ...behaviours import Behaviour, NoFirstTokens
+from ...behaviours.tokens import top_tokens
+from ...conversations import row_of_prompt
+from ...directions.finding import FilteredPrompts, filter_by_behaviour
 from ...model import ChatModel, fingerprint
 from ...prompts import PromptPair
 from ...report.entry import Entry
@@ -23,6 +25,7 @@ from ...runs.tables import COUNT, MOST_LAYERS
 from ..config import chat_options
 from ..job import Job
 from ..step import Step
+from ..summary import behaviour_summary, model_summary, no_first_tokens
 
 log = logging.getLogger(__name__)
 
@@ -34,19 +37,61 @@ class Kept(Struct):
     of: Count
 
 
-class Tokens(Struct):
-    """The refusal tokens in behaviour.json."""
+class FirstToken(Struct):
+    """A first token that was weighed: its mean probability on both kinds of prompts."""
+
+    token_id: TokenId
+    token: str
+    positive: Number
+    negative: Number
+
+
+class FirstTokensFacts(Struct):
+    """The first tokens whose log-odds are a behaviour's score; no ids where none were found."""
 
     ids: list[TokenId]
     texts: list[str] = []
+    against: list[TokenId] = []
     source: str = ""
+    evidence: list[FirstToken] = []
 
 
-class Behaviour(Struct):
+Word = Annotated[str, Meta(min_length=1, max_length=60, pattern=r"^[^\n]*[^\s][^\n]*$")]
+
+
+class WordsFacts(Struct, forbid_unknown_fields=True):
+    """What a page calls a behaviour."""
+
+    noun: Word
+    shows: Word
+    lacks: Word
+    score: Word
+    prompts: Word = "prompts"
+    transitive: bool = False
+
+
+class About(Struct):
+    """What a run says of its behaviour."""
+
+    name: str
+    unit: str
+    words: WordsFacts
+    threshold: float = 0.0
+    judge: str | None = None
+    first_tokens: FirstTokensFacts | None = None
+    definition: dict[str, Any] | None = None
+
+
+Kinds = Annotated[list[str], Meta(min_length=2, max_length=2)]
+
+
+class BehaviourFile(Struct):
     """behaviour.json."""
 
-    refusal_tokens: Tokens | None
+    behaviour: About
+    kinds: Kinds
     model: dict[str, Any]
+    no_direction: str | None = None
     kept_prompts: dict[str, dict[str, Kept]] | None = None
     baseline: dict[str, Number] | None = None
 
@@ -58,48 +103,52 @@ class Prompt(Struct):
     kind: str
     instruction: str
     kept: bool
-    metric: Number = None
+    score: Number = None
+    messages: list[dict[str, str]] | None = None
 
 
 def work(job: Job, step: OpenStep) -> None:
-    """Refusal tokens; prompts filtered by the model's own behaviour; likeliest first tokens.
+    """The behaviour; prompts filtered by what the model does with them; likeliest first tokens.
 
-    Where there are no refusal tokens, or too few prompts remain, ``no_direction`` says why none is sought.
+    Where the behaviour's first tokens are not found, or too few prompts remain, ``no_direction`` says why none is
+    sought. Raises InputError, before any pass over prompts, where ablation by hooks would miss a write to the stream.
     """
     contrast = job.contrast
     require_room(job)
-    tokens, reason = _refusal_tokens(job)
+    job.model.require_writes_reached(allow_partial=job.config.allow_partial)
+    about, facts, reason = _settled(job)
     rows: list[dict[str, Any]] = []
     counts: dict[str, Any] = {}
     baseline: dict[str, float | None] = dict.fromkeys(contrast.kinds)
     for split in ("train", "val"):
         pair = contrast.pair(split)
-        if not tokens.ids:
+        if about is None:
             rows += _unfiltered(pair, split, contrast.kinds)
             continue
-        behaved = observe_behaviour(
+        filtered = filter_by_behaviour(
             job.model,
             pair,
-            refusal_tokens=tokens.ids,
+            behaviour=about,
             batch_size=job.batch_size,
             on_progress=job.on_progress,
         )
-        reason = reason or behaved.too_few(split)
-        counts[split] = dict(zip(contrast.kinds, behaved.counts.values(), strict=True))
+        reason = reason or filtered.too_few(split)
+        counts[split] = dict(zip(contrast.kinds, filtered.counts.values(), strict=True))
         # Of the last split, val: what bypass and induce start from.
-        baseline = dict(zip(contrast.kinds, _means(behaved), strict=True))
-        rows += _filtered(pair, behaved, split, contrast.kinds)
+        baseline = dict(zip(contrast.kinds, _means(filtered), strict=True))
+        rows += _filtered(pair, filtered, split, contrast.kinds)
     if reason:
         log.info("no direction is sought: %s", reason)
     rows += [
-        {"split": "test", "kind": kind, "instruction": prompt, "kept": True}
+        {"split": "test", "kind": kind, **row_of_prompt(prompt), "kept": True}
         for kind, prompts in job.test_prompts.items()
         for prompt in prompts
     ]
     step.write_json(
         "behaviour.json",
         {
-            "refusal_tokens": asdict(tokens),
+            "behaviour": facts,
+            "kinds": list(contrast.kinds),
             "no_direction": reason or None,
             "kept_prompts": counts,
             "baseline": baseline,
@@ -139,51 +188,49 @@ def describe(model: ChatModel) -> dict[str, Any]:
     }
 
 
-def _refusal_tokens(job: Job) -> tuple[RefusalTokens, str]:
-    """R and "", or an R of no tokens and why there is none."""
+def _settled(job: Job) -> tuple[Behaviour | None, dict[str, Any], str]:
+    """The behaviour with what a page says of it and ""; or none, with why its first tokens were not found."""
+    concept = job.concept
     try:
-        tokens = pick_refusal_tokens(
-            job.model,
-            job.contrast.train,
-            given=job.concept.first_tokens,
-            batch_size=job.batch_size,
-            on_progress=job.on_progress,
+        about = concept.behaviour(
+            job.model, job.contrast.train, batch_size=job.batch_size, on_progress=job.on_progress
         )
-    except NoRefusalTokens as error:
-        return RefusalTokens((), (), "none found", error.evidence), str(error)
-    return tokens, ""
+    except NoFirstTokens as error:
+        return None, no_first_tokens(concept.name, concept.words, error.evidence), str(error)
+    return about, behaviour_summary(about), ""
 
 
-def _means(behaved: Behaved) -> tuple[float | None, float | None]:
-    """Mean metric of the kept prompts of both kinds, None where none is kept."""
-    refused, answered = behaved.positive_metric, behaved.negative_metric
-    kept = (refused[refused > 0], answered[answered < 0])
-    first, second = (float(metric.mean()) if len(metric) else None for metric in kept)
+def _means(filtered: FilteredPrompts) -> tuple[float | None, float | None]:
+    """Mean score of the kept prompts of both kinds, None where none is kept."""
+    positive, negative = filtered.positive_scores, filtered.negative_scores
+    threshold = filtered.behaviour.threshold
+    kept = (positive[positive > threshold], negative[negative < threshold])
+    first, second = (float(scores.mean()) if len(scores) else None for scores in kept)
     return first, second
 
 
 def _filtered(
-    pair: PromptPair, behaved: Behaved, split: str, kinds: Sequence[str]
+    pair: PromptPair, filtered: FilteredPrompts, split: str, kinds: Sequence[str]
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for kind, prompts, kept, metric in zip(
+    for kind, prompts, kept, scores in zip(
         kinds,
         (pair.positive, pair.negative),
-        (set(behaved.pair.positive), set(behaved.pair.negative)),
-        (behaved.positive_metric, behaved.negative_metric),
+        (set(filtered.pair.positive), set(filtered.pair.negative)),
+        (filtered.positive_scores, filtered.negative_scores),
         strict=True,
     ):
         rows += [
-            {"split": split, "kind": kind, "instruction": p, "kept": p in kept, "metric": m}
-            for p, m in zip(prompts, metric.tolist(), strict=True)
+            {"split": split, "kind": kind, **row_of_prompt(p), "kept": p in kept, "score": score}
+            for p, score in zip(prompts, scores.tolist(), strict=True)
         ]
     return rows
 
 
 def _unfiltered(pair: PromptPair, split: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """Without refusal tokens there is no metric, and no prompt is known to behave as it should."""
+    """Without a behaviour there is no score, and no prompt is known to behave as it should."""
     return [
-        {"split": split, "kind": kind, "instruction": p, "kept": False, "metric": None}
+        {"split": split, "kind": kind, **row_of_prompt(p), "kept": False, "score": None}
         for kind, prompts in zip(kinds, (pair.positive, pair.negative), strict=True)
         for p in prompts
     ]
@@ -204,7 +251,7 @@ def _top_tokens(job: Job) -> pd.DataFrame:
 
 
 def inputs(job: Job) -> dict[str, Any]:
-    """Model, prompts, how they are written, and which tokens were asked for."""
+    """Model, prompts, how they are written, and what scores and judges them."""
     c = job.config
     return {
         "model": fingerprint(c.model, c.revision, trust_remote_code=c.trust_remote_code),
@@ -212,24 +259,19 @@ def inputs(job: Job) -> dict[str, Any]:
         "dtype": job.dtype,
         **chat_options(c.as_dict()),
         **job.concept.scored,
+        # What was measured although a write is missed does not stand for a run that asks for all of them.
+        **(c.pick("allow_partial") if c.allow_partial else {}),
     }
 
 
 def summary(job: Job) -> dict[str, Any]:
-    """The model, the refusal tokens and the kept prompts."""
-    facts, kinds = job.behaviour, job.contrast.kinds
-    tokens, model = facts["refusal_tokens"], facts["model"]
-    names = ("model", "revision", "n_layers", "d_model", "dtype", "device", "positions")
+    """The model, the behaviour and the kept prompts."""
+    facts = job.behaviour
+    names = ("kinds", "baseline", "kept_prompts", "duplicates_removed")
     return {
-        **{name: model[name] for name in names},
-        "refusal_tokens": list(tokens["ids"]),
-        "refusal_token_texts": list(tokens["texts"]),
-        "refusal_token_source": tokens["source"],
-        "refusal_token_evidence": [
-            dict(zip(("token_id", "token", *kinds), row, strict=True))
-            for row in tokens.get("evidence", ())
-        ],
-        **{name: facts[name] for name in ("baseline", "kept_prompts", "duplicates_removed")},
+        **model_summary(facts["model"]),
+        "behaviour": facts["behaviour"] | {"words": asdict(job.concept.words)},
+        **{name: facts[name] for name in names},
     }
 
 
@@ -239,7 +281,7 @@ STEPS = (
         work,
         inputs=inputs,
         files={
-            "behaviour.json": Behaviour,
+            "behaviour.json": BehaviourFile,
             "prompts.jsonl": Prompt,
             "top_tokens.csv": Table({"token_id": COUNT}, ("probability",), ("kind", "token")),
         },
@@ -252,8 +294,8 @@ STEPS = (
             "dtype": str,
             "device": str,
             "positions": list[str],
-            "refusal_tokens": list[TokenId],
-            "refusal_token_texts": list[str],
+            "behaviour": About,
+            "kinds": Kinds,
             "baseline": dict[str, Number],
             "kept_prompts": dict[str, dict[str, Kept]],
         },

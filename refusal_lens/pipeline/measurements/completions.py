@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from msgspec import Struct
 
 from ...evaluation import complete
-from ...organism import world
+from ...evaluation.conditions import OF_KIND
 from ...report.entry import Entry
-from ...report.sections import compared, refusal
+from ...report.sections import compared, rates
 from ...report.sections import completions as table_section
 from ...runs import OpenStep
-from ...runs.schema import Number, Share, TokenId
-from ..job import CONDITIONS, Job
+from ...runs.schema import Count, Number, Share, TokenId
+from ..job import Job
 from ..step import Step
-from ..summary import rate_of, unchanged
+from ..summary import rates_summary, unchanged, well_formed
 
 
 class Rate(Struct):
-    """A refusal rate."""
+    """A share of the replies that were judged."""
 
     rate: Share | None
     se: Number = None
     n: Number = None
+    n_unjudged: Count = 0
+    paper_count: Share | None = None
 
 
 class Completion(Struct):
@@ -34,10 +35,12 @@ class Completion(Struct):
 
     instruction: str
     response: str
-    refusal: bool | None = None
-    refusal_exact: bool | None = None
-    metric: Number = None
+    shows: bool | None = None
+    evidence: str = ""
+    score: Number = None
+    paper_count: bool | None = None
     reply_ids: list[TokenId] | None = None
+    messages: list[dict[str, str]] | None = None
 
 
 def work(job: Job, step: OpenStep, *, side: int, condition: str) -> None:
@@ -47,7 +50,7 @@ def work(job: Job, step: OpenStep, *, side: int, condition: str) -> None:
         job.model,
         job.test_prompts[kind],
         behaviour=job.about,
-        judge=job.judge,
+        judge=job.concept.judge,
         edit=job.edit(condition),
         max_new_tokens=job.config.max_new_tokens,
         batch_size=job.batch_size,
@@ -62,24 +65,20 @@ def inputs(job: Job) -> dict[str, Any]:
 
 
 def summary(job: Job, *, side: int, condition: str) -> Mapping[str, Any]:
-    """The rate, how the organism's replies are formed, and what ablation leaves of the answers."""
-    kind, rows = job.contrast.kinds[side], job.completions(side, condition)
-    part: dict[str, Any] = {"refusal_rate": {kind: {condition: rate_of(rows)}}}
+    """The rate, how the organism's replies are formed, and what ablation leaves of those to negative prompts."""
+    kinds = job.contrast.kinds
+    measured = {(kinds[side], condition): job.completions(side, condition)}
+    part = rates_summary(measured)
     if job.config.model == "organism":
-        part["well_formed"] = {kind: {condition: _well_formed(rows)}}
+        part |= well_formed(measured)
     if (side, condition) == (1, "ablation"):
-        part |= unchanged(rows, job.completions(1, "baseline"))
+        plain = {(kinds[1], "baseline"): job.completions(1, "baseline")}
+        part |= unchanged(measured | plain, kinds)
     return part
 
 
-def _well_formed(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of the organism's replies: shares that are complete answers, complete refusals, and neither."""
-    forms = [world.well_formed(row["instruction"], row["response"]) or "neither" for row in rows]
-    return {name: forms.count(name) / len(forms) for name in ("answer", "refusal", "neither")}
-
-
 _SECTIONS = (
-    Entry(10, "refusal rates", "refusal_rate in summary.json", refusal.render, ("refusal_rates",)),
+    Entry(10, "rates", "rates in summary.json", rates.render, ("rates",)),
     Entry(90, "completions", "completions/*.jsonl", table_section.render),
     Entry(100, "replies compared", "summary.json", compared.render, optional=True, of_a_direction=True),
 )
@@ -92,9 +91,9 @@ STEPS = tuple(
         inputs,
         files={"completions/*.jsonl": Completion},
         summary=partial(summary, side=side, condition=condition),
-        summary_forms={"refusal_rate": dict[str, dict[str, Rate]]},
+        summary_forms={"rates": dict[str, dict[str, Rate]]},
         sections=_SECTIONS,
     )
     for side, kind in enumerate(("positive", "negative"))
-    for condition in CONDITIONS[side]
+    for condition in OF_KIND[side]
 )

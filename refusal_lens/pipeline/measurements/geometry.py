@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ...evaluation import cosine_by_layer
+from ...evaluation.conditions import OF_KIND
 from ...report.entry import Entry
 from ...report.sections import cosine
 from ...runs import OpenStep, Table
 from ...runs.tables import LAYER, POSITION
-from ..job import CONDITIONS, Job
+from ..job import Job
 from ..step import Step
 
 CURVES = Table(
@@ -19,7 +20,7 @@ CURVES = Table(
 def work(job: Job, step: OpenStep) -> None:
     """Cosine with r by layer under each condition."""
     edits = {
-        kind: {condition: job.edit(condition) for condition in CONDITIONS[side]}
+        kind: {condition: job.edit(condition) for condition in OF_KIND[side]}
         for side, kind in enumerate(job.contrast.kinds)
     }
     curves = cosine_by_layer(

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from msgspec import Struct
 
+from ...conversations import prompt_of_row
 from ...evaluation import reply_loss
 from ...report.entry import Entry
 from ...report.sections import losses as section
@@ -36,11 +37,12 @@ def work(job: Job, step: OpenStep) -> None:
     replies = [row["reply_ids"] for row in rows]
     if not any(replies):
         log.warning("losses: left empty, since every reply of the unedited model is")
+    prompts = [prompt_of_row(row) for row in rows]
     table = []
     for condition in ("baseline", "ablation", "addition", "subtraction"):
         loss = reply_loss(
             job.model,
-            [row["instruction"] for row in rows],
+            prompts,
             replies,
             edit=job.edit(condition),
             on_progress=job.progress(f"losses, {condition}"),

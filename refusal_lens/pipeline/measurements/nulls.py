@@ -20,7 +20,7 @@ def work(job: Job, step: OpenStep) -> None:
         job.direction,
         prompts={kind: prompts[: c.null_prompts] for kind, prompts in job.test_prompts.items()},
         behaviour=job.about,
-        judge=job.judge,
+        judge=job.concept.judge,
         n=c.n_null,
         n_moves=c.n_moves,
         seed=c.seed,
@@ -39,9 +39,9 @@ STEPS = (
         lambda job: job.config.pick("n_null", "n_moves", "null_prompts", "null_tokens", "seed"),
         wanted=lambda job: job.config.n_null > 0,
         files={
-            "nulls.csv": Table({}, ("refusal_rate",), ("null", "kind"), more=("metric", "n", "index"))
+            "nulls.csv": Table({}, ("rate", "score"), ("null", "kind"), more=("n", "n_unjudged", "index"))
         },
-        summary=lambda job: {"nulls": null_summary(job.read("nulls.csv"))},
+        summary=lambda job: null_summary(job.read("nulls.csv")),
         summary_forms={"nulls": dict[str, dict[str, dict[str, Number]]]},
         absent={"nulls": {}},
         sections=(Entry(110, "nulls", "nulls.csv", section.render, of_a_direction=True),),

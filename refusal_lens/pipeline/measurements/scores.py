@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...directions import Candidates, Checkpoint
+from ...directions import Candidates, SweepCheckpoint
 from ...directions.sweep import sweep
 from ...runs import OpenStep, Table
 from ...runs.tables import LAYER, POSITION
@@ -12,8 +12,9 @@ from ..job import Job
 from ..step import Step
 
 TABLE = Table(
-    {"position": POSITION, "layer": LAYER}, ("bypass", "induce", "kl"), more=("norm",),
-    more_words=("position_name", "reason", "skipped"), flags=("passes",),
+    {"layer": LAYER}, ("bypass", "induce", "kl"), more=("norm",),
+    more_words=("place", "position_name", "reason", "skipped"), flags=("passes",),
+    partly={"position": POSITION},
 )  # fmt: skip
 
 
@@ -27,11 +28,11 @@ def work(job: Job, step: OpenStep) -> None:
         Candidates.load(job.path("candidates.safetensors")),
         positive=val.positive,
         negative=val.negative,
-        refusal_tokens=job.refusal_tokens,
+        behaviour=job.about,
         mode=job.config.mode,
         rule=job.rule,
         on_progress=job.progress("scores"),
-        resume=Checkpoint.latest(step.records),
+        resume=SweepCheckpoint.latest(step.records),
         on_block=lambda checkpoint: step.keep(checkpoint.record()),
     )
     step.write_csv("scores.csv", done.table)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import pandas as pd
 from msgspec import Struct
 
-from ...directions import Candidates, Choice, NoCandidateError, select
-from ...directions.selection import NOT_NEEDED
+from ...directions import Candidates, NoCandidateError, Selection, select
 from ...report.entry import Entry
 from ...report.sections import candidates as table_section
 from ...report.sections import sweeps
@@ -17,6 +15,7 @@ from ...runs import OpenStep
 from ...runs.schema import Count, Layer, Number, Position
 from ..job import Job
 from ..step import Step
+from ..summary import selection_summary
 from .scores import TABLE
 
 log = logging.getLogger(__name__)
@@ -25,8 +24,9 @@ log = logging.getLogger(__name__)
 class Selected(Struct):
     """The selected candidate."""
 
-    position: Position
     layer: Layer
+    position: Position | None = None
+    place: str | None = None
     position_name: str | None = None
     norm: Number = None
 
@@ -36,15 +36,15 @@ def work(job: Job, step: OpenStep) -> None:
     if not job.made("scores", "scores.csv"):
         return
     try:
-        choice = _choice(job)
+        selection = _selection(job)
     except NoCandidateError as error:
         log.info("%s", error)
         step.write_csv("candidates.csv", error.table)
         return
-    step.write_csv("candidates.csv", choice.table)
+    step.write_csv("candidates.csv", selection.table)
     candidates = Candidates.load(job.path("candidates.safetensors"))
     with step.writing("direction.safetensors") as path:
-        candidates.direction(choice.position, choice.layer).save(path)
+        candidates.direction(selection.place, selection.layer).save(path)
 
 
 def why_none_is_selected(job: Job) -> str:
@@ -52,43 +52,23 @@ def why_none_is_selected(job: Job) -> str:
     if not job.made("scores", "scores.csv"):
         return str(job.behaviour.get("no_direction"))
     try:
-        _choice(job)
+        _selection(job)
     except NoCandidateError as error:
         return str(error)
     return ""
 
 
-def _choice(job: Job) -> Choice:
+def _selection(job: Job) -> Selection:
     n_layers: int = job.behaviour["model"]["n_layers"]
-    return select(job.read("scores.csv"), n_layers, **job.config.rule)
+    return select(job.read("scores.csv"), n_layers, job.rule)
 
 
 def summary(job: Job) -> dict[str, Any]:
     """The selected candidate with its scores, or why there is none, and how many there were."""
     table = job.read("candidates.csv") if job.made("selection", "candidates.csv") else None
-    counts = {
-        "n_candidates": 0 if table is None else len(table),
-        "n_passing": 0 if table is None else int(table["passes"].sum()),
-        "n_unscored": 0 if table is None else int(table["reason"].str.startswith(NOT_NEEDED).sum()),
-        "thresholds": job.config.rule,
-    }
-    if table is None or not job.directed:
-        return {"selected": None, "scores": None, "not_selected": why_none_is_selected(job), **counts}
-    return _selected(table, job.direction.position, job.direction.layer) | counts
-
-
-def _selected(table: pd.DataFrame, position: int, layer: int) -> dict[str, Any]:
-    row = table[(table["position"] == position) & (table["layer"] == layer)].iloc[0]
-    return {
-        "selected": {
-            "position": int(row["position"]),
-            "layer": int(row["layer"]),
-            "position_name": row["position_name"],
-            "norm": float(row["norm"]),
-        },
-        "scores": {name: float(row[name]) for name in ("bypass", "induce", "kl")},
-        "not_selected": None,
-    }
+    chosen = job.direction.provenance if job.directed else None
+    why_none = "" if job.directed else why_none_is_selected(job)
+    return selection_summary(table, chosen, why_none) | {"thresholds": job.config.rule}
 
 
 STEPS = (

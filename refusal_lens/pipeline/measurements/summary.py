@@ -9,14 +9,15 @@ import pandas as pd
 from msgspec import Struct
 
 from ... import __version__
+from ...evaluation.conditions import OF_KIND
 from ...report.entry import Entry
-from ...report.sections import metrics, provenance, reference
+from ...report.sections import provenance, reference, scores
 from ...runs import OpenStep, Table
 from ...runs.schema import Count, Seconds
-from ..flags import find_flags
-from ..job import CONDITIONS, Job
+from ..flags import Measured, find_flags
+from ..job import Job
 from ..step import Step
-from ..summary import SCHEMA_VERSION
+from ..summary import SCHEMA_VERSION, Completions
 
 
 class Flag(Struct):
@@ -50,18 +51,25 @@ def work(job: Job, step: OpenStep) -> None:
     kinds = job.contrast.kinds
     completions = {
         (kinds[side], condition): job.completions(side, condition)
-        for side, conditions in CONDITIONS.items()
+        for side, conditions in enumerate(OF_KIND)
         for condition in (conditions if job.directed else ("baseline",))
     }
-    step.write_csv("metrics.csv", metrics_frame(completions))
-    summary["flags"] = find_flags(
-        summary,
-        completions,
-        kinds,
-        curves=job.read("curves.csv") if job.directed else None,
-        missed_writes="; ".join(job.behaviour["model"].get("missed_writes", ())),
-    )
+    step.write_csv("metrics.csv", scores_frame(completions))
+    curves = job.read("curves.csv") if job.directed else None
+    missed = _missed(job.behaviour["model"].get("missed_writes", ()))
+    summary["flags"] = find_flags(Measured(summary, completions, curves, missed))
     step.write_json("summary.json", summary | {"seconds": job.run.seconds, "version": __version__})
+
+
+def _missed(writes: Sequence[str]) -> str:
+    """What ablation by hooks leaves out, in a sentence; "" for nothing."""
+    if not writes:
+        return ""
+    more = f" and {len(writes) - 1} more" if len(writes) > 1 else ""
+    return (
+        f"Hooks leave writes to the residual stream unedited ({writes[0]}{more}): under --allow-partial, figures "
+        "under ablation are not those of edited weights."
+    )
 
 
 def merge(summary: dict[str, Any], part: Mapping[str, Any]) -> None:
@@ -73,11 +81,11 @@ def merge(summary: dict[str, Any], part: Mapping[str, Any]) -> None:
             summary[name] = dict(value) if isinstance(value, Mapping) else value
 
 
-def metrics_frame(completions: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
-    """Refusal metric per test prompt: kind, condition, index, metric."""
+def scores_frame(completions: Completions) -> pd.DataFrame:
+    """Score per test prompt: kind, condition, index, score."""
     return pd.DataFrame(
         [
-            {"kind": kind, "condition": condition, "index": i, "metric": row["metric"]}
+            {"kind": kind, "condition": condition, "index": i, "score": row["score"]}
             for (kind, condition), rows in completions.items()
             for i, row in enumerate(rows)
         ]
@@ -89,7 +97,8 @@ STEPS = (
         "summary",
         work,
         ("selection",),
-        files={"metrics.csv": Table({}, ("metric",), ("kind", "condition"), more=("index",))},
+        lambda job: {"words": job.concept.words},
+        files={"metrics.csv": Table({}, ("score",), ("kind", "condition"), more=("index",))},
         summary_forms={
             "schema_version": Count,
             "seconds": dict[str, Seconds],
@@ -99,7 +108,7 @@ STEPS = (
         },
         sections=(
             Entry(0, "agreement with the reference", "a reference run", reference.render, optional=True),
-            Entry(40, "refusal metric of each prompt", "metrics.csv", metrics.render, ("metric_histograms",)),
+            Entry(40, "scores of each prompt", "metrics.csv", scores.render, ("score_histograms",)),
             Entry(140, "provenance", "summary.json and manifest.json", provenance.render),
         ),
     ),
