@@ -11,8 +11,10 @@ from msgspec import Struct
 
 from ...conversations import prompt_of_row
 from ...evaluation import reply_loss
+from ...evaluation.conditions import condition_text
 from ...report.entry import Entry
-from ...report.sections import losses as section
+from ...report.folder import RunFolder
+from ...report.markup import Section, numeric, paragraph, plain, table
 from ...runs import OpenStep, Table
 from ...runs.schema import Number
 from ..job import Job
@@ -38,7 +40,7 @@ def work(job: Job, step: OpenStep) -> None:
     if not any(replies):
         log.warning("losses: left empty, since every reply of the unedited model is")
     prompts = [prompt_of_row(row) for row in rows]
-    table = []
+    losses = []
     for condition in ("baseline", "ablation", "addition", "subtraction"):
         loss = reply_loss(
             job.model,
@@ -47,14 +49,45 @@ def work(job: Job, step: OpenStep) -> None:
             edit=job.edit(condition),
             on_progress=job.progress(f"losses, {condition}"),
         )
-        table.append({"condition": condition, **asdict(loss), "perplexity": loss.perplexity})
-    step.write_csv("losses.csv", pd.DataFrame(table)[["condition", *COLUMNS]])
+        losses.append({"condition": condition, **asdict(loss), "perplexity": loss.perplexity})
+    step.write_csv("losses.csv", pd.DataFrame(losses)[["condition", *COLUMNS]])
 
 
 def summary(job: Job) -> dict[str, Any]:
     """Cross-entropy, perplexity and tokens of each condition."""
     rows = job.read("losses.csv").to_dict("records")
     return {"losses": {row["condition"]: {name: row[name] for name in COLUMNS} for row in rows}}
+
+
+_TEXT = (
+    "Cross-entropy per token in nats, perplexity its exponential. On-distribution: the unedited "
+    "model\u2019s own completions of {prompts}, completion tokens only."
+)
+_DATASETS = {"on_distribution": "on-distribution", "pile": "The Pile", "alpaca": "Alpaca"}
+_HEAD = ("data", "condition", "CE loss", "against unedited", "perplexity", "tokens")
+
+
+def render(run: RunFolder) -> Section | None:
+    """A row per data set and condition, with the difference from the unedited model."""
+    losses = run.table("losses.csv")
+    if losses is None:
+        return None
+    if "dataset" not in losses:
+        losses["dataset"] = "on_distribution"
+    plain_model = losses[losses["condition"] == "baseline"].set_index("dataset")["ce"].to_dict()
+    rows = [
+        [
+            plain(_DATASETS.get(row["dataset"], row["dataset"])),
+            plain(condition_text(row["condition"])),
+            numeric(row["ce"]),
+            numeric(row["ce"] - plain_model.get(row["dataset"], float("nan"))),
+            numeric(row["perplexity"]),
+            numeric(row["n_tokens"], 0),
+        ]
+        for row in losses.to_dict("records")
+    ]
+    text = _TEXT.format(prompts=run.labels.prompts(1))
+    return Section("losses", "Losses", (paragraph(text), table(_HEAD, rows, css="data")))
 
 
 STEPS = (
@@ -66,6 +99,6 @@ STEPS = (
         summary=summary,
         summary_forms={"losses": dict[str, Loss]},
         absent={"losses": {}},
-        sections=(Entry(120, "losses", "losses.csv", section.render, of_a_direction=True),),
+        sections=(Entry(120, "losses", "losses.csv", render, of_a_direction=True),),
     ),
 )
