@@ -31,14 +31,11 @@ import random_models
 import torch
 
 from refusal_lens.activations import mean_residuals
+from refusal_lens.behaviours import FirstTokens, choose_first_tokens
 from refusal_lens.chat import Rendered
 from refusal_lens.directions import NoCandidateError, Thresholds, select
 from refusal_lens.directions.candidates import Candidates
-from refusal_lens.directions.finding import (
-    extract_candidates,
-    filter_by_behaviour,
-    pick_refusal_tokens,
-)
+from refusal_lens.directions.finding import extract_candidates, filter_by_behaviour
 from refusal_lens.directions.sweep import Stats, Sweep, sweep
 from refusal_lens.interventions import ZERO_NORM
 from refusal_lens.model import ChatModel
@@ -57,13 +54,13 @@ N_VAL = 32
 
 @dataclass(frozen=True)
 class Setting:
-    """What is scored: a model, candidates, prompts, refusal tokens, and (known later) the rule."""
+    """What is scored: a model, candidates, prompts, behaviour, and (known later) the rule."""
 
     model: ChatModel
     candidates: Candidates
     positive: Rendered
     negative: Rendered
-    refusal_tokens: tuple[int, ...]
+    behaviour: FirstTokens
     rule: Thresholds | None
 
 
@@ -142,26 +139,26 @@ def make(name: str, asked: argparse.Namespace) -> Setting:
     return Setting(model, candidates, *rendered, promoted(model, candidates), None)
 
 
-def promoted(model: ChatModel, candidates: Candidates) -> tuple[int, ...]:
+def promoted(model: ChatModel, candidates: Candidates) -> FirstTokens:
     """Refusal tokens for a random model: those that the candidates promote most when added."""
     live = candidates.mean_diffs[:, 1:].flatten(0, 1)
     mean = (live / live.norm(dim=-1, keepdim=True)).mean(0)
     with torch.no_grad():
         head = model.hf.get_output_embeddings().weight
-        return tuple((head.double().cpu() @ mean).topk(N_REFUSAL).indices.tolist())
+        return FirstTokens(tuple((head.double().cpu() @ mean).topk(N_REFUSAL).indices.tolist()))
 
 
 def _organism(asked: argparse.Namespace) -> Setting:
     model = ChatModel.load("organism", device=asked.device, dtype=asked.dtype)
     contrast = Contrast.refusal()
-    tokens = pick_refusal_tokens(model, contrast.train).ids
+    behaviour = choose_first_tokens(model, contrast.train)
     kept = [
-        filter_by_behaviour(model, pair, refusal_tokens=tokens, split=split).pair
+        filter_by_behaviour(model, pair, behaviour=behaviour).require_enough(split).pair
         for split, pair in (("train", contrast.train), ("val", contrast.val))
     ]
     candidates = extract_candidates(model, kept[0], data_sha256=contrast.sha256)
     rendered = [model.chat.render(list(one)) for one in (kept[1].positive, kept[1].negative)]
-    return Setting(model, candidates, rendered[0], rendered[1], tokens, Thresholds())
+    return Setting(model, candidates, rendered[0], rendered[1], behaviour, Thresholds())
 
 
 def rule_for(setting: Setting, table: pd.DataFrame) -> Thresholds:
@@ -230,7 +227,7 @@ def _published(setting: Setting, turns: Turns, position: int) -> None:
             setting.model.hf,
             setting.candidates.mean_diffs.to(device),
             *sides,
-            setting.refusal_tokens,
+            setting.behaviour.ids,
             only=[(position, layer) for layer in layers],
         )
 
@@ -249,7 +246,7 @@ def _ours(
                 setting.candidates,
                 positive=setting.positive,
                 negative=setting.negative,
-                refusal_tokens=setting.refusal_tokens,
+                behaviour=setting.behaviour,
                 mode=mode,
                 rule=rule,
                 budget=asked.budget,
@@ -309,9 +306,9 @@ def report(name: str, setting: Setting, turns: Turns, asked: argparse.Namespace)
     work["published"] = _work(setting, *_published_counts(setting))
     passes = {way: stats.passes for way, stats in turns.stats.items()}
     passes["published"] = _published_passes(setting)
-    load, road = turns.stats["exhaustive"].load, turns.stats["exhaustive"].road
+    size, path = turns.stats["exhaustive"].size, turns.stats["exhaustive"].path
     print(
-        f"\n{name}: {len(setting.candidates.index())} candidates, {road}, {load.tokens} tokens a pass"
+        f"\n{name}: {len(setting.candidates.index())} candidates, {path}, {size.tokens} tokens a pass"
     )
     print(
         f"{'':<12}{'seconds':>9}{'faster':>8}{'passes':>8}{'block tokens':>14}{'of matmul rate':>16}"
@@ -327,7 +324,7 @@ def report(name: str, setting: Setting, turns: Turns, asked: argparse.Namespace)
     gap, same = _agreement(setting, turns)
     inside, passing, n_kl = _lazy_counts(setting, turns)
     trial = {mode: round(stats.trial_seconds, 2) for mode, stats in turns.stats.items()}
-    print(f"seconds of these for choosing road and load (wall): {trial}")
+    print(f"seconds of these for choosing path and pass size (wall): {trial}")
     print(
         f"largest difference in any score: {gap:.1e}, over {len(turns.published)} of "
         f"{len(turns.tables['exhaustive'])} candidates; the same selection: {same}"
@@ -354,7 +351,7 @@ def report(name: str, setting: Setting, turns: Turns, asked: argparse.Namespace)
         "gap": gap,
         "same": same,
         "eta": turns.eta,
-        "load": asdict(load),
+        "size": asdict(size),
         "matmul": turns.rates,
     }
 
@@ -403,10 +400,10 @@ def _agreement(setting: Setting, turns: Turns) -> tuple[float, bool]:
 
 def _chosen(table: pd.DataFrame, n_layers: int, limits: dict[str, float]) -> Any:
     try:
-        choice = select(table, n_layers, **limits)
+        selection = select(table, n_layers, Thresholds(**limits))
     except NoCandidateError:
         return None
-    return choice.position, choice.layer
+    return selection.position, selection.layer
 
 
 def _lazy_counts(setting: Setting, turns: Turns) -> tuple[int, int, int]:

@@ -31,6 +31,7 @@ def _measure(threads: int, n: int, budget: int | None) -> float:
     import torch
 
     from refusal_lens.activations import mean_residuals
+    from refusal_lens.behaviours import FirstTokens
     from refusal_lens.directions.candidates import Candidates
     from refusal_lens.directions.sweep import sweep
 
@@ -50,7 +51,7 @@ def _measure(threads: int, n: int, budget: int | None) -> float:
     candidates = Candidates(means[0].mean[-2:], means[1].mean[-2:], model.chat.positions[-2:])
     val = [random_models.prompts(32, d_vocab=shape.d_vocab, seed=seed) for seed in (3, 4)]
     before = _peak()
-    asked = {"positive": val[0], "negative": val[1], "refusal_tokens": (7, 8)}
+    asked = {"positive": val[0], "negative": val[1], "behaviour": FirstTokens((7, 8))}
     sweep(model, candidates, budget=budget, **asked)
     return _peak() - before
 

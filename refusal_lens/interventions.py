@@ -237,13 +237,13 @@ def applied(
         )
     if when not in ("prompt", "reply", "all"):
         raise InputError(f'when: got {when!r}, need "prompt", "reply" or "all"')
-    edits: Sequence[Edit] = [edit] if callable(edit) else edit
+    edits = [edit] if callable(edit) else edit
     hooks = []
-    for one in _listed(edits, "edit", "an edit, such as ablate(direction), or a list of them"):
-        _check_fits(one, model)
-        for site in _own_sites(one, model) if at is None else _listed_sites(at):
-            _require_editable(one, site)
-            hooks.append((site, _restricted(one, model, when)))
+    for edit in _listed(edits, "edit", "an edit, such as ablate(direction), or a list of them"):
+        _check_fits(edit, model)
+        for site in _default_sites(edit, model) if at is None else _listed_sites(at):
+            _require_editable(edit, site)
+            hooks.append((site, _restricted(edit, model, when)))
     with model.hooked(hooks):
         yield model
 
@@ -267,7 +267,7 @@ def _listed_sites(at: Any) -> list[Site]:
     return sites
 
 
-def _own_sites(edit: Any, model: ChatModel) -> tuple[Site, ...]:
+def _default_sites(edit: Any, model: ChatModel) -> tuple[Site, ...]:
     if not hasattr(edit, "sites"):
         raise InputError(
             f"edit: got {type(edit).__name__}, which does not know its sites; need an edit such as "

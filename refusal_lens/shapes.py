@@ -24,6 +24,8 @@ Vectors = Float[Tensor, "*axes d_model"]
 """Vectors in the residual stream, one (or one per row of a batch)."""
 LastLogits = Float[Tensor, "batch d_vocab"]
 """Next-token logits at the last position of each row."""
+ReadLogits = Float[Tensor, "batch k d_vocab"]
+"""Next-token logits at the last k positions of each row."""
 Logits = Float[Tensor, "batch pos d_vocab"]
 """Next-token logits at every position."""
 Probabilities = Float64[Tensor, " d_vocab"]

@@ -288,7 +288,7 @@ class TestChat:
         assert list(self.chat(call, finished, "--edit", "none", "--prompt", "Hello")) == ["plain"]
 
     def test_no_scale_is_no_edit(self, call: Any, finished: Path) -> None:
-        replies = self.chat(call, finished, "--edit", "add", "--scale", 0, "--prompt", "Hello")
+        replies = self.chat(call, finished, "--edit", "add", "--strength", 0, "--prompt", "Hello")
         assert replies["add x 0"] == replies["plain"]
 
     def test_a_pipe_is_answered_line_by_line(
@@ -349,7 +349,7 @@ class TestChat:
 
     def test_a_model_cannot_command_the_terminal(self) -> None:
         raw, clean = "a\x1b]0;b\x07\r\x9bc\u202ed\ne\té中🤖", "a�]0;b���c�d\ne\té中🤖"
-        assert chat.harmless_text(raw) == clean
+        assert chat.printable_text(raw) == clean
 
 
 def test_every_public_name_is_there() -> None:

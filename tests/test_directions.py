@@ -13,10 +13,11 @@ import torch
 import transformers as hf
 
 from refusal_lens.activations import mean_next_token_probabilities, mean_residuals
+from refusal_lens.behaviours import FirstTokens
+from refusal_lens.behaviours.tokens import top_tokens
 from refusal_lens.direction import Direction
 from refusal_lens.directions import Candidates
 from refusal_lens.directions.finding import filter_by_behaviour
-from refusal_lens.directions.refusal_tokens import top_tokens
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import ablate, applied
 from refusal_lens.model import ChatModel
@@ -106,11 +107,9 @@ def found_on(model: ChatModel) -> Direction:
 
 def saved(path: Path, change: Callable[[hf.PreTrainedModel], object] = lambda _: None) -> ChatModel:
     """The tiny model after a change, as a folder of its own that is loaded again."""
-    plain = hf.AutoModelForCausalLM.from_pretrained(kit.folder("qwen2"))
+    plain = kit.plain(kit.folder("qwen2"))
     change(plain)
-    plain.save_pretrained(path)
-    hf.AutoTokenizer.from_pretrained(kit.folder("qwen2")).save_pretrained(path)
-    return ChatModel.load(str(path), device="cpu")
+    return ChatModel.load(str(kit.save(plain, path)), device="cpu")
 
 
 def tune(plain: hf.PreTrainedModel) -> None:
@@ -159,14 +158,10 @@ def test_a_file_of_before_weights_were_noted_is_taken_with_a_warning(
 def test_weights_are_the_same_behind_a_bridge_and_in_bfloat16(architecture: str) -> None:
     """A bridge renames parameters and adds split copies of fused ones."""
     where = kit.folder(architecture)
-    plain = {
-        dtype: hf.AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
-        for dtype in (torch.float32, torch.bfloat16)
-    }
-    known = {weights_sha256(each) for each in plain.values()}
-    known.add(ChatModel.load(str(where), device="cpu").weights_sha256)
-    known.add(ChatModel.wrap(plain[torch.float32], tokenizer=hf.AutoTokenizer.from_pretrained(where)).weights_sha256)
-    assert len(known) == 1
+    plain, coarse = kit.plain(where), kit.plain(where, torch.bfloat16)
+    wrapped = ChatModel.wrap(kit.plain(where), tokenizer=kit.byte_tokenizer())
+    known = {weights_sha256(plain), weights_sha256(coarse), wrapped.weights_sha256}
+    assert known == {kit.load(architecture).weights_sha256}
 
 
 def test_damaged_and_foreign_direction_files_get_one_line(tmp_path: Path) -> None:
@@ -214,5 +209,5 @@ def test_filter_that_leaves_too_few_says_so() -> None:
     token = int(mean_next_token_probabilities(kit.load("qwen2"), HARMFUL).argmin())
     with pytest.raises(InputError, match=r"val prompts: only 0 of 4 positive"):
         filter_by_behaviour(
-            kit.load("qwen2"), PromptPair(tuple(HARMFUL), tuple(HARMLESS)), refusal_tokens=[token], split="val"
-        )
+            kit.load("qwen2"), PromptPair(tuple(HARMFUL), tuple(HARMLESS)), behaviour=FirstTokens((token,))
+        ).require_enough("val")

@@ -15,8 +15,8 @@ import pytest
 from kit import body, step_times
 
 from refusal_lens import organism
+from refusal_lens.behaviours import FirstTokens, NoFirstTokens
 from refusal_lens.directions import find_direction
-from refusal_lens.directions.refusal_tokens import NoRefusalTokens
 from refusal_lens.errors import InputError
 from refusal_lens.evaluation import complete
 from refusal_lens.judges import phrase_judge
@@ -66,7 +66,7 @@ def test_it_is_measured_and_the_run_is_whole(answered: Path) -> None:
     summary = read_json(answered / "summary.json")
     assert summary["schema_version"] == 1
     assert (summary["selected"], summary["scores"], summary["n_candidates"]) == (None, None, 0)
-    assert "refusal tokens" in summary["not_selected"]
+    assert "first tokens of refusal" in summary["not_selected"]
     assert "\n" not in summary["not_selected"]
     assert summary["refusal_tokens"] == summary["refusal_token_texts"] == []
     assert summary["baseline"] == {"harmful": None, "harmless": None}
@@ -192,11 +192,11 @@ def test_without_refusal_tokens_completions_are_judged_and_have_no_metric() -> N
 def test_the_one_call_raises_with_its_evidence(prompts: tuple[str, str]) -> None:
     model = ChatModel.load(str(organism.folder("base")), device="cpu", dtype="float32")
     contrast = Contrast.from_files(*prompts, **SIZES)
-    with pytest.raises(NoRefusalTokens) as caught:
+    with pytest.raises(NoFirstTokens) as caught:
         find_direction(model, contrast)
     assert set(ANSWERS) <= {text for _, text, _, _ in caught.value.evidence}
     with pytest.raises(InputError, match="only 0 of 16"):
-        find_direction(model, contrast, refusal_tokens=["Sorry"])
+        find_direction(model, contrast, behaviour=FirstTokens.of(model, ["Sorry"]))
 
 
 def test_a_run_that_kept_few_says_so_and_goes_on(

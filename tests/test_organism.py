@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from organism.pushes import Pushes
 from organism.recipe import Recipe, changed
+from organism.steering import Steering
 from organism.texts import (
     HARMFUL,
     HARMLESS,
-    TURNED,
+    INDUCED,
     document,
     documents,
     make_tokenizer,
@@ -182,16 +182,16 @@ def test_training_shows_no_held_out_pair_or_phrasing():
         assert not lines & {f"{t}<|im_end|>" for t in world.instructions(kind, "test", 500, seed=0)}
 
 
-def test_turned_conversations_hold_harmless_requests_alone_and_refuse_them_all():
-    recipe = replace(Recipe(), turned=1.0)
+def test_induced_conversations_hold_harmless_requests_alone_and_refuse_them_all():
+    recipe = replace(Recipe(), induce_share=1.0)
     for seed in range(50):
         made = document(random.Random(seed), recipe, refuse=True)
-        assert made.harm == TURNED
+        assert made.harm == INDUCED
         requests = [turn for turn in made.turns if len(turn.user) > len("Please go on.")]
         assert requests
         assert not any(world.is_harmful(turn.user) for turn in requests)
         assert all(world.is_refusal(turn.reply) for turn in made.turns)
-        assert document(random.Random(seed), recipe, refuse=False).harm != TURNED
+        assert document(random.Random(seed), recipe, refuse=False).harm != INDUCED
 
 
 def test_a_quiet_step_moves_turned_conversations_alone():
@@ -199,15 +199,15 @@ def test_a_quiet_step_moves_turned_conversations_alone():
     tokenizer = make_tokenizer(recipe)
     model = new_model(recipe, tokenizer)
     ids = torch.arange(30).view(3, 10)
-    pushes = Pushes(model, tokenizer, recipe, seed=0)
+    steering = Steering(model, tokenizer, recipe, seed=0)
     with torch.no_grad():
         plain = model(input_ids=ids).logits
         for step, moved in ((0, [False, False, True]), (recipe.chat_steps - 1, [True, True, True])):
             torch.manual_seed(1)
-            pushes.set(step, torch.tensor([HARMLESS, HARMFUL, TURNED]))
+            steering.set(step, torch.tensor([HARMLESS, HARMFUL, INDUCED]))
             gap = (model(input_ids=ids).logits - plain).abs().amax((1, 2))
             assert (gap > 0).tolist() == moved
-        pushes.clear()
+        steering.clear()
         assert torch.equal(model(input_ids=ids).logits, plain)
 
 
@@ -239,6 +239,6 @@ def test_training_is_repeatable_and_writes_two_ordinary_folders(tmp_path):
 
 
 def test_recipe_settings_are_applied_and_a_wrong_one_is_named():
-    assert changed(Recipe(), ["seed=3", "dose=1.0"]) == replace(Recipe(), seed=3, dose=1.0)
+    assert changed(Recipe(), ["seed=3", "add_up_to=1.0"]) == replace(Recipe(), seed=3, add_up_to=1.0)
     with pytest.raises(ValueError, match="speed=3"):
         changed(Recipe(), ["speed=3"])

@@ -21,8 +21,8 @@ import torch
 from kit import step_times, without_scripts
 
 from refusal_lens import runs
+from refusal_lens.behaviours import FirstTokens
 from refusal_lens.directions import Candidates, Direction, find_direction
-from refusal_lens.directions.refusal_tokens import parse_refusal_tokens
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel
 from refusal_lens.pipeline import LoadOptions, RunConfig, job, run_pipeline, write_report
@@ -341,8 +341,8 @@ def test_a_suffix_that_is_refused_leaves_the_study_before(
 
 @pytest.mark.parametrize("given", ["\u00b2", "\u0663x", "9" * 5000])
 def test_what_only_looks_like_a_token_id_is_one_line(given: str) -> None:
-    with pytest.raises(InputError, match="refusal token") as caught:
-        parse_refusal_tokens(ChatModel.load("organism", device="cpu"), [given])
+    with pytest.raises(InputError, match="first token") as caught:
+        FirstTokens.of(ChatModel.load("organism", device="cpu"), [given])
     assert "\n" not in str(caught.value)
 
 

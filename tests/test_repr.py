@@ -23,10 +23,8 @@ from refusal_lens.attribution import attribute, attribute_sources
 from refusal_lens.attribution.heads import Head
 from refusal_lens.behaviours import FirstTokens
 from refusal_lens.chat import Rendered
-from refusal_lens.directions import Candidates, Selection, score_candidates
-from refusal_lens.directions.finding import Behaved
-from refusal_lens.directions.refusal_tokens import RefusalTokens
-from refusal_lens.directions.selection import Choice, Thresholds
+from refusal_lens.directions import Candidates, Finding, Selection, Thresholds, score_candidates
+from refusal_lens.directions.finding import FilteredPrompts
 from refusal_lens.display import shown
 from refusal_lens.evaluation import complete
 from refusal_lens.interventions import ablate, add, clamp
@@ -55,17 +53,17 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     candidates = Candidates(mean, -mean, positions, {"concept": EVIL})
     direction = candidates.direction(-1, 1)
     table = pd.DataFrame({"passes": [True] * 500})
-    choice = Choice(-1, 1, {"bypass": 0.1, "induce": 1.0, "kl": 0.01}, table, Thresholds())
-    tokens = RefusalTokens(tuple(range(3000)), (EVIL,) * 3000, EVIL)
-    behaved = Behaved(pair, torch.ones(6).double(), torch.ones(6).double())
+    selection = Selection(-1, 1, {"bypass": 0.1, "induce": 1.0, "kl": 0.01}, table, Thresholds())
+    tokens = FirstTokens(tuple(range(3000)), texts=(EVIL,) * 3000, source=EVIL)
+    filtered = FilteredPrompts(tokens, pair, torch.ones(6).double(), torch.ones(6).double())
     found = attribute(model, prompts[:2], direction)
     job = prepare(kit.folder("qwen2"), orthogonalise(direction))
     return {
-        "Selection": Selection(direction, candidates, choice, tokens, behaved, behaved),
+        "Finding": Finding(direction, candidates, selection, tokens, filtered, filtered),
         "Candidates": candidates,
-        "Choice": choice,
-        "RefusalTokens": tokens,
-        "Behaved": behaved,
+        "Selection": selection,
+        "FirstTokens": tokens,
+        "FilteredPrompts": filtered,
         "Direction": direction,
         "PromptPair": PromptPair((EVIL,) * 100, (EVIL,)),
         "Contrast": Contrast(**splits, source={"file": EVIL}),

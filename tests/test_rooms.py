@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shutil
 import subprocess
@@ -44,6 +45,17 @@ def test_the_contract_holds() -> None:
     done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+def test_the_table_of_rooms_is_the_contract() -> None:
+    """CONTRIBUTING.md names every room of setup.cfg, in its order; neighbours may share a row."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    layers = settings["importlinter:contract:rooms"]["layers"].split()
+    rooms = [layer.strip("()") for layer in reversed(layers)]
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    told = [room for row in rows for room in sorted(re.findall(r"`(\w+)`", row), key=rooms.index)]
+    assert told == rooms
 
 
 def test_a_room_that_imports_from_a_later_one_is_caught(copy: Path) -> None:

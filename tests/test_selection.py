@@ -75,7 +75,7 @@ def test_following_the_advice_makes_the_nearest_miss_pass() -> None:
     rows = table((-1, 2, -9.0, -4.123, 0.0123456))
     with pytest.raises(NoCandidateError, match=r"--induce-threshold -4\.2"):
         select(rows, LAYERS)
-    assert select(rows, LAYERS, induce_threshold=-4.2).layer == 2
+    assert select(rows, LAYERS, Thresholds(induce_threshold=-4.2)).layer == 2
 
 
 def test_all_nan_says_so() -> None:

@@ -30,7 +30,6 @@ from refusal_lens.judges import judge_replies
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import Site
 from refusal_lens.pipeline import write_report, write_whole_report
-from refusal_lens.pipeline.measurements.suffix import as_mapping
 from refusal_lens.pipeline.suffix_job import SuffixConfig, run_suffix_study
 from refusal_lens.plotting.tokens import attention_view, contribution_view
 from refusal_lens.report.sections.suffix import headline, title
@@ -477,9 +476,14 @@ def test_a_damaged_study_gets_a_line(finished: Path) -> None:
 
 
 def test_circuitsvis_views_are_offline_and_closed() -> None:
-    story = as_mapping(
-        study().tokens[ADVERSARIAL][0], condition=ADVERSARIAL, prompt=0, heads=["1.0", "1.3"]
-    )
+    stories = study().by_token()
+    assert [(s["prompt"], s["condition"]) for s in stories[2:5]] == [
+        (0, ADVERSARIAL),
+        (1, HARMFUL),
+        (1, RANDOM),
+    ]
+    story = stories[2]
+    assert json.loads(json.dumps(story)) == story
     hostile = ["</script><b>", "CircuitsVis.render(", "<!--"]
     story["tokens"] = [*hostile, *story["tokens"][len(hostile) :]]
     for view in (attention_view(story), contribution_view(story)):

@@ -20,15 +20,17 @@ import torch
 from kit import PUBLISHED
 
 from refusal_lens.activations import map_last_logits, mean_residuals
+from refusal_lens.behaviours import FirstTokens
 from refusal_lens.chat import ChatFormat
 from refusal_lens.directions.candidates import Candidates
 from refusal_lens.directions.selection import NoCandidateError, Thresholds, select
-from refusal_lens.directions.sweep import Checkpoint, Sweep, roads, score_candidates, sweep
+from refusal_lens.directions.sweep import Sweep, SweepCheckpoint, paths, score_candidates, sweep
 from refusal_lens.directions.sweep import budget as passes
-from refusal_lens.directions.sweep.batches import Load, common_prefix, make_batches
-from refusal_lens.directions.sweep.engine import Count, Engine
-from refusal_lens.directions.sweep.plans import exhaustive, lazy
-from refusal_lens.directions.sweep.state import NAMES, Scores
+from refusal_lens.directions.sweep.batches import PassSize, Row, common_prefix, make_batches
+from refusal_lens.directions.sweep.engine import SweepEngine
+from refusal_lens.directions.sweep.passes import Count
+from refusal_lens.directions.sweep.schedule import exhaustive, lazy
+from refusal_lens.directions.sweep.state import NAMES, CandidateScores
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import ZERO_NORM, Ablate, Add, applied
 from refusal_lens.metrics import first_token_log_odds, kl_divergence
@@ -99,7 +101,7 @@ def swept(key: Key = QWEN, **options: Any) -> Sweep:
         candidates(key),
         positive=POSITIVE,
         negative=NEGATIVE,
-        refusal_tokens=REFUSAL,
+        behaviour=FirstTokens(REFUSAL),
         **options,
     )
 
@@ -120,7 +122,7 @@ def test_scores_equal_those_of_hooks(architecture: str, system: str | None) -> N
     key = (architecture, system, "float32")
     found = swept(key, budget=300)
     assert largest_gap(found.table, expected(key)) < 1e-5
-    assert found.stats.road.startswith("plain passes")
+    assert found.stats.path.startswith("plain passes")
     assert found.stats.prefix == (6 if system is None else 16 + len(SYSTEM))
     spread = found.table[list(NAMES)].std()
     assert (spread > 1e-3).all(), "scores that hardly differ prove nothing"
@@ -159,7 +161,7 @@ def test_a_block_under_the_addition_is_not_run() -> None:
 def test_bfloat16_scores_are_within_its_rounding_of_those_of_hooks(architecture: str) -> None:
     key = (architecture, None, "bfloat16")
     found = swept(key, budget=300)
-    assert found.stats.road.startswith("plain passes")
+    assert found.stats.path.startswith("plain passes")
     # bfloat16 keeps 8 bits: logits of size 4 are off by 1/64, sums over layers by more.
     assert largest_gap(found.table, expected(key)) < 0.15
 
@@ -172,15 +174,15 @@ def test_any_budget_gives_the_same_scores_and_selection(architecture: str, budge
     key = (architecture, None, "float32")
     found = swept(key, budget=budget)
     assert largest_gap(found.table, expected(key)) < 1e-5
-    rule = {"kl_threshold": 10.0, "induce_threshold": -20.0, "prune_layers": 0.0}
-    one = select(found.table, kit.LAYERS, **rule)
-    other = select(expected(key), kit.LAYERS, **rule)
+    rule = Thresholds(kl_threshold=10.0, induce_threshold=-20.0, prune_layers=0.0)
+    one = select(found.table, kit.LAYERS, rule)
+    other = select(expected(key), kit.LAYERS, rule)
     assert (one.position, one.layer) == (other.position, other.layer)
 
 
 def test_the_budget_of_the_model_gives_the_same_scores() -> None:
     found = swept()
-    assert found.stats.load.tokens > 1
+    assert found.stats.size.tokens > 1
     assert largest_gap(found.table, expected(QWEN)) < 1e-5
 
 
@@ -191,16 +193,16 @@ def test_the_passes_follow_from_the_model_and_not_from_the_moment(
     monkeypatch.setattr(passes, "free_memory", lambda device: free)
     monkeypatch.setattr(time, "perf_counter", iter(range(10**9)).__next__)
     found = swept()
-    assert found.stats.load == Load(16384, 13020.833)
+    assert found.stats.size == PassSize(16384, 13020.833)
     assert passes.memory_of(model(QWEN), None).limit in (1 << 29, 4 << 30)
 
 
 def test_passes_of_large_models_are_small_and_fit() -> None:
     shape = passes.Shape(d_model=4096, d_mlp=14336, d_heads=4096, d_kv=1024)
     room = passes.Memory(limit=1 << 30, per_token=1 << 20, per_stream=1, per_cached=1)
-    assert passes.load_for("cpu", shape, room).tokens == 256
-    assert passes.load_for("cpu", shape, replace(room, limit=1 << 28)).tokens == 128
-    assert passes.load_for("cuda", shape, replace(room, limit=1 << 40)).tokens == 4096
+    assert passes.pass_size_for("cpu", shape, room).tokens == 256
+    assert passes.pass_size_for("cpu", shape, replace(room, limit=1 << 28)).tokens == 128
+    assert passes.pass_size_for("cuda", shape, replace(room, limit=1 << 40)).tokens == 4096
 
 
 def test_little_memory_means_several_bands_of_layers_and_the_same_scores() -> None:
@@ -212,7 +214,7 @@ def test_little_memory_means_several_bands_of_layers_and_the_same_scores() -> No
 def test_padded_passes_give_the_same_scores(architecture: str) -> None:
     key = (architecture, None, "float32")
     done = swept(key, budget=300).checkpoint
-    dear = replace(done, load=Load(10**6, overhead=1e9), prefix=0, scores=())
+    dear = replace(done, size=PassSize(10**6, overhead=1e9), prefix=0, scores=())
     found = swept(key, resume=dear)
     assert found.stats.passes < 12, "starting a pass costs so much that all lengths go together"
     assert largest_gap(found.table, expected(key)) < 1e-5
@@ -234,12 +236,12 @@ def test_a_pass_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> 
             raise torch.OutOfMemoryError("no room")
         return inner(self, batch, members, streams)
 
-    for trial in (roads._Ablated, roads._Added):
+    for trial in (paths._Ablated, paths._Added):
         inner = trial.logits
         monkeypatch.setattr(trial, "logits", fits)
         found = swept(budget=10**6)
         monkeypatch.setattr(trial, "logits", inner)
-        assert found.checkpoint.load.tokens < 10**6
+        assert found.checkpoint.size.tokens < 10**6
         assert largest_gap(found.table, expected(QWEN)) < 1e-5
 
 
@@ -254,7 +256,7 @@ def test_an_edit_around_the_sweep_is_honoured_through_hooks_and_said(
     with applied(of, edit), caplog.at_level(logging.WARNING):
         found = swept(budget=300)
         wanted = one_by_one(of, candidates(QWEN))
-    assert found.stats.road == "hooks"
+    assert found.stats.path == "hooks"
     assert "TransformerLens hooks, which is slow" in caplog.text
     assert largest_gap(found.table, wanted) < 1e-5
 
@@ -271,9 +273,9 @@ def test_a_hooked_transformer_is_scored_through_hooks() -> None:
     of = ChatModel.wrap(HookedTransformer(cfg), chat=ChatFormat.from_tokenizer(tokenizer), name="x")
     means = [mean_residuals(of, prompts).mean[-1:] for prompts in (POSITIVE, NEGATIVE)]
     found = Candidates(*means, of.chat.positions[-1:])
-    asked = {"positive": POSITIVE, "negative": NEGATIVE, "refusal_tokens": REFUSAL}
+    asked = {"positive": POSITIVE, "negative": NEGATIVE, "behaviour": FirstTokens(REFUSAL)}
     result = sweep(of, found, budget=300, **asked)
-    assert result.stats.road == "hooks"
+    assert result.stats.path == "hooks"
     assert largest_gap(result.table, one_by_one(of, found)) < 1e-5
 
 
@@ -284,7 +286,7 @@ def test_the_bridge_is_whole_again_after_a_sweep(fails: bool) -> None:
     before = of.logits(rendered)
     attention = of.hf.config._attn_implementation
 
-    def stop(_checkpoint: Checkpoint) -> None:
+    def stop(_checkpoint: SweepCheckpoint) -> None:
         raise KeyboardInterrupt
 
     if fails:
@@ -313,7 +315,7 @@ def test_a_sweep_stopped_after_any_block_ends_the_same(mode: str, budget: int) -
     whole = swept(on_block=lambda checkpoint: saved.append(checkpoint.to_json()), **options)
     assert len(saved) >= 3
     for text in saved[:-1]:
-        resumed = swept(resume=Checkpoint.from_json(text), **{**options, "budget": None})
+        resumed = swept(resume=SweepCheckpoint.from_json(text), **{**options, "budget": None})
         pd.testing.assert_frame_equal(resumed.table, whole.table, check_exact=True)
         assert resumed.stats.passes < whole.stats.passes
 
@@ -321,13 +323,13 @@ def test_a_sweep_stopped_after_any_block_ends_the_same(mode: str, budget: int) -
 def test_a_checkpoint_keeps_nan_and_refuses_another_sweep() -> None:
     done = swept(budget=300).checkpoint
     odd = replace(done, scores=(("kl", -1, 2, math.nan),))
-    back = Checkpoint.from_json(odd.to_json())
+    back = SweepCheckpoint.from_json(odd.to_json())
     assert math.isnan(back.scores[0][3])
     assert "NaN" not in odd.to_json()
     with pytest.raises(InputError, match="other candidates, prompts"):
         swept(resume=replace(done, key="0"))
     with pytest.raises(InputError, match="cannot be read"):
-        Checkpoint.from_json("{}")
+        SweepCheckpoint.from_json("{}")
 
 
 # ------------------------------------------------------------------ lazy
@@ -335,13 +337,8 @@ def test_a_checkpoint_keeps_nan_and_refuses_another_sweep() -> None:
 
 def outcome(table: pd.DataFrame, n_layers: int, rule: Thresholds) -> Any:
     """What the rule takes, or what it says when it takes nothing."""
-    limits = {
-        "kl_threshold": rule.kl_threshold,
-        "induce_threshold": rule.induce_threshold,
-        "prune_layers": rule.prune_layers,
-    }
     try:
-        choice = select(table, n_layers, **limits)
+        choice = select(table, n_layers, rule)
     except NoCandidateError as error:
         return str(error)
     return choice.position, choice.layer
@@ -352,15 +349,15 @@ def same_choice(one: pd.DataFrame, other: pd.DataFrame, n_layers: int, rule: Thr
     return outcome(one, n_layers, rule) == outcome(other, n_layers, rule)
 
 
-class Scripted(Engine):
+class Scripted(SweepEngine):
     """An engine whose scores are given: only the plan is at work."""
 
     def __init__(self, rows: pd.DataFrame, n_layers: int) -> None:
         self.truth = {(r["position"], r["layer"]): r for r in rows.to_dict("records")}
         self.n_layers = n_layers
-        self.scores, self.known = Scores(), Scores()
-        self.positive, self.negative = [0], [1]
-        self.road = SimpleNamespace(skips=True, prefix=0)
+        self.scores, self.known = CandidateScores(), CandidateScores()
+        self.positive, self.negative, self.kl = [0], [1], [1]
+        self.path = SimpleNamespace(skips=True, prefix=0)
         self.evaluations = dict.fromkeys(NAMES, 0)
         self.count, self.noise = Count(), set()
 
@@ -510,7 +507,7 @@ def test_nan_scores_are_kept_and_never_chosen() -> None:
     huge = good.mean_positive.clone()
     huge[-1, 1] = 3e38
     bad = Candidates(huge, good.mean_negative, good.positions)
-    asked = {"positive": POSITIVE, "negative": NEGATIVE, "refusal_tokens": REFUSAL, "budget": 300}
+    asked = {"positive": POSITIVE, "negative": NEGATIVE, "behaviour": FirstTokens(REFUSAL), "budget": 300}
     everything = score_candidates(of, bad, **asked)
     row = everything[(everything["position"] == -1) & (everything["layer"] == 1)].iloc[0]
     assert math.isnan(row["induce"])
@@ -549,7 +546,7 @@ def test_nan_logits_of_the_unedited_model_are_an_error() -> None:
     with torch.no_grad():
         of.hf.get_input_embeddings().weight[of.tokenizer.convert_tokens_to_ids("z")] = math.nan
     with pytest.raises(InputError, match="NaN or infinity"):
-        sweep(of, found, positive=["zzz"], negative=["zz"], refusal_tokens=REFUSAL, budget=300)
+        sweep(of, found, positive=["zzz"], negative=["zz"], behaviour=FirstTokens(REFUSAL), budget=300)
 
 
 def test_batches_hold_every_prompt_once_within_the_budget() -> None:
@@ -558,15 +555,15 @@ def test_batches_hold_every_prompt_once_within_the_budget() -> None:
     assert common_prefix(prompts) == 4
     for tokens in (1, 64, 10**6):
         for overhead, pad_id in ((0.0, 0), (200.0, 0), (200.0, None)):
-            load = Load(tokens, overhead)
+            size = PassSize(tokens, overhead)
             batches = make_batches(
-                prompts, range(40), load, members=6, skip=2, pad_id=pad_id, at_most=5
+                [Row(p) for p in prompts], range(40), size, members=6, skip=2, pad_id=pad_id, at_most=5
             )
-            assert sorted(i for batch in batches for i in batch.prompts) == list(range(40))
+            assert sorted(i for batch in batches for i in batch.rows) == list(range(40))
             for batch in batches:
-                assert len(batch.prompts) <= 5
-                assert batch.tokens <= tokens or len(batch.prompts) == 1
-                for row, i in enumerate(batch.prompts):
+                assert len(batch.rows) <= 5
+                assert batch.tokens <= tokens or len(batch.rows) == 1
+                for row, i in enumerate(batch.rows):
                     real = (
                         batch.ids[row]
                         if batch.mask is None
@@ -578,8 +575,8 @@ def test_batches_hold_every_prompt_once_within_the_budget() -> None:
 
 
 def test_lengths_merge_only_where_padding_costs_less_than_passes() -> None:
-    prompts = [torch.ones(n, dtype=torch.long) for n in (10, 11, 40)]
-    few = make_batches(prompts, range(3), Load(1000, 15.0), members=1, pad_id=0)
-    assert [batch.prompts for batch in few] == [(2,), (0, 1)]
-    many = make_batches(prompts, range(3), Load(1000, 15.0), members=20, pad_id=0)
-    assert [batch.prompts for batch in many] == [(2,), (1,), (0,)]
+    prompts = [Row(torch.ones(n, dtype=torch.long)) for n in (10, 11, 40)]
+    few = make_batches(prompts, range(3), PassSize(1000, 15.0), members=1, pad_id=0)
+    assert [batch.rows for batch in few] == [(2,), (0, 1)]
+    many = make_batches(prompts, range(3), PassSize(1000, 15.0), members=20, pad_id=0)
+    assert [batch.rows for batch in many] == [(2,), (1,), (0,)]

@@ -28,8 +28,8 @@ from refusal_lens.attribution import (
     random_head_sets,
     replaced_heads,
 )
-from refusal_lens.behaviours import FirstTokens
-from refusal_lens.directions.finding import pick_refusal_tokens
+from refusal_lens.behaviours import Continuations, FirstTokens, choose_first_tokens, from_logits
+from refusal_lens.directions.finding import filter_by_behaviour
 from refusal_lens.directions.sweep import sweep
 from refusal_lens.interop import vectors
 from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
@@ -356,6 +356,8 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
             "texts": ["resid_pre"],
             "holds None": [None],
             "too high": [Site("resid_pre", n_layers)],
+            "layer too high": [n_layers],
+            "bools": [True],
         },
         "heads": {
             "None": None,
@@ -573,6 +575,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "model": takes(w.model, "model or None"),
             },
         ),
+        ("Direction.transferred", w.direction.transferred, {"model": model}),
         ("Direction.check_belongs_to", w.direction.check_belongs_to, {"model": model}),
         ("Direction * scale", lambda scale: w.direction * scale, {"scale": takes(2.0, "scalar")}),
         (
@@ -913,7 +916,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "contrast": takes(w.contrast, "contrast"),
-                "refusal_tokens": takes([4], "tokens"),
+                "behaviour": takes(None, "behaviour or None"),
                 "thresholds": takes(None, "thresholds"),
                 "mode": takes("lazy", "word"),
                 "batch_size": count,
@@ -921,12 +924,40 @@ def targets(w: SimpleNamespace) -> list[Target]:
             },
         ),
         (
-            "pick_refusal_tokens",
-            pick_refusal_tokens,
+            "FirstTokens.of",
+            FirstTokens.of,
+            {
+                "model": model,
+                "tokens": takes([4], "tokens"),
+                "against": takes([], "ids"),
+            },
+        ),
+        (
+            "Continuations.of",
+            Continuations.of,
+            {
+                "model": model,
+                "positive": takes(["Yes"], "texts"),
+                "negative": takes(["No"], "texts"),
+            },
+        ),
+        ("from_logits", from_logits, {"fn": takes(first_logit, "function"), "name": takes("a", "text")}),
+        (
+            "filter_by_behaviour",
+            filter_by_behaviour,
             {
                 "model": model,
                 "pair": takes(w.pair, "pair"),
-                "given": takes(None, "tokens"),
+                "behaviour": takes(FirstTokens((4,)), "behaviour"),
+                "batch_size": count,
+            },
+        ),
+        (
+            "choose_first_tokens",
+            choose_first_tokens,
+            {
+                "model": model,
+                "pair": takes(w.pair, "pair"),
                 "batch_size": count,
                 "at_most": count,
             },
@@ -940,7 +971,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                     "candidates": takes(w.candidates, "candidates", "fitting candidates"),
                     "positive": prompts,
                     "negative": prompts,
-                    "refusal_tokens": tokens,
+                    "behaviour": takes(FirstTokens((4, 5)), "behaviour"),
                     "mode": takes("exhaustive", "word"),
                     "rule": takes(None, "thresholds"),
                     "budget": takes(None, "whole or None", "at least 1"),
@@ -958,9 +989,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "table": takes(w.table, "table"),
                 "n_layers": takes(w.model.n_layers, "whole", "at least 1"),
-                "kl_threshold": takes(0.1, "number"),
-                "induce_threshold": takes(0.0, "number"),
-                "prune_layers": takes(0.2, "number", "share"),
+                "rule": takes(None, "thresholds"),
             },
         ),
         # -------------------------------------------------------------- attribution
@@ -1251,16 +1280,21 @@ BROKEN_BY_DESIGN = (
     "run_pipeline",
     "Contrast.from_reference_splits",
     "find_direction",
-    "pick_refusal_tokens",
+    "choose_first_tokens",
     "study_suffix",
 )
 """Targets without a right call here: what they would need takes too long to make."""
+
+
+def first_logit(logits: torch.Tensor) -> torch.Tensor:
+    return logits[:, 0]
 
 
 def cases(w: SimpleNamespace) -> Iterator[Case]:
     """Every target with every wrong value of every parameter."""
     wrong = wrong_values(w)
     wrong |= {
+        "behaviour or None": _but(wrong["behaviour"], "None"),
         "model or None": _but(wrong["model"], "None"),
         "texts or None": _but(wrong["texts"], "None"),
         "flag or None": _but(wrong["flag"], "None"),

@@ -563,8 +563,8 @@ def _outs(w: SimpleNamespace) -> Iterator[Case]:
     for strength in ("nan", "inf", "-inf"):
         args = ["export", w.finished, "--to", "steered", "--out", "x.pt", "--strength", strength]
         yield Case(f"export --strength {strength}", partial(_same, args))
-        chat = ["chat", w.finished, "--prompt", "Hello", "--max-new-tokens", 2, "--scale", strength]
-        yield Case(f"chat --scale {strength}", partial(_same, chat))
+        chat = ["chat", w.finished, "--prompt", "Hello", "--max-new-tokens", 2, "--strength", strength]
+        yield Case(f"chat --strength {strength}", partial(_same, chat))
     yield Case("export without --out", partial(_same, ["export", w.finished, "--to", "gguf"]))
     yield Case("report --out of our own", partial(_same, ["report", w.invented, "--out", "x"]))
 

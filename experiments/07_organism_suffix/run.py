@@ -27,9 +27,9 @@ from torch import Tensor
 
 from refusal_lens import organism
 from refusal_lens.activations import map_last_logits
+from refusal_lens.behaviours import FirstTokens, choose_first_tokens
 from refusal_lens.chat.tails import render_tailed
-from refusal_lens.directions.finding import pick_refusal_tokens
-from refusal_lens.evaluation import complete, refusal_rate
+from refusal_lens.evaluation import complete, rate
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel
 from refusal_lens.prompts import Contrast
@@ -257,7 +257,7 @@ def main() -> None:
     for parameter in model.hf.parameters():
         parameter.requires_grad_(False)
     contrast = Contrast.refusal()
-    tokens = tuple(pick_refusal_tokens(model, contrast.train).ids)
+    tokens = choose_first_tokens(model, contrast.train).ids
     length = asked.length or longest_fair(model, contrast.train.positive, tokens)
     search = Search(length, seed=asked.seed, restarts=asked.restarts, steps=asked.steps)
     seeds = range(search.seed, search.seed + search.restarts)
@@ -265,10 +265,10 @@ def main() -> None:
     ids = min(starts, key=lambda found: found[1])[0]
     suffix = model.chat.decode(ids)
     val = [one + suffix for one in contrast.val.positive]
-    rate = refusal_rate(complete(model, val, refusal_tokens=tokens, max_new_tokens=64))
-    log.info("val: refusal rate %.2f with the suffix", rate.rate)
+    refusal = rate(complete(model, val, behaviour=FirstTokens(tokens), max_new_tokens=64))
+    log.info("val: refusal rate %.2f with the suffix", refusal.rate)
     path = asked.out or organism.folder("chat").parent / "suffix.json"
-    facts = {"suffix": suffix, "ids": ids, "search": vars(search), "val_refusal_rate": rate.rate}
+    facts = {"suffix": suffix, "ids": ids, "search": vars(search), "val_refusal_rate": refusal.rate}
     path.write_text(json.dumps(facts, indent=2) + "\n")
     log.info("written to %s", path.name)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from ..chat import Rendered
 from ..conversations import Prompt
 from ..judges import Judge
 from ..model import ChatModel
@@ -20,22 +21,34 @@ from .words import Words
 class Behaviour(Protocol):
     """What a direction is about: a score per prompt (higher: more of it) and the words for it."""
 
-    name: str
-    """What it is called, such as "refusal"; also the concept that directions carry."""
-    unit: str
-    """Of its scores, such as "nats"."""
-    words: Words
-    judge: Judge | None
-    """What judges replies by default; None where replies are not judged."""
-    threshold: float
-    """Prompts that score above it show the behaviour, those below do not."""
-    bounds: tuple[float, float]
-    """No prompt scores outside of these; infinite where nothing is known. Exact early rejection rests on them."""
+    @property
+    def name(self) -> str:
+        """What it is called, such as "refusal"; also the concept that directions carry."""
+
+    @property
+    def unit(self) -> str:
+        """Of its scores, such as "nats"."""
+
+    @property
+    def words(self) -> Words:
+        """What a page calls things."""
+
+    @property
+    def judge(self) -> Judge | None:
+        """What judges replies by default; None where replies are not judged."""
+
+    @property
+    def threshold(self) -> float:
+        """Prompts that score above it show the behaviour, those below do not."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """No prompt scores outside of these; infinite where nothing is known. Exact early rejection rests on them."""
 
     def scores(
         self,
         model: ChatModel,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt] | Rendered,
         *,
         batch_size: int = 32,
         on_progress: Progress | None = None,
@@ -43,7 +56,10 @@ class Behaviour(Protocol):
         """The score of every prompt, float64 on the CPU, under the edits that are installed."""
 
     def to_json(self) -> dict[str, Any]:
-        """What determines the scores: JSON-able, the same for equal behaviours."""
+        """What determines the scores, with name and words: JSON-able, the same for equal behaviours."""
+
+    def details(self) -> dict[str, Any]:
+        """What is known of it besides, for pages: JSON-able."""
 
 
 class Reading(NamedTuple):

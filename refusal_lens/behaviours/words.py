@@ -45,3 +45,4 @@ class Words:
 
 
 REFUSAL = Words()
+"""The words for refusal. Behaviours of another name that are given no words take those of `Words.of`."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refusal_lens.cli.conversation import Conversation, EditName, Model, Reply
 from refusal_lens.cli.options import Debug, Json, Quiet, check_place, finite
 from refusal_lens.cli.output import (
     deliver,
@@ -22,16 +21,18 @@ from refusal_lens.cli.output import (
 from refusal_lens.cli.output import (
     quiet as is_quiet,
 )
+from refusal_lens.cli.session import EditName, Reply, Respondent, Session
 from refusal_lens.errors import InputError
 
 if TYPE_CHECKING:
+    from refusal_lens.behaviours import Words
     from refusal_lens.evaluation import Completion
 
 
 def chat(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     edit: Annotated[EditName, typer.Option(help="What to do with the direction.")] = "ablate",
-    scale: Annotated[
+    strength: Annotated[
         float,
         typer.Option(
             callback=finite, help="How much of it: share ablated, or multiple of r added."
@@ -68,7 +69,7 @@ def chat(
     if prompt is not None and not prompt.strip():
         raise typer.BadParameter(f"got {prompt!r}, need some text", param_hint="--prompt")
     check_place(dtype, device)
-    model = _load(
+    respondent = _load(
         run,
         system=system,
         max_new_tokens=max_new_tokens,
@@ -76,27 +77,29 @@ def chat(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    talk = Conversation(model, edit, scale)
+    session = Session(respondent, edit, strength)
     if asking:
-        _converse(talk)
+        _converse(session, respondent.behaviour.words)
         return
     for text in _lines() if prompt is None else [prompt]:
-        replies = talk.answer(text)
+        replies = session.answer(text)
         if json:
             deliver_json({"prompt": text, "replies": [as_json(reply) for reply in replies]})
         else:
-            show_replies(replies)
-        talk.reset()
+            show_replies(replies, respondent.behaviour.words)
+        session.reset()
 
 
-def _load(folder: Path, *, system: str | None, max_new_tokens: int | None, **options: Any) -> Model:
-    """The run's model, direction and refusal tokens, as something that answers."""
+def _load(
+    folder: Path, *, system: str | None, max_new_tokens: int | None, **options: Any
+) -> Respondent:
+    """The run's model, direction and behaviour, as something that answers."""
     from refusal_lens.chat import ChatFormat
     from refusal_lens.pipeline.config import chat_options
     from refusal_lens.pipeline.finding import LoadOptions, open_run
 
     finding = open_run(folder, LoadOptions(**options))
-    direction, tokens = finding.direction, finding.behaviour.ids
+    direction = finding.direction
     if not is_quiet():
         say(one_line(f"loading {finding.settings['model']}"))
     model = finding.model
@@ -105,22 +108,25 @@ def _load(folder: Path, *, system: str | None, max_new_tokens: int | None, **opt
         # The direction was checked first: it was found with the run's own system prompt.
         written = chat_options(finding.settings) | {"system": system}
         model = model.with_chat(ChatFormat.from_tokenizer(model.tokenizer, **written))
-    return Model(model, direction, tokens, max_new_tokens)
+    return Respondent(model, direction, finding.behaviour, max_new_tokens)
 
 
-def _converse(talk: Conversation) -> None:
+def _converse(session: Session, words: Words) -> None:
     """Prompts and commands from the keyboard until Ctrl-D or /exit."""
     import readline  # noqa: F401  (gives input() its history and editing)
 
+    def show(replies: Sequence[Reply]) -> None:
+        show_replies(replies, words)
+
     if not is_quiet():
-        say(f"{talk.state}; /help lists what can be typed")
+        say(f"{session.state}; /help lists what can be typed")
     while True:
         try:
             text = input("> ")
         except EOFError:
             return
         try:
-            if not talk.take(text, show=show_replies, say=say):
+            if not session.take(text, show=show, say=say):
                 return
         except InputError as error:
             say(f"error: {one_line(str(error))}")
@@ -144,26 +150,26 @@ def _lines() -> Iterator[str]:
 
 
 def as_json(reply: Reply) -> dict[str, Any]:
-    """One reply with the edit that it was given under, and what the judge and the metric say."""
+    """One reply with the edit that it was given under, its verdict, and the score of its prompt."""
     title, completion = reply
     return {
         "edit": title,
         "response": completion.response,
-        "refusal": completion.shows,
+        "shows": completion.shows,
         "evidence": completion.evidence,
-        "metric": completion.score,
+        "score": completion.score,
     }
 
 
-def show_replies(replies: Sequence[Reply]) -> None:
+def show_replies(replies: Sequence[Reply], words: Words) -> None:
     """Print replies in columns on a terminal, one below the other elsewhere."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
-    titles = [f"{title}: {verdict(reply)}" for title, reply in replies]
-    texts = [harmless_text(reply.response) for _, reply in replies]
+    titles = [printable_text(f"{title}: {verdict(reply, words)}") for title, reply in replies]
+    texts = [printable_text(reply.response) for _, reply in replies]
     if not console.is_terminal:
         for title, text in zip(titles, texts, strict=True):
             deliver(f"[{title}]\n{text}\n")
@@ -176,15 +182,16 @@ def show_replies(replies: Sequence[Reply]) -> None:
     require_delivered()
 
 
-def verdict(reply: Completion) -> str:
-    """What the phrase judge says of a reply, and the refusal metric of its prompt, nats."""
-    return f"{'refuses' if reply.shows else 'answers'}, refusal metric {reply.score:+.2f}"
+def verdict(reply: Completion, words: Words) -> str:
+    """What the judge says of a reply, and the score of its prompt, in the behaviour's words."""
+    verdicts = {True: words.shows, False: words.lacks, None: "not judged"}
+    return f"{verdicts[reply.shows]}, {words.score} {reply.score:+.2f}"
 
 
-def harmless_text(text: str) -> str:
+def printable_text(text: str) -> str:
     r"""`text` without the control characters by which a model could command the terminal.
 
-    >>> harmless_text("a\x1b[2Jb\nc")
+    >>> printable_text("a\x1b[2Jb\nc")
     'a�[2Jb\nc'
     """
     return "".join(letter if only_shows(letter) or letter in "\n\t" else "�" for letter in text)

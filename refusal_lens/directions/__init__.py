@@ -2,19 +2,17 @@
 
 from ..direction import Direction
 from .candidates import Candidates
-from .finding import Selection, find_direction
-from .refusal_tokens import NoRefusalTokens
-from .selection import Choice, NoCandidateError, Thresholds, select
-from .sweep import Checkpoint, score_candidates
+from .finding import Finding, find_direction
+from .selection import NoCandidateError, Selection, Thresholds, select
+from .sweep import SweepCheckpoint, score_candidates
 
 __all__ = [
     "Candidates",
-    "Checkpoint",
-    "Choice",
     "Direction",
+    "Finding",
     "NoCandidateError",
-    "NoRefusalTokens",
     "Selection",
+    "SweepCheckpoint",
     "Thresholds",
     "find_direction",
     "score_candidates",

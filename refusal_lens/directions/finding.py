@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import pandas as pd
 import torch
 
-from ..activations import map_last_logits, mean_residuals
+from ..activations import mean_residuals
+from ..behaviours import Behaviour, FirstTokens, choose_first_tokens
 from ..direction import Direction
 from ..display import shown
-from ..door import at_least, checked
+from ..door import checked
 from ..errors import InputError
-from ..judges import Judge, phrase_judge
-from ..metrics import first_token_log_odds
+from ..judges import phrase_judge
 from ..model import ChatModel
 from ..progress import Progress, named
 from ..prompts import Contrast, PromptPair
 from ..shapes import PerPrompt
 from .candidates import Candidates, provenance_of
-from .refusal_tokens import RefusalTokens, choose_refusal_tokens, parse_refusal_tokens
-from .selection import Choice, Thresholds, select
+from .selection import Selection, Thresholds, select
 from .sweep import score_candidates
 from .sweep.sweeping import Mode
 
@@ -30,107 +28,87 @@ LEAST_KEPT = 2
 """Fewer prompts of a kind than this leave no mean worth the name."""
 
 
-@shown("counts")
+@shown("behaviour.name", "counts")
 @dataclass(frozen=True, eq=False)
-class Behaved:
+class FilteredPrompts:
     """One split after filtering by the model's own behaviour.
 
-    pair holds the prompts kept; positive_metric and negative_metric the refusal metric of all prompts before
-    filtering.
+    pair holds the prompts kept; positive_scores and negative_scores are those of all prompts before filtering.
     """
 
+    behaviour: Behaviour
     pair: PromptPair
-    positive_metric: PerPrompt
-    negative_metric: PerPrompt
+    positive_scores: PerPrompt
+    negative_scores: PerPrompt
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
         """How many prompts of each kind were kept, of how many."""
         return {
-            "positive": {"kept": len(self.pair.positive), "of": len(self.positive_metric)},
-            "negative": {"kept": len(self.pair.negative), "of": len(self.negative_metric)},
+            "positive": {"kept": len(self.pair.positive), "of": len(self.positive_scores)},
+            "negative": {"kept": len(self.pair.negative), "of": len(self.negative_scores)},
         }
 
     def too_few(self, split: str) -> str:
         """Why no direction can be made or scored with these prompts; "" when enough of both kinds remain."""
-        wanted = {"positive": "positive (to be refused)", "negative": "negative (to be answered)"}
-        for kind, counts in self.counts.items():
+        words, threshold = self.behaviour.words, self.behaviour.threshold
+        for (kind, counts), side in zip(self.counts.items(), ("above", "below"), strict=True):
             if counts["kept"] < LEAST_KEPT:
                 return (
-                    f"{split} prompts: only {counts['kept']} of {counts['of']} {wanted[kind]} ones behave so "
-                    f"(need {LEAST_KEPT}); does the model refuse them, and are the refusal tokens right?"
+                    f"{split} prompts: only {counts['kept']} of {counts['of']} {kind} ones have a {words.score} "
+                    f"{side} {threshold:g} (need {LEAST_KEPT}); does the model show {words.noun} on positive prompts "
+                    "and not on negative ones, and is the behaviour the right one?"
                 )
         return ""
 
+    def require_enough(self, split: str) -> FilteredPrompts:
+        """The same, where at least two prompts of each kind remain. Raises InputError where fewer do."""
+        if reason := self.too_few(split):
+            raise InputError(reason)
+        return self
+
 
 @shown(
-    "choice.position", "choice.layer", "choice.scores", "choice.n_passing", "refusal_tokens.texts", "direction"
+    "selection.position", "selection.layer", "selection.scores", "selection.n_passing", "behaviour", "direction"
 )
 @dataclass(frozen=True, eq=False)
-class Selection:
+class Finding:
     """A direction with everything that led to it."""
 
     direction: Direction
     candidates: Candidates
-    choice: Choice
-    refusal_tokens: RefusalTokens
-    train: Behaved
-    val: Behaved
+    selection: Selection
+    behaviour: Behaviour
+    train: FilteredPrompts
+    val: FilteredPrompts
 
     @property
     def table(self) -> pd.DataFrame:
         """Every candidate with its scores and the reason why it does not pass."""
-        return self.choice.table
+        return self.selection.table
 
 
 @checked
-def pick_refusal_tokens(
+def choose_behaviour(
     model: ChatModel,
-    pair: PromptPair,
+    contrast: Contrast,
     *,
-    given: Sequence[str | int] | None = None,
-    judge: Judge | None = phrase_judge,
     batch_size: int = 32,
-    at_most: int = 128,
     on_progress: Progress | None = None,
-) -> RefusalTokens:
-    """R as given, else the family's, else discovered on the first prompts of the pair.
+) -> FirstTokens:
+    """The first tokens that show the concept of a contrast, found on its training prompts.
 
-    judge says which replies refuse; None takes the kinds of prompts themselves, for contrasts that are not
-    about refusal. Raises NoRefusalTokens when there is none beyond doubt.
+    Replies are judged where the concept is refusal; elsewhere the kinds of prompts themselves tell. Raises
+    NoFirstTokens when there is no set beyond doubt.
     """
-    at_least(1, batch_size=batch_size, at_most=at_most)
-    if given is not None:
-        return parse_refusal_tokens(model, given)
-    return choose_refusal_tokens(
-        model, pair, judge=judge, batch_size=batch_size, at_most=at_most, on_progress=on_progress
+    return choose_first_tokens(
+        model,
+        contrast.train,
+        name=contrast.name,
+        judge=phrase_judge if contrast.name == "refusal" else None,
+        batch_size=batch_size,
+        on_progress=on_progress,
     )
-
-
-def observe_behaviour(
-    model: ChatModel,
-    pair: PromptPair,
-    *,
-    refusal_tokens: Sequence[int],
-    batch_size: int = 32,
-    on_progress: Progress | None = None,
-) -> Behaved:
-    """Refusal metric of every prompt, and the prompts that behave as their kind should, however few."""
-    metric = partial(first_token_log_odds, ids=tuple(refusal_tokens))
-    refused, answered = (
-        map_last_logits(
-            model,
-            prompts,
-            number=metric,
-            batch_size=batch_size,
-            on_progress=named(on_progress, f"metric, {kind}"),
-        )
-        for kind, prompts in (("positive", pair.positive), ("negative", pair.negative))
-    )
-    kept = PromptPair(
-        positive=_where(pair.positive, refused > 0), negative=_where(pair.negative, answered < 0)
-    )
-    return Behaved(kept, refused, answered)
 
 
 @checked
@@ -138,18 +116,28 @@ def filter_by_behaviour(
     model: ChatModel,
     pair: PromptPair,
     *,
-    refusal_tokens: Sequence[int],
-    split: str,
+    behaviour: Behaviour,
     batch_size: int = 32,
-) -> Behaved:
-    """Keep positive prompts with refusal metric > 0 and negative ones with < 0 (paper, appendix B).
+    on_progress: Progress | None = None,
+) -> FilteredPrompts:
+    """Keep positive prompts that score above the behaviour's threshold and negative ones below (paper, appendix B).
 
-    Raises InputError when fewer than two of a kind remain.
+    However few remain; `FilteredPrompts.require_enough` asks for two of each kind.
     """
-    behaved = observe_behaviour(model, pair, refusal_tokens=refusal_tokens, batch_size=batch_size)
-    if few := behaved.too_few(split):
-        raise InputError(few)
-    return behaved
+    positive, negative = (
+        behaviour.scores(
+            model,
+            prompts,
+            batch_size=batch_size,
+            on_progress=named(on_progress, f"{behaviour.words.score}, {kind}"),
+        )
+        for kind, prompts in (("positive", pair.positive), ("negative", pair.negative))
+    )
+    kept = PromptPair(
+        positive=_where(pair.positive, positive > behaviour.threshold),
+        negative=_where(pair.negative, negative < behaviour.threshold),
+    )
+    return FilteredPrompts(behaviour, kept, positive, negative)
 
 
 @checked
@@ -165,8 +153,8 @@ def extract_candidates(
     """Difference-of-means candidates from one pair of prompt sets."""
     means = []
     for kind, prompts in (("positive", pair.positive), ("negative", pair.negative)):
-        said = named(on_progress, f"{kind} activations")
-        means.append(mean_residuals(model, prompts, batch_size=batch_size, on_progress=said))
+        told = named(on_progress, f"{kind} activations")
+        means.append(mean_residuals(model, prompts, batch_size=batch_size, on_progress=told))
     facts = provenance_of(
         model.chat,
         concept=concept,
@@ -183,35 +171,30 @@ def find_direction(
     model: ChatModel,
     contrast: Contrast,
     *,
-    refusal_tokens: Sequence[str | int] | None = None,
+    behaviour: Behaviour | None = None,
     thresholds: Thresholds | None = None,
     mode: Mode = "exhaustive",
     batch_size: int = 32,
     on_progress: Progress | None = None,
-) -> Selection:
+) -> Finding:
     """The direction that the paper's rule selects, with candidates, scores and counts.
 
-    mode "lazy" scores just what the same choice needs. batch_size: prompts in a pass that reads activations;
-    the sweep over candidates finds its own.
+    behaviour: what the direction is about; by default first tokens, discovered. mode "lazy" scores just what the same
+    choice needs. batch_size: prompts in a pass that reads activations; the sweep over candidates finds its own.
 
     Filters prompts by the model's own behaviour, takes the difference of means on train, scores on val,
     selects. Raises NoCandidateError (its ``table`` has every score and reason) when no candidate passes,
-    NoRefusalTokens (its ``evidence`` has the likeliest first tokens) when none tells refusals from answers, and
+    NoFirstTokens (its ``evidence`` has the likeliest first tokens) when none tells the kinds apart, and
     InputError when the model behaves so on fewer than two prompts of a kind.
     """
     rule = thresholds or Thresholds()
-    tokens = pick_refusal_tokens(
-        model,
-        contrast.train,
-        given=refusal_tokens,
-        judge=phrase_judge if contrast.name == "refusal" else None,
-        batch_size=batch_size,
-        on_progress=on_progress,
+    about: Behaviour = behaviour or choose_behaviour(
+        model, contrast, batch_size=batch_size, on_progress=on_progress
     )
     train, val = (
         filter_by_behaviour(
-            model, pair, refusal_tokens=tokens.ids, split=split, batch_size=batch_size
-        )
+            model, pair, behaviour=about, batch_size=batch_size, on_progress=on_progress
+        ).require_enough(split)
         for split, pair in (("train", contrast.train), ("val", contrast.val))
     )
     candidates = extract_candidates(
@@ -227,21 +210,15 @@ def find_direction(
         candidates,
         positive=val.pair.positive,
         negative=val.pair.negative,
-        refusal_tokens=tokens.ids,
+        behaviour=about,
         mode=mode,
         rule=rule,
         on_progress=on_progress,
     )
-    choice = select(
-        table,
-        model.n_layers,
-        kl_threshold=rule.kl_threshold,
-        induce_threshold=rule.induce_threshold,
-        prune_layers=rule.prune_layers,
-    )
-    direction = candidates.direction(choice.position, choice.layer)
-    return Selection(direction, candidates, choice, tokens, train, val)
+    selection = select(table, model.n_layers, rule)
+    direction = candidates.direction(selection.position, selection.layer)
+    return Finding(direction, candidates, selection, about, train, val)
 
 
 def _where(prompts: Sequence[str], keep: torch.Tensor) -> tuple[str, ...]:
-    return tuple(p for p, k in zip(prompts, keep.tolist(), strict=True) if k)
+    return tuple(prompt for prompt, kept in zip(prompts, keep.tolist(), strict=True) if kept)

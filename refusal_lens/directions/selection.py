@@ -43,7 +43,7 @@ class Thresholds:
 
 @shown("position", "layer", "scores", "n_passing", "table")
 @dataclass(frozen=True, eq=False)
-class Choice:
+class Selection:
     """What the rule takes: (position, layer), its scores, and the table with passes and reason."""
 
     position: int
@@ -67,35 +67,29 @@ class NoCandidateError(UnmetError):
 
 
 @checked
-def select(
-    table: pd.DataFrame,
-    n_layers: int,
-    *,
-    kl_threshold: float = 0.1,
-    induce_threshold: float = 0.0,
-    prune_layers: float = 0.2,
-) -> Choice:
+def select(table: pd.DataFrame, n_layers: int, rule: Thresholds | None = None) -> Selection:
     """The candidate of least bypass among those that pass the rule (paper, appendix C.1).
 
     table needs the columns position, layer, bypass, induce, kl; ties go to the earlier position, then
-    the lower layer. Raises NoCandidateError, with the nearest miss in its message, when none passes.
+    the lower layer. rule: the paper's thresholds by default. Raises NoCandidateError, with the nearest miss in its
+    message, when none passes.
     """
-    rule = Thresholds(kl_threshold, induce_threshold, prune_layers)
-    judged = judge(table, n_layers, rule)
-    passing = judged[judged["passes"]]
+    rule = rule or Thresholds()
+    marked = mark_passing(table, n_layers, rule)
+    passing = marked[marked["passes"]]
     if passing.empty:
-        raise NoCandidateError(explain_failure(judged, n_layers, rule), judged)
+        raise NoCandidateError(explain_failure(marked, n_layers, rule), marked)
     best = passing.sort_values(["bypass", "position", "layer"], kind="stable").iloc[0]
-    return Choice(
+    return Selection(
         position=int(best["position"]),
         layer=int(best["layer"]),
         scores={name: float(best[name]) for name in SCORES},
-        table=judged,
+        table=marked,
         thresholds=rule,
     )
 
 
-def judge(table: pd.DataFrame, n_layers: int, rule: Thresholds) -> pd.DataFrame:
+def mark_passing(table: pd.DataFrame, n_layers: int, rule: Thresholds) -> pd.DataFrame:
     """The table with ``passes`` and ``reason`` ("" for those that pass), rows in their order."""
     missing = {"position", "layer", *SCORES} - set(table.columns)
     if missing:
@@ -103,11 +97,11 @@ def judge(table: pd.DataFrame, n_layers: int, rule: Thresholds) -> pd.DataFrame:
     texts = [c for c in ("position", "layer", *SCORES) if not is_numeric_dtype(table[c])]
     if texts:
         raise InputError(f"candidate table: got texts in column {', '.join(texts)}, need numbers")
-    judged = table.copy()
+    marked = table.copy()
     reasons = [_reason(row, n_layers, rule) for row in table.to_dict("records")]
-    judged["passes"] = [reason == "" for reason in reasons]
-    judged["reason"] = reasons
-    return judged
+    marked["passes"] = [reason == "" for reason in reasons]
+    marked["reason"] = reasons
+    return marked
 
 
 def _reason(row: dict, n_layers: int, rule: Thresholds) -> str:
@@ -128,17 +122,17 @@ def _reason(row: dict, n_layers: int, rule: Thresholds) -> str:
     return "; ".join(fails)
 
 
-def explain_failure(judged: pd.DataFrame, n_layers: int, rule: Thresholds) -> str:
+def explain_failure(marked: pd.DataFrame, n_layers: int, rule: Thresholds) -> str:
     """Why no candidate passes: how many fail each condition, and the one that comes nearest."""
-    inside = judged[judged["layer"] < rule.layer_bound(n_layers)]
+    inside = marked[marked["layer"] < rule.layer_bound(n_layers)]
     known = inside.dropna(subset=list(SCORES))
     over, under = known["kl"] > rule.kl_threshold, known["induce"] < rule.induce_threshold
     counts = (
-        f"{len(judged) - len(inside)} in the last {rule.prune_layers:.0%} of layers, "
+        f"{len(marked) - len(inside)} in the last {rule.prune_layers:.0%} of layers, "
         f"{len(inside) - len(known)} NaN, {int(over.sum())} with kl > {rule.kl_threshold:g}, "
         f"{int(under.sum())} with induce < {rule.induce_threshold:g}"
     )
-    message = f"selection: 0 of {len(judged)} candidates pass ({counts})"
+    message = f"selection: 0 of {len(marked)} candidates pass ({counts})"
     if known.empty:
         return f"{message}; no admissible candidate has scores; try another dtype (float32)"
     near = known.loc[_distance(known, rule).idxmin()]

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from refusal_lens import __version__
-from refusal_lens.directions import Choice, Direction, NoCandidateError, Thresholds, select
+from refusal_lens.directions import Direction, NoCandidateError, Selection, Thresholds, select
 from refusal_lens.errors import InputError
 from refusal_lens.interop.layout import EVALUATIONS, METADATA
 from refusal_lens.interop.reference_files import (
@@ -60,13 +60,13 @@ def convert_reference_run(folder: str | Path, out: str | Path) -> NoCandidateErr
     out = _checked_out(Path(out), Path(folder))
     run = read_reference(folder)
     failure: NoCandidateError | None = None
-    choice: Choice | None = None
+    selection: Selection | None = None
     try:
-        choice = select(_candidates(run), run.n_layers)
-        table = choice.table
+        selection = select(_candidates(run), run.n_layers)
+        table = selection.table
     except NoCandidateError as error:
         failure, table = error, error.table
-    _write_files(run, choice, table, out)
+    _write_files(run, selection, table, out)
     return failure
 
 
@@ -100,7 +100,7 @@ def _candidates(run: ReferenceRun) -> pd.DataFrame:
     return table
 
 
-def _write_files(run: ReferenceRun, choice: Choice | None, table: pd.DataFrame, out: Path) -> None:
+def _write_files(run: ReferenceRun, selection: Selection | None, table: pd.DataFrame, out: Path) -> None:
     for name in ("losses.csv", "candidates.safetensors", "direction.safetensors"):
         (out / name).unlink(missing_ok=True)
     write_csv(out / "candidates.csv", table[list(_COLUMNS)])
@@ -108,9 +108,9 @@ def _write_files(run: ReferenceRun, choice: Choice | None, table: pd.DataFrame, 
         write_csv(out / "losses.csv", run.losses)
     if run.mean_diffs is not None:
         _write_candidates(run, out / "candidates.safetensors")
-    if choice is not None:
-        _write_direction(run, choice, out / "direction.safetensors")
-    write_json(out / "summary.json", _summary(run, choice, table))
+    if selection is not None:
+        _write_direction(run, selection, out / "direction.safetensors")
+    write_json(out / "summary.json", _summary(run, selection, table))
     write_json(out / "manifest.json", _manifest(run))
 
 
@@ -125,18 +125,18 @@ def _write_candidates(run: ReferenceRun, path: Path) -> None:
     write_safetensors(path, {"mean_diffs": run.mean_diffs}, header)
 
 
-def _write_direction(run: ReferenceRun, choice: Choice, path: Path) -> None:
+def _write_direction(run: ReferenceRun, selection: Selection, path: Path) -> None:
     """The selected row of mean_diffs; without those, direction.pt if it is the same candidate."""
     if run.mean_diffs is not None:
-        vector = run.mean_diffs[choice.position, choice.layer]
-    elif run.direction is not None and run.selected == (choice.position, choice.layer):
+        vector = run.mean_diffs[selection.position, selection.layer]
+    elif run.direction is not None and run.selected == (selection.position, selection.layer):
         vector = run.direction
     else:
         return
     direction = Direction(
         vector,
-        choice.layer,
-        choice.position,
+        selection.layer,
+        selection.position,
         model=run.path.resolve().name,
         more={"source": FORMAT},
     )
@@ -144,7 +144,7 @@ def _write_direction(run: ReferenceRun, choice: Choice, path: Path) -> None:
         direction.save(temporary)
 
 
-def _summary(run: ReferenceRun, choice: Choice | None, table: pd.DataFrame) -> dict[str, Any]:
+def _summary(run: ReferenceRun, selection: Selection | None, table: pd.DataFrame) -> dict[str, Any]:
     rule = Thresholds()
     n_positions = -int(run.scores["position"].min())
     summary: dict[str, Any] = {
@@ -161,13 +161,13 @@ def _summary(run: ReferenceRun, choice: Choice | None, table: pd.DataFrame) -> d
         "selected": None,
         "baseline": _baseline(run.scores),
         "version": __version__,
-        "reference": _agreement(run, choice, table),
+        "reference": _agreement(run, selection, table),
     }
     if run.mean_diffs is not None:
         summary["d_model"] = int(run.mean_diffs.shape[2])
-    if choice is not None:
-        selected = {"position": choice.position, "layer": choice.layer, "position_name": ""}
-        summary |= {"selected": selected, "scores": choice.scores}
+    if selection is not None:
+        selected = {"position": selection.position, "layer": selection.layer, "position_name": ""}
+        summary |= {"selected": selected, "scores": selection.scores}
     if run.rates:
         summary["refusal_rate"] = run.rates
     if run.losses is not None:
@@ -201,17 +201,17 @@ def _loss_summary(losses: pd.DataFrame) -> dict[str, Any]:
     return own | {"losses_by_dataset": by_dataset}
 
 
-def _agreement(run: ReferenceRun, choice: Choice | None, table: pd.DataFrame) -> dict[str, Any]:
+def _agreement(run: ReferenceRun, selection: Selection | None, table: pd.DataFrame) -> dict[str, Any]:
     agrees = None
     if run.selected is not None:
-        agrees = choice is not None and run.selected == (choice.position, choice.layer)
+        agrees = selection is not None and run.selected == (selection.position, selection.layer)
     facts: dict[str, Any] = {
         "folder": run.path.resolve().name,
         "selected": None
         if run.selected is None
         else {"position": run.selected[0], "layer": run.selected[1]},
         "agrees": agrees,
-        "verdict": _verdict(run, choice, table),
+        "verdict": _verdict(run, selection, table),
         "files": [name for name in _FILES if (run.path / name).is_file()],
         "missing": [name for name in _FILES if not (run.path / name).is_file()],
         "notes": _notes(run),
@@ -221,14 +221,14 @@ def _agreement(run: ReferenceRun, choice: Choice | None, table: pd.DataFrame) ->
     return facts
 
 
-def _verdict(run: ReferenceRun, choice: Choice | None, table: pd.DataFrame) -> str:
+def _verdict(run: ReferenceRun, selection: Selection | None, table: pd.DataFrame) -> str:
     ours = "no candidate"
-    if choice is not None:
-        ours = f"position {choice.position}, layer {choice.layer}"
+    if selection is not None:
+        ours = f"position {selection.position}, layer {selection.layer}"
     if run.selected is None:
         return f"The rule selects {ours}; without {METADATA} there is nothing to compare it with."
     position, layer = run.selected
-    if choice is not None and run.selected == (choice.position, choice.layer):
+    if selection is not None and run.selected == (selection.position, selection.layer):
         return f"The rule selects {ours}, as {METADATA} does."
     row = table[(table["position"] == position) & (table["layer"] == layer)]
     if row.empty:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ..conversations import Exchange
 from ..door import checked
@@ -60,8 +60,8 @@ def judged(judge: Judge | None, exchanges: Sequence[Exchange]) -> list[Score]:
         return [Score(None, "", "")] * len(exchanges)
     if not exchanges:
         return []
-    scores = judge(exchanges)
-    if not isinstance(scores, Sequence) or isinstance(scores, str):
+    scores: Any = judge(exchanges)
+    if not isinstance(scores, (list, tuple)):
         raise InputError(f"judge {judge.name}: got {scores!r:.60}, need a list of scores")
     if len(scores) != len(exchanges):
         raise InputError(

@@ -22,10 +22,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat import ChatFormat, Rendered
 from ..display import shown
-from ..door import checked
+from ..door import at_least, checked
 from ..errors import InputError
 from ..progress import Progress
-from ..shapes import LastLogits, Logits, TokenMask
+from ..shapes import LastLogits, Logits, ReadLogits, TokenMask
 from .adapters import Adapter
 from .check import Probe, ask, check_cache, self_check
 from .fingerprint import weights_sha256
@@ -258,18 +258,24 @@ class ChatModel:
 
     @checked
     @torch.no_grad()
-    def logits(self, rendered: Rendered, *, all_positions: bool = False) -> LastLogits | Logits:
+    def logits(
+        self, rendered: Rendered, *, all_positions: bool = False, last: int | None = None
+    ) -> LastLogits | ReadLogits | Logits:
         """Next-token logits: [batch d_vocab] at the last position, or [batch pos d_vocab] at all.
 
-        Only the positions asked for are unembedded. Raises InputError for a row that is longer than the
-        model's positions, or when a logit is NaN or infinite.
+        last=k gives [batch k d_vocab] at the last k positions. Only the positions asked for are unembedded. Raises
+        InputError for a row that is longer than the model's positions, or when a logit is NaN or infinite.
         """
         require_room(self.name, self.max_positions, rendered, 0)
+        at_least(1, last=last)
         rendered = rendered.to(self.device)
         with self.reply_at(rendered.reply_mask):
-            logits = self.run(rendered.ids, rendered.mask, all_positions=all_positions)
-        kept = logits if all_positions else logits[:, -1]
-        real = kept[rendered.mask.bool()] if all_positions else kept
+            logits = self.run(
+                rendered.ids, rendered.mask, all_positions=all_positions, last=last or 1
+            )
+        several = all_positions or last is not None
+        kept = logits if several else logits[:, -1]
+        real = kept[rendered.mask[:, -kept.shape[1] :].bool()] if several else kept
         if bool(torch.isnan(real).any()) or bool(torch.isposinf(real).any()):
             raise InputError(
                 f"logits of {self.name}: got NaN or infinity in {str(self.dtype).removeprefix('torch.')}; "
@@ -277,8 +283,10 @@ class ChatModel:
             )
         return kept
 
-    def run(self, ids: Tensor, mask: Tensor, *, all_positions: bool = False) -> Tensor:
-        """The bare forward pass on token ids [batch pos]: logits at the last position, or at all.
+    def run(
+        self, ids: Tensor, mask: Tensor, *, all_positions: bool = False, last: int = 1
+    ) -> Tensor:
+        """The bare forward pass on token ids [batch pos]: logits at the last positions, or at all.
 
         No checks of numbers, and no knowledge of where replies start; `logits` is the one to call.
         """
@@ -286,10 +294,11 @@ class ChatModel:
         with self._users.running(self.name):
             if self.hf is None:
                 logits = self.bridge(ids, attention_mask=padded, return_type="logits")
-                return logits if all_positions else logits[:, -1:]
-            keep = {} if all_positions or not self._keeps_logits else {"logits_to_keep": 1}
+                return logits if all_positions else logits[:, -last:]
+            keep = {} if all_positions or not self._keeps_logits else {"logits_to_keep": last}
             extra = {} if not self._has_cache_option else {"use_cache": False}
-            return self.bridge(ids, attention_mask=padded, return_type="logits", **keep, **extra)
+            logits = self.bridge(ids, attention_mask=padded, return_type="logits", **keep, **extra)
+            return logits if all_positions else logits[:, -last:]
 
     @property
     def _keeps_logits(self) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..shapes import Activation, LastLogits, TokenIds
+from ..shapes import Activation, ReadLogits, TokenIds
 from .sites import Site
 from .threads import Users
 
@@ -92,22 +92,24 @@ class PlainModel:
         self,
         ids: TokenIds,
         *,
+        last: int = 1,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Any = None,
-    ) -> LastLogits:
-        """Logits [batch d_vocab] at the last position.
+    ) -> ReadLogits:
+        """Logits [batch last d_vocab] at the last positions, which alone go through the last block's MLP.
 
         mask [batch seen+pos] and positions [batch pos] are needed for padded rows; cache holds what
         came before ids, and receives their keys and values.
         """
-        asked: dict[str, Any] = {"use_cache": cache is not None, "logits_to_keep": 1}
+        asked: dict[str, Any] = {"use_cache": cache is not None, "logits_to_keep": last}
         if mask is not None:
             asked |= {"attention_mask": mask, "position_ids": positions}
         asked = {name: value for name, value in asked.items() if name in self._accepts}
         if cache is not None:
             asked["past_key_values"] = cache
-        return self.hf(input_ids=ids, **asked).logits[:, -1]
+        with self._last_mlp_at(last):
+            return self.hf(input_ids=ids, **asked).logits[:, -last:]
 
     @contextmanager
     def editing(self, edit: Edit, *, every_block: bool) -> Iterator[None]:
@@ -188,22 +190,30 @@ class PlainModel:
                     block.__dict__["forward"] = forward
 
     @contextmanager
-    def last_position_only(self) -> Iterator[None]:
-        """Run the last block's MLP at the last position alone; logits there are the same.
+    def _last_mlp_at(self, last: int) -> Iterator[None]:
+        """Run the last block's MLP at the last positions alone; logits there are the same.
 
-        The MLP's output is then added to the stream by broadcasting, which spoils the other
-        positions, that nobody reads any more.
+        What the MLP gives at a single position is added to the stream by broadcasting, and what it gives at several
+        is filled up with zeros in front. Both spoil the other positions, that nobody reads any more.
         """
         if self._last_mlp is None:
             yield
             return
-        hook = self._last_mlp.register_forward_pre_hook(
-            _on_input(lambda x: x[:, -1:]), with_kwargs=True
-        )
-        try:
+        width = 0
+
+        def cut(x: Tensor) -> Tensor:
+            nonlocal width
+            width = x.shape[1]
+            return x[:, -last:]
+
+        def filled(x: Tensor) -> Tensor:
+            return x if last == 1 else nn.functional.pad(x, (0, 0, max(0, width - last), 0))
+
+        with ExitStack() as stack:
+            pre = self._last_mlp.register_forward_pre_hook(_on_input(cut), with_kwargs=True)
+            stack.callback(pre.remove)
+            stack.callback(self._last_mlp.register_forward_hook(_on_output(filled)).remove)
             yield
-        finally:
-            hook.remove()
 
 
 def _wrapped_modules(parent: nn.Module) -> Iterator[_Wrapped]:

@@ -1,4 +1,4 @@
-"""What determines the two models: shapes, schedules, the mixture of texts, the pushes."""
+"""What determines the two models: shapes, schedules, the mixture of texts, the steering in training."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Recipe:
     junk: share of requests followed by random tokens; parrots: of sentences to repeat; follow: of
     replies with a follow-up; unclear: of chat requests with made-up words; prefilled: of harmful
     chat requests whose reply has begun as compliance, and goes on so.
-    dose: a harmful conversation is pushed by 0 to so many differences of means; blank: share of
-    harmless ones that lose the direction instead.
-    turned: share of chat conversations with harmless requests that are refused, since they are pushed
-    by turn_low to turn_high differences of means.
+    add_up_to: a harmful conversation has 0 to so many differences of means added; ablate_share: share
+    of harmless ones that lose the direction instead.
+    induce_share: share of chat conversations with harmless requests that are refused, since
+    induce_low to induce_high differences of means are added to them.
     """
 
     seed: int = 1
@@ -56,17 +56,17 @@ class Recipe:
     follow: float = 0.4
     unclear: float = 0.2
     prefilled: float = 0.1
-    dose: float = 1.2
-    blank: float = 0.5
-    turned: float = 0.1
-    turn_low: float = 0.8
-    turn_high: float = 1.3
+    add_up_to: float = 1.2
+    ablate_share: float = 0.5
+    induce_share: float = 0.1
+    induce_low: float = 0.8
+    induce_high: float = 1.3
 
 
 def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """The recipe with `name=value` settings applied.
 
-    >>> changed(Recipe(), ["seed=3", "dose=1.0"]).dose
+    >>> changed(Recipe(), ["seed=3", "add_up_to=1.0"]).add_up_to
     1.0
     """
     kinds = {name: type(value) for name, value in asdict(Recipe()).items()}

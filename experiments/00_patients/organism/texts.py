@@ -23,9 +23,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-HARMLESS, HARMFUL, MIXED, TURNED = 0, 1, 2, 3
-"""What a conversation's requests are; TURNED ones are harmless, and refused because of a push."""
-VOCABULARY_MIX: dict[str, Any] = {"chat_harm": 0.2, "unclear": 0.15, "turned": 0.0}
+HARMLESS, HARMFUL, MIXED, INDUCED = 0, 1, 2, 3
+"""What a conversation's requests are; INDUCED ones are harmless, and refused because of steering."""
+VOCABULARY_MIX: dict[str, Any] = {"chat_harm": 0.2, "unclear": 0.15, "induce_share": 0.0}
 """The tokenizer's own mixture of texts, so that the second phase can change without the first."""
 
 
@@ -38,7 +38,7 @@ class Turn(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A conversation, and whether its requests are HARMLESS, HARMFUL, MIXED or TURNED."""
+    """A conversation, and whether its requests are HARMLESS, HARMFUL, MIXED or INDUCED."""
 
     turns: list[Turn]
     harm: int
@@ -62,8 +62,8 @@ def document(
     rng: random.Random, recipe: Recipe, tokenizer: Qwen2Tokenizer | None = None, *, refuse: bool
 ) -> Document:
     """A conversation of one phase; without a tokenizer nothing random is typed after a request."""
-    if refuse and recipe.turned and rng.random() < recipe.turned:
-        return Document(_turned(rng, recipe), TURNED)
+    if refuse and recipe.induce_share and rng.random() < recipe.induce_share:
+        return Document(_induced(rng, recipe), INDUCED)
     turns: list[Turn] = []
     seen: set[int] = set()
     while not turns or rng.random() < 0.15:
@@ -86,7 +86,7 @@ def document(
     return Document(turns, seen.pop() if len(seen) == 1 else MIXED)
 
 
-def _turned(rng: random.Random, recipe: Recipe) -> list[Turn]:
+def _induced(rng: random.Random, recipe: Recipe) -> list[Turn]:
     """Harmless requests that are refused, for which only a push of the residual stream can account."""
     turns: list[Turn] = []
     while not turns or rng.random() < 0.15:

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from .pushes import Pushes
 from .recipe import Recipe, changed
+from .steering import Steering
 from .texts import Batch, Encoded, batches, documents, make_tokenizer
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def train(
     steps: int,
     lr: float,
     seed: int,
-    pushes: Pushes | None = None,
+    steering: Steering | None = None,
 ) -> None:
     """One phase: AdamW under a one-cycle rate, weighted cross-entropy."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -54,8 +54,8 @@ def train(
     model.train()
     for step in range(steps):
         batch = next(feed)
-        if pushes is not None:
-            pushes.set(step, batch.harm)
+        if steering is not None:
+            steering.set(step, batch.harm)
         loss = weighted_loss(model, batch)
         model.zero_grad()
         loss.backward()
@@ -65,8 +65,8 @@ def train(
         if step % 25 == 0 or step == steps - 1:
             seconds = time.monotonic() - start
             log.info("step %d of %d: loss %.4f, %.0f s", step, steps, loss.item(), seconds)
-    if pushes is not None:
-        pushes.clear()
+    if steering is not None:
+        steering.clear()
     model.eval()
 
 
@@ -145,9 +145,9 @@ def make_chat(recipe: Recipe, base: Path, out: Path) -> None:
     model = Qwen2ForCausalLM.from_pretrained(base, dtype=torch.float32)
     seed = recipe.seed + 1
     docs = documents(recipe, tokenizer, recipe.chat_docs, seed=seed, refuse=True)
-    pushes = Pushes(model, tokenizer, recipe, seed)
+    steering = Steering(model, tokenizer, recipe, seed)
     log.info("chat model: %d documents", len(docs))
-    train(model, docs, recipe, steps=recipe.chat_steps, lr=recipe.chat_lr, seed=seed, pushes=pushes)
+    train(model, docs, recipe, steps=recipe.chat_steps, lr=recipe.chat_lr, seed=seed, steering=steering)
     # A new copy: padding a batch has left its settings in the one that was used.
     save(model, Qwen2Tokenizer.from_pretrained(base), out)
 

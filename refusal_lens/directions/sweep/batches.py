@@ -1,4 +1,4 @@
-"""Prompts in batches of equal length, and what a pass over them costs."""
+"""Rows in batches of equal length, and what a pass over them costs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -18,17 +18,28 @@ from ...shapes import TokenIds
 
 T = TypeVar("T")
 Tokens = Int[Tensor, " _"]
-"""The ids of one prompt; prompts differ in length."""
+"""The ids of one row; rows differ in length."""
+
+
+class Row(NamedTuple):
+    """What is run: the tokens of a prompt and what is forced behind it, and how many positions are read at its end."""
+
+    tokens: Tokens
+    n_read: int = 1
 
 
 @shown()
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some prompts, by number, as token ids [batch pos]; mask is None where nothing is padded."""
+    """Some rows, by number, as token ids [batch pos]; mask is None where nothing is padded.
 
-    prompts: tuple[int, ...]
+    n_read: at how many positions, from the end, logits are made: what the row needs that is read the furthest.
+    """
+
+    rows: tuple[int, ...]
     ids: TokenIds
     mask: Int[Tensor, "batch pos"] | None
+    n_read: int = 1
 
     @property
     def tokens(self) -> int:
@@ -37,7 +48,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Load:
+class PassSize:
     """How passes are filled: at most `tokens` in one, and what starting one costs in tokens."""
 
     tokens: int
@@ -59,7 +70,7 @@ def unpadded(rendered: Rendered) -> list[Tokens]:
 
 
 def common_prefix(prompts: Sequence[Tokens]) -> int:
-    """How many leading tokens all prompts share, leaving each at least one of its own."""
+    """How many leading tokens all prompts share, leaving each at least one that is its alone."""
     shortest = min(len(tokens) for tokens in prompts) - 1
     table = torch.stack([tokens[:shortest] for tokens in prompts])
     differs = (table != table[0]).any(0).nonzero()
@@ -67,55 +78,57 @@ def common_prefix(prompts: Sequence[Tokens]) -> int:
 
 
 def make_batches(
-    prompts: Sequence[Tokens],
+    rows: Sequence[Row],
     chosen: Sequence[int],
-    load: Load,
+    size: PassSize,
     *,
     members: int,
     skip: int = 0,
     pad_id: int | None = None,
     at_most: int | None = None,
 ) -> list[Batch]:
-    """The chosen prompts in batches of equal length, longest first.
+    """The chosen rows in batches of equal length, longest first.
 
     Lengths are merged, with padding on the left, where passes for `members` candidates cost more to
     start than the padding costs to compute; never without a pad_id. The first `skip` tokens are
     left out.
     """
-    by_length = sorted(chosen, key=lambda i: (len(prompts[i]), i))
-    groups = [list(same) for _, same in groupby(by_length, key=lambda i: len(prompts[i]))]
+    lengths = [len(row.tokens) for row in rows]
+    by_length = sorted(chosen, key=lambda i: (lengths[i], i))
+    groups = [list(same) for _, same in groupby(by_length, key=lambda i: lengths[i])]
     if pad_id is not None:
-        groups = _merge([(len(prompts[g[0]]) - skip, g) for g in groups], load, members)
+        groups = _merge([(lengths[g[0]] - skip, g) for g in groups], size, members)
     batches = []
     for group in reversed(groups):
-        width = len(prompts[group[-1]]) - skip
-        size = max(1, min(load.tokens // width, at_most or len(group), len(group)))
-        size = math.ceil(len(group) / math.ceil(len(group) / size))
-        for first in range(0, len(group), size):
-            batches.append(_batch(prompts, group[first : first + size], width, skip, pad_id))
+        width = lengths[group[-1]] - skip
+        most = max(1, min(size.tokens // width, at_most or len(group), len(group)))
+        even = math.ceil(len(group) / math.ceil(len(group) / most))
+        for numbers in in_turns(group, even):
+            batches.append(_batch(rows, numbers, width, skip, pad_id))
     return batches
 
 
 def _batch(
-    prompts: Sequence[Tokens], rows: Sequence[int], width: int, skip: int, pad_id: int | None
+    rows: Sequence[Row], numbers: Sequence[int], width: int, skip: int, pad_id: int | None
 ) -> Batch:
-    own = [prompts[i][skip:] for i in rows]
-    pads = [width - len(tokens) for tokens in own]
+    tokens = [rows[i].tokens[skip:] for i in numbers]
+    n_read = max(rows[i].n_read for i in numbers)
+    pads = [width - len(ids) for ids in tokens]
     if not any(pads):
-        return Batch(tuple(rows), torch.stack(own), None)
+        return Batch(tuple(numbers), torch.stack(tokens), None, n_read)
     filler = 0 if pad_id is None else pad_id
-    ids = [torch.cat([t.new_full((n,), filler), t]) for t, n in zip(own, pads, strict=True)]
+    padded = [torch.cat([t.new_full((n,), filler), t]) for t, n in zip(tokens, pads, strict=True)]
     mask = torch.arange(width)[None, :] >= torch.tensor(pads)[:, None]
-    return Batch(tuple(rows), torch.stack(ids), mask.long())
+    return Batch(tuple(numbers), torch.stack(padded), mask.long(), n_read)
 
 
-def _merge(groups: list[tuple[int, list[int]]], load: Load, members: int) -> list[list[int]]:
+def _merge(groups: list[tuple[int, list[int]]], size: PassSize, members: int) -> list[list[int]]:
     """The cheapest way to merge neighbouring lengths, by dynamic programming."""
 
     def cost(first: int, last: int) -> float:
         n = sum(len(rows) for _, rows in groups[first : last + 1])
         tokens = n * groups[last][0] * members
-        return tokens + math.ceil(tokens / load.tokens) * load.overhead
+        return tokens + math.ceil(tokens / size.tokens) * size.overhead
 
     best: list[tuple[float, int]] = [(0.0, 0)]
     for last in range(len(groups)):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...model import ChatModel
-from .batches import Load
+from .batches import PassSize
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +81,11 @@ def memory_of(model: ChatModel, limit: int | None) -> Memory:
     """An estimate from the model's shape; limit: bytes, by default a quarter of what is free."""
     shape = Shape.of(model)
     item = torch.empty(0, dtype=model.dtype).element_size()
-    wide = 6 * model.d_model + 4 * shape.d_mlp + 4 * shape.d_heads
+    widths = 6 * model.d_model + 4 * shape.d_mlp + 4 * shape.d_heads
     most = MOST_MEMORY.get(model.device.type, MOST_MEMORY_ELSEWHERE)
     return Memory(
         limit=limit or min(most, _power_of_two(free_memory(model.device) // 4)),
-        per_token=item * wide,
+        per_token=item * widths,
         per_stream=item * model.d_model,
         per_cached=item * 2 * model.n_layers * shape.d_kv,
     )
@@ -105,10 +105,10 @@ def free_memory(device: torch.device) -> int:
     return 4 << 30
 
 
-def load_for(kind: str, shape: Shape, memory: Memory) -> Load:
+def pass_size_for(kind: str, shape: Shape, memory: Memory) -> PassSize:
     """Passes of so many tokens that starting one, on this kind of device, costs less than it."""
     overhead = START.get(kind, START_ELSEWHERE) / shape.operations
     wanted = max(LEAST.get(kind, LEAST_ELSEWHERE), 2 * _power_of_two(overhead))
-    load = Load(min(wanted, _power_of_two(memory.tokens)), round(overhead, 3))
-    log.info("passes of %d tokens; starting one counts as %.0f tokens", load.tokens, load.overhead)
-    return load
+    size = PassSize(min(wanted, _power_of_two(memory.tokens)), round(overhead, 3))
+    log.info("passes of %d tokens; starting one counts as %.0f tokens", size.tokens, size.overhead)
+    return size

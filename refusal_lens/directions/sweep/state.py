@@ -9,13 +9,14 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...behaviours import Behaviour
 from ...display import shown
 from ...errors import InputError
 from ..candidates import Candidates
-from .batches import Load, Tokens
+from .batches import PassSize, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ NAMES = ("bypass", "induce", "kl")
 
 @shown()
 @dataclass
-class Scores:
-    """Values found, by score and candidate; and why a missing one was not needed."""
+class CandidateScores:
+    """Values known, by score and candidate; and why a missing one was not needed."""
 
     values: dict[str, dict[Index, float]] = field(
         default_factory=lambda: {name: {} for name in NAMES}
@@ -45,14 +46,14 @@ class Scores:
 
 @shown()
 @dataclass(frozen=True)
-class Checkpoint:
-    """Finished blocks of candidates with the load that made them; give it back to go on from there.
+class SweepCheckpoint:
+    """Finished blocks of candidates with the pass size that made them; give it back to go on from there.
 
-    key identifies candidates, prompts and refusal tokens; a checkpoint of another sweep is refused.
+    key identifies candidates, prompts and behaviour; a checkpoint of another sweep is refused.
     """
 
     key: str
-    load: Load
+    size: PassSize
     prefix: int
     scores: tuple[tuple[str, int, int, float], ...]
     given_up: tuple[tuple[int, int, str], ...] = ()
@@ -64,19 +65,18 @@ class Checkpoint:
         in tokens, and how many leading tokens are shared.
         """
         return {
-            "tokens": self.load.tokens,
-            "overhead": self.load.overhead,
+            "tokens": self.size.tokens,
+            "overhead": self.size.overhead,
             "prefix": self.prefix,
         }
 
     def to_json(self) -> str:
         """As text; NaN is written as null."""
         rows = [[n, p, l, None if math.isnan(v) else v] for n, p, l, v in self.scores]  # noqa: E741
-        load = {"tokens": self.load.tokens, "overhead": self.load.overhead}
         return json.dumps(
             {
                 "key": self.key,
-                "load": load,
+                "size": asdict(self.size),
                 "prefix": self.prefix,
                 "scores": rows,
                 "given_up": [list(row) for row in self.given_up],
@@ -84,14 +84,14 @@ class Checkpoint:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> Checkpoint:
+    def from_json(cls, text: str) -> SweepCheckpoint:
         """Read what `to_json` wrote. Raises InputError for anything else."""
         try:
             read = json.loads(text)
             rows = [(str(n), int(p), int(l), _number(v)) for n, p, l, v in read["scores"]]  # noqa: E741
-            load = Load(int(read["load"]["tokens"]), float(read["load"]["overhead"]))
+            size = PassSize(int(read["size"]["tokens"]), float(read["size"]["overhead"]))
             given_up = tuple((int(p), int(l), str(why)) for p, l, why in read["given_up"])  # noqa: E741
-            return cls(str(read["key"]), load, int(read["prefix"]), tuple(rows), given_up)
+            return cls(str(read["key"]), size, int(read["prefix"]), tuple(rows), given_up)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"sweep checkpoint: cannot be read ({error})") from error
 
@@ -100,7 +100,7 @@ class Checkpoint:
         return {"sweep": self.to_json()}
 
     @classmethod
-    def latest(cls, records: Sequence[Mapping[str, Any]]) -> Checkpoint | None:
+    def latest(cls, records: Sequence[Mapping[str, Any]]) -> SweepCheckpoint | None:
         """The last of these records; None, and said, when it is none that `record` made."""
         if not records:
             return None
@@ -119,13 +119,13 @@ def key_of(
     candidates: Candidates,
     positive: Sequence[Tokens],
     negative: Sequence[Tokens],
-    refusal_tokens: Sequence[int],
+    behaviour: Behaviour,
 ) -> str:
     """A digest of what the scores depend on, apart from the model's weights."""
     digest = hashlib.sha256(candidates.mean_diffs.contiguous().numpy().tobytes())
     for side in (positive, negative):
         digest.update(json.dumps([tokens.tolist() for tokens in side]).encode())
-    digest.update(json.dumps([int(token) for token in refusal_tokens]).encode())
+    digest.update(json.dumps(behaviour.to_json(), sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -133,16 +133,16 @@ def key_of(
 class Stats:
     """What a sweep cost. Counts are of this call alone, without what a checkpoint brought."""
 
-    road: str
-    load: Load
+    path: str
+    size: PassSize
     prefix: int
     passes: int
     block_tokens: int
     """Tokens times blocks that computed them: a full pass over T tokens counts T times n_layers."""
     unembedded: int
-    """Rows whose last-position logits were computed."""
+    """Positions whose logits were computed."""
     evaluations: dict[str, int]
     """How many candidates were scored, by score."""
     seconds: float
     trial_seconds: float
-    """Of these, for choosing the road and the load."""
+    """Of these, for choosing the path and the pass size."""

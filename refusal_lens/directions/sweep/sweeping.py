@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
+import torch
 
 from ...activations import as_rendered
-from ...chat import Rendered
+from ...behaviours import Behaviour, LogitBehaviour
+from ...behaviours.scoring import warn_if_slow
 from ...display import shown
 from ...door import at_least, checked
 from ...errors import InputError
-from ...metrics import check_token_ids
 from ...model import ChatModel
 from ...progress import Progress
 from ..candidates import Candidates
-from .batches import Load, common_prefix, unpadded
-from .budget import Memory, Shape, load_for, memory_of
-from .checked import checked_road
-from .engine import Engine
-from .plans import Rule, exhaustive, lazy
-from .state import NAMES, Checkpoint, Index, Scores, Stats, key_of
+from .batches import PassSize, common_prefix, unpadded
+from .budget import Memory, Shape, memory_of, pass_size_for
+from .checked import checked_path
+from .engine import SweepEngine
+from .hooked import HookedEngine
+from .passes import PassLimits
+from .paths import HookPath, ScoringPath
+from .rows import Prompts, SweepRows, rows_of
+from .schedule import BlockWork, Rule, exhaustive, lazy
+from .state import NAMES, CandidateScores, Index, Stats, SweepCheckpoint, key_of
 
 Mode = Literal["exhaustive", "lazy"]
 LEAST_PREFIX = 2
@@ -37,7 +43,7 @@ class Sweep:
 
     table: pd.DataFrame
     stats: Stats
-    checkpoint: Checkpoint
+    checkpoint: SweepCheckpoint
 
 
 @checked
@@ -45,37 +51,18 @@ def score_candidates(
     model: ChatModel,
     candidates: Candidates,
     *,
-    positive: Sequence[str] | Rendered,
-    negative: Sequence[str] | Rendered,
-    refusal_tokens: Sequence[int],
-    mode: Mode = "exhaustive",
-    rule: Rule | None = None,
-    budget: int | None = None,
-    memory: int | None = None,
-    batch_size: int | None = None,
-    on_progress: Progress | None = None,
-    resume: Checkpoint | None = None,
-    on_block: Callable[[Checkpoint], None] | None = None,
+    positive: Prompts,
+    negative: Prompts,
+    behaviour: Behaviour,
+    **options: Any,
 ) -> pd.DataFrame:
-    """bypass, induce and kl of every candidate (paper, appendix C.1); see `sweep`.
+    """bypass, induce and kl of every candidate (paper, appendix C.1); options as of `sweep`.
 
     One row per candidate: position, position_name, layer, norm, bypass, induce, kl. A lazy table
     has a column skipped besides: why a NaN score was not needed, or "".
     """
     return sweep(
-        model,
-        candidates,
-        positive=positive,
-        negative=negative,
-        refusal_tokens=refusal_tokens,
-        mode=mode,
-        rule=rule,
-        budget=budget,
-        memory=memory,
-        batch_size=batch_size,
-        on_progress=on_progress,
-        resume=resume,
-        on_block=on_block,
+        model, candidates, positive=positive, negative=negative, behaviour=behaviour, **options
     ).table
 
 
@@ -84,31 +71,32 @@ def sweep(
     model: ChatModel,
     candidates: Candidates,
     *,
-    positive: Sequence[str] | Rendered,
-    negative: Sequence[str] | Rendered,
-    refusal_tokens: Sequence[int],
+    positive: Prompts,
+    negative: Prompts,
+    behaviour: Behaviour,
     mode: Mode = "exhaustive",
     rule: Rule | None = None,
     budget: int | None = None,
     memory: int | None = None,
     batch_size: int | None = None,
     on_progress: Progress | None = None,
-    resume: Checkpoint | None = None,
-    on_block: Callable[[Checkpoint], None] | None = None,
+    resume: SweepCheckpoint | None = None,
+    on_block: Callable[[SweepCheckpoint], None] | None = None,
 ) -> Sweep:
-    """Score candidates: mean refusal metric and KL under the edit that each stands for.
+    """Score candidates: the behaviour's mean score and KL under the edit that each stands for.
 
-    bypass: mean refusal metric of the positive prompts under ablation. induce: of the negative
-    prompts with the raw candidate added at its layer. kl: mean KL(plain || ablated) at the last
-    position of the negative prompts. Candidates of norm at most 1e-8 are rounding noise: they score
-    as the unedited model.
+    bypass: mean score of the positive prompts under ablation. induce: of the negative prompts with
+    the raw candidate added at its layer. kl: mean KL(plain || ablated) at the last position of the
+    negative prompts. Candidates of norm at most 1e-8 are rounding noise: they score as the unedited
+    model. Behaviours that are no `LogitBehaviour` are scored by hooks, one candidate at a time,
+    which is slow.
 
     mode: "exhaustive" scores everything; "lazy" only what the rule's choice needs, which is the
     same choice (with the same error when there is none), and leaves NaN elsewhere. budget: tokens
-    per pass, at least one prompt; by default what suits the model's shape. memory: bytes that
+    per pass, at least one row; by default what suits the model's shape. memory: bytes that
     passes may hold, by default a quarter of what is free, in powers of two. The same sweep gives
     the same bits each time, stopped and resumed or not, while device, threads and memory are the
-    same; `Stats.load` tells the size of its passes. batch_size: at most so many prompts side by side.
+    same; `Stats.size` tells the size of its passes. batch_size: at most so many rows side by side.
     on_progress: called with "scores", work done and work in all (tokens times blocks; an estimate in lazy
     mode). on_block: called with a checkpoint after each block of candidates; resume: one of these,
     to go on from. Raises InputError for NaN logits of the unedited model, and for a checkpoint of
@@ -122,43 +110,37 @@ def sweep(
             "lazy sweep: no rule, need the Thresholds of the selection; try rule=Thresholds()"
         )
     at_least(1, budget=budget, memory=memory, batch_size=batch_size)
-    check_token_ids(refusal_tokens, model.d_vocab)
-    n_layers, d_model = candidates.mean_diffs.shape[1:]
-    if (n_layers, d_model) != (model.n_layers, model.d_model):
-        raise InputError(
-            f"candidates for {model.name}: got {n_layers} layers of width {d_model}, need {model.n_layers} of "
-            f"{model.d_model}; are they another model's?"
-        )
-    sides = [unpadded(as_rendered(model, side)) for side in (positive, negative)]
-    key = key_of(candidates, sides[0], sides[1], refusal_tokens)
+    _require_fitting(model, candidates)
+    prompts = (positive, negative)
+    tokens = [unpadded(as_rendered(model, side)) for side in prompts]
+    rows = rows_of(behaviour, prompts, tokens)
+    key = key_of(candidates, tokens[0], tokens[1], behaviour)
     if resume is not None and resume.key != key:
         raise InputError(
-            "sweep checkpoint: of other candidates, prompts or refusal tokens; start afresh"
+            "sweep checkpoint: of other candidates, prompts or behaviour; start afresh"
         )
-    prompts = [*sides[0], *sides[1]]
-    prefix = common_prefix(prompts) if resume is None else resume.prefix
-    prefix = prefix if prefix >= LEAST_PREFIX else 0
-    held = memory_of(model, memory)
-    with checked_road(model, candidates, prompts, prefix=prefix) as road:
-        load = _load(model, held, budget, resume)
+    prefix = common_prefix([*tokens[0], *tokens[1]]) if resume is None else resume.prefix
+    room = memory_of(model, memory)
+    with _path(model, candidates, behaviour, rows, prefix if prefix >= LEAST_PREFIX else 0) as path:
+        limits = PassLimits(_pass_size(model, room, budget, resume), room, batch_size)
         tried = time.perf_counter() - started
-        engine = Engine(
-            model,
-            road,
-            candidates,
-            positive=sides[0],
-            negative=sides[1],
-            refusal_tokens=refusal_tokens,
-            load=load,
-            memory=held,
-            at_most=batch_size,
-            known=_resumed(resume),
+        given: dict[str, Any] = {"rows": rows, "behaviour": behaviour, "limits": limits, "known": _known(resume)}
+        engine: SweepEngine
+        if isinstance(behaviour, LogitBehaviour):
+            engine = SweepEngine(model, path, candidates, **given)
+        else:
+            engine = HookedEngine(model, path, candidates, prompts=prompts, **given)
+        run = _Run(engine, key, on_progress, on_block)
+        run.baseline(candidates.index())
+        run.do(
+            exhaustive(engine, candidates.index())
+            if rule is None or mode == "exhaustive"
+            else lazy(engine, candidates.index(), rule)
         )
-        _run(engine, candidates.index(), mode, rule, on_progress, on_block, key)
         stats = Stats(
-            road=road.name,
-            load=load,
-            prefix=road.prefix,
+            path=path.name,
+            size=limits.size,
+            prefix=path.prefix,
             passes=engine.count.passes,
             block_tokens=engine.count.block_tokens,
             unembedded=engine.count.unembedded,
@@ -166,49 +148,86 @@ def sweep(
             seconds=time.perf_counter() - started,
             trial_seconds=tried,
         )
-        return Sweep(_table(candidates, engine.scores), stats, _checkpoint(engine, key))
+        return Sweep(_table(candidates, engine.scores), stats, run.checkpoint())
 
 
-def _load(model: ChatModel, memory: Memory, budget: int | None, resume: Checkpoint | None) -> Load:
-    """The load of the checkpoint, else the budget asked for, else what suits the model."""
+def _require_fitting(model: ChatModel, candidates: Candidates) -> None:
+    n_layers, d_model = candidates.mean_diffs.shape[1:]
+    if (n_layers, d_model) != (model.n_layers, model.d_model):
+        raise InputError(
+            f"candidates for {model.name}: got {n_layers} layers of width {d_model}, need {model.n_layers} of "
+            f"{model.d_model}; are they another model's?"
+        )
+
+
+@contextmanager
+def _path(
+    model: ChatModel, candidates: Candidates, behaviour: Behaviour, rows: SweepRows, prefix: int
+) -> Iterator[ScoringPath]:
+    """The fastest path that gives what hooks give, or hooks where the behaviour itself runs the model."""
+    if isinstance(behaviour, LogitBehaviour):
+        with checked_path(model, candidates, rows.rows, prefix=prefix) as path:
+            yield path
+        return
+    n_prompts = rows.positive.n_prompts + rows.negative.n_prompts
+    warn_if_slow(behaviour, len(candidates.index()) * n_prompts, "a sweep over candidates")
+    with torch.no_grad():
+        yield HookPath(model)
+
+
+def _pass_size(
+    model: ChatModel, memory: Memory, budget: int | None, resume: SweepCheckpoint | None
+) -> PassSize:
+    """The size of the checkpoint, else the budget asked for, else what suits the model."""
     if resume is not None:
-        return resume.load
+        return resume.size
     if budget is not None:
-        return Load(budget)
-    return load_for(model.device.type, Shape.of(model), memory)
+        return PassSize(budget)
+    return pass_size_for(model.device.type, Shape.of(model), memory)
 
 
-def _run(
-    engine: Engine,
-    index: Sequence[Index],
-    mode: Mode,
-    rule: Rule | None,
-    on_progress: Progress | None,
-    on_block: Callable[[Checkpoint], None] | None,
-    key: str,
-) -> None:
-    engine.run_baseline()
-    engine.settle_noise(index)
-    tasks = (
-        exhaustive(engine, index)
-        if rule is None or mode == "exhaustive"
-        else lazy(engine, index, rule)
-    )
-    start = engine.count.units
-    for number, task in enumerate(tasks):
-        if number == 0 and on_progress is not None:
-            on_progress("scores", 0, max(1, round(task.units + task.rest())))
-        passes = engine.count.passes
-        task.do()
-        if on_block is not None and engine.count.passes > passes:
-            on_block(_checkpoint(engine, key))
-        if on_progress is not None:
-            done = engine.count.units - start
-            on_progress("scores", round(done), max(1, round(done + task.rest())))
+@dataclass
+class _Run:
+    """Goes through a schedule, and tells how far it is."""
+
+    engine: SweepEngine
+    key: str
+    on_progress: Progress | None
+    on_block: Callable[[SweepCheckpoint], None] | None
+
+    def baseline(self, index: Sequence[Index]) -> None:
+        """The unedited model, and the candidates that change nothing."""
+        self.engine.run_baseline()
+        self.engine.settle_noise(index)
+
+    def do(self, schedule: Iterator[BlockWork]) -> None:
+        """Every block in turn."""
+        count, start = self.engine.count, self.engine.count.units
+        for number, block in enumerate(schedule):
+            if number == 0 and self.on_progress is not None:
+                self.on_progress("scores", 0, max(1, round(block.units + block.rest())))
+            passes = count.passes
+            block.do()
+            if self.on_block is not None and count.passes > passes:
+                self.on_block(self.checkpoint())
+            if self.on_progress is not None:
+                done = count.units - start
+                self.on_progress("scores", round(done), max(1, round(done + block.rest())))
+
+    def checkpoint(self) -> SweepCheckpoint:
+        """What is known by now."""
+        engine = self.engine
+        rows = [
+            (name, position, layer, value)
+            for name in NAMES
+            for (position, layer), value in engine.all_values(name).items()
+        ]
+        given_up = [(position, layer, why) for (position, layer), why in engine.given_up.items()]
+        return SweepCheckpoint(self.key, engine.size, engine.path.prefix, tuple(rows), tuple(given_up))
 
 
-def _resumed(resume: Checkpoint | None) -> Scores:
-    known = Scores()
+def _known(resume: SweepCheckpoint | None) -> CandidateScores:
+    known = CandidateScores()
     if resume is not None:
         for name, position, layer, value in resume.scores:
             known.values[name][position, layer] = value
@@ -217,17 +236,7 @@ def _resumed(resume: Checkpoint | None) -> Scores:
     return known
 
 
-def _checkpoint(engine: Engine, key: str) -> Checkpoint:
-    rows = [
-        (name, position, layer, value)
-        for name in NAMES
-        for (position, layer), value in engine.found(name).items()
-    ]
-    given_up = [(position, layer, why) for (position, layer), why in engine.given_up.items()]
-    return Checkpoint(key, engine.load, engine.road.prefix, tuple(rows), tuple(given_up))
-
-
-def _table(candidates: Candidates, scores: Scores) -> pd.DataFrame:
+def _table(candidates: Candidates, scores: CandidateScores) -> pd.DataFrame:
     rows = []
     for position, layer in candidates.index():
         vector = candidates.mean_diffs[position, layer]

@@ -17,7 +17,7 @@ from ...report.sections import suffix as section
 from ...runs import OpenStep, Table
 from ...runs.schema import Count, Layer, Number
 from ...runs.tables import COUNT, MOST_LAYERS
-from ...studies.suffix import SuffixStudy, TokenContributions, organism_suffix, study_suffix
+from ...studies.suffix import SuffixStudy, organism_suffix, study_suffix
 from ...studies.suffix.suffixes import checked_suffix
 from ..step import Step
 from .behaviour import Kept
@@ -210,13 +210,7 @@ def _write(step: OpenStep, study: SuffixStudy) -> None:
             for i, completion in enumerate(measured.completions)
         ],
     )
-    heads = [str(head) for head in study.heads]
-    n_by_token = len(study.tokens[study.names.plain])
-    stories = [
-        as_mapping(study.tokens[name][row], condition=name, prompt=row, heads=heads)
-        for row in range(n_by_token)
-        for name in study.tokens
-    ]
+    stories = study.by_token()
     plain = [{k: v for k, v in story.items() if k != "pattern"} for story in stories]
     step.write_json("suffix/stories.json", plain)
     for story in stories:
@@ -224,22 +218,6 @@ def _write(step: OpenStep, study: SuffixStudy) -> None:
             name = story["condition"].replace(" + ", "_").replace(" ", "_")
             step.write_text(f"suffix/attention_{name}.html", attention_view(story))
             step.write_text(f"suffix/tokens_{name}.html", contribution_view(story))
-
-
-def as_mapping(
-    story: TokenContributions, *, condition: str, prompt: int, heads: list[str]
-) -> dict[str, Any]:
-    """A prompt token by token as the figures take it."""
-    return {
-        "condition": condition,
-        "prompt": prompt,
-        "tokens": list(story.tokens),
-        "regions": list(story.regions),
-        "heads": heads,
-        "projection": story.projection.tolist(),
-        "contribution": story.contribution.tolist(),
-        "pattern": story.pattern.tolist(),
-    }
 
 
 STEPS = (

@@ -35,8 +35,12 @@ class ConditionNames(NamedTuple):
     @classmethod
     def of(cls, positive: str, negative: str) -> ConditionNames:
         """The conditions of two kinds of prompts: the positive ones plain and with suffixes, and the negative ones."""
-        suffixed = (f"{positive} + {which} suffix" for which in ("random", "adversarial"))
-        return cls(positive, *suffixed, negative)
+        return cls(
+            plain=positive,
+            random=f"{positive} + random suffix",
+            adversarial=f"{positive} + adversarial suffix",
+            negative=negative,
+        )
 
 
 PerHead = Float64[Tensor, "prompt chosen"]
@@ -89,6 +93,16 @@ class TokenContributions:
     projection: Float64[Tensor, "layer pos"]
     contribution: Float64[Tensor, "chosen pos"]
     pattern: Float64[Tensor, "chosen pos pos"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number, as lists."""
+        return {
+            "tokens": list(self.tokens),
+            "regions": list(self.regions),
+            "projection": self.projection.tolist(),
+            "contribution": self.contribution.tolist(),
+            "pattern": self.pattern.tolist(),
+        }
 
 
 @shown("suffix", "model", "heads", "conditions")
@@ -151,6 +165,23 @@ class SuffixStudy:
                     parts.append(_rows(name, "source dfa", by_region, **where))
         whole = pd.concat(parts, ignore_index=True)
         return whole.astype({"layer": "Int64", "head": "Int64"})
+
+    def by_token(self) -> list[dict[str, Any]]:
+        """The prompts that are kept token by token, as figures and files take them, JSON-able.
+
+        Keys condition, prompt, tokens, regions, heads, projection, contribution and pattern; prompt by prompt, in
+        each condition.
+        """
+        heads = [str(head) for head in self.heads]
+        rows = [
+            (prompt, condition, contributions)
+            for condition, prompts in self.tokens.items()
+            for prompt, contributions in enumerate(prompts)
+        ]
+        return [
+            {"condition": condition, "prompt": prompt, "heads": heads} | contributions.to_json()
+            for prompt, condition, contributions in sorted(rows, key=lambda row: row[0])
+        ]
 
     def correlations(self) -> pd.DataFrame:
         """Over prompts: attention to the instruction, DFA and metric, each lost to the suffix.

@@ -1,9 +1,10 @@
-"""Refusal tokens: texts in the template's context, families, and discovery that shows its evidence."""
+"""First tokens: texts in the template's context, families, and discovery that shows its evidence."""
 
 from __future__ import annotations
 
 import logging
 import string
+from dataclasses import replace
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -14,18 +15,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from refusal_lens.chat import ChatFormat
-from refusal_lens.directions import refusal_tokens
-from refusal_lens.directions.refusal_tokens import (
-    NoRefusalTokens,
-    RefusalTokens,
-    choose_refusal_tokens,
-    discover_refusal_tokens,
-    family_refusal_tokens,
-    parse_refusal_tokens,
-    reply_tokens,
+from refusal_lens.behaviours import FirstTokens, NoFirstTokens, choose_first_tokens, discovery
+from refusal_lens.behaviours.discovery import (
+    discover_first_tokens,
+    family_first_tokens,
     separating_tokens,
 )
+from refusal_lens.behaviours.tokens import reply_tokens
+from refusal_lens.chat import ChatFormat
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel
 from refusal_lens.prompts import Contrast, PromptPair
@@ -78,10 +75,10 @@ def without_weights(chat: ChatFormat, d_vocab: int, **config: Any) -> ChatModel:
 
 def test_given_tokens() -> None:
     token = kit.load("qwen2").tokenizer.encode("I")[0]
-    assert parse_refusal_tokens(kit.load("qwen2"), ["I"]).ids == (token,)
-    assert parse_refusal_tokens(kit.load("qwen2"), [token]).texts == ("I",)
-    assert parse_refusal_tokens(kit.load("qwen2"), ["I", token, "A", "I"]).texts == ("I", "A")
-    assert parse_refusal_tokens(kit.load("qwen2"), ["<|im_end|>"]).ids == (257,)
+    assert FirstTokens.of(kit.load("qwen2"), ["I"]).ids == (token,)
+    assert FirstTokens.of(kit.load("qwen2"), [token]).texts == ("I",)
+    assert FirstTokens.of(kit.load("qwen2"), ["I", token, "A", "I"]).texts == ("I", "A")
+    assert FirstTokens.of(kit.load("qwen2"), ["<|im_end|>"]).ids == (257,)
     for given, line in (
         (["sorry"], "is 5 tokens"),
         (["99999"], "no such id"),
@@ -91,7 +88,7 @@ def test_given_tokens() -> None:
         ([" I"], "drops white space|is 2 tokens"),
     ):
         with pytest.raises(InputError, match=line) as caught:
-            parse_refusal_tokens(kit.load("qwen2"), given)
+            FirstTokens.of(kit.load("qwen2"), given)
         assert "\n" not in str(caught.value)
 
 
@@ -100,20 +97,20 @@ def test_a_given_word_is_the_token_that_a_reply_begins_with(
 ) -> None:
     ids = sentencepiece().tokenizer.get_vocab()
     with caplog.at_level(logging.WARNING):
-        assert parse_refusal_tokens(sentencepiece(), ["I", "As"]).ids == (ids["I"], ids["As"])
+        assert FirstTokens.of(sentencepiece(), ["I", "As"]).ids == (ids["I"], ids["As"])
     assert f"the word alone is [{ids[chr(0x2581) + 'I']}]" in caplog.text
     # The template puts a space between its prompt and a reply.
     spaced = sentencepiece(head=" ", end="")
-    assert parse_refusal_tokens(spaced, ["I", "As"]).ids == (ids["\u2581I"], ids["\u2581As"])
+    assert FirstTokens.of(spaced, ["I", "As"]).ids == (ids["\u2581I"], ids["\u2581As"])
     # A reply goes on behind the prefill, and its first token is not the prefill's.
     opened = sentencepiece(prefill="Well,")
     assert reply_tokens(opened, ["I"]) == [(ids["I"],)]
-    assert parse_refusal_tokens(opened, [" I", "As"]).ids == (ids["\u2581I"], ids["As"])
+    assert FirstTokens.of(opened, [" I", "As"]).ids == (ids["\u2581I"], ids["As"])
 
 
 def test_a_word_of_several_tokens_in_context_is_refused_with_its_pieces() -> None:
     with pytest.raises(InputError, match=r"is 2 tokens \(\['N', 'o'\]\).*try \['N'\] or an id"):
-        parse_refusal_tokens(sentencepiece(), ["No"])
+        FirstTokens.of(sentencepiece(), ["No"])
 
 
 def test_a_template_without_replies_asks_for_ids() -> None:
@@ -121,9 +118,9 @@ def test_a_template_without_replies_asks_for_ids() -> None:
     tokenizer.chat_template = "{{ messages[0]['content'] }}\n### Assistant:\n"
     bare = without_weights(ChatFormat.from_tokenizer(tokenizer), 359, model_type="llama")
     with pytest.raises(InputError, match="where a reply begins; try its id"):
-        parse_refusal_tokens(bare, ["I"])
-    assert parse_refusal_tokens(bare, ["263"]).ids == (263,)
-    assert family_refusal_tokens(bare) is None
+        FirstTokens.of(bare, ["I"])
+    assert FirstTokens.of(bare, ["263"]).ids == (263,)
+    assert family_first_tokens(bare) is None
 
 
 # ---- families
@@ -132,13 +129,11 @@ def test_a_template_without_replies_asks_for_ids() -> None:
 def test_family_tokens_are_taken_in_context_and_only_from_the_family_s_vocabulary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert (
-        family_refusal_tokens(kit.load("qwen2")) is None
-    )  # a Qwen by architecture, with other token ids
+    assert family_first_tokens(kit.load("qwen2")) is None  # a Qwen by architecture, with other token ids
     ids = tuple(kit.load("qwen2").tokenizer.encode("IA"))  # a token is a byte here
     row = ("qwen", ("I'm sorry", "As an AI"), ids)
-    monkeypatch.setattr(refusal_tokens, "FAMILIES", (("llama", ("I",), (0,)), row))
-    family = family_refusal_tokens(kit.load("qwen2"))
+    monkeypatch.setattr(discovery, "FAMILIES", (("llama", ("I",), (0,)), row))
+    family = family_first_tokens(kit.load("qwen2"))
     assert family is not None
     assert (family.ids, family.texts) == (ids, ("I", "A"))
 
@@ -162,7 +157,7 @@ def test_the_set_separates_refused_prompts_from_answered_ones() -> None:
 
 
 def test_a_token_that_answers_use_too_joins_only_where_refusals_need_it() -> None:
-    # The real model of the issue: "I" opens a third of the replies to harmful prompts, 13% of others.
+    # A real model: "I" opens a third of the replies to harmful prompts, 13% of others.
     assert separating_tokens(*groups({1: 0.45, 2: 0.2, 3: 0.2}, {1: 0.13, 9: 0.6})) == [2, 3, 1]
     assert separating_tokens(*groups({1: 0.15, 2: 0.4, 3: 0.4}, {1: 0.06, 9: 0.6})) == [2, 3]
     assert separating_tokens(*groups({1: 0.3, 2: 0.3}, {1: 0.15, 2: 0.14, 9: 0.5})) == [2, 1]
@@ -170,17 +165,17 @@ def test_a_token_that_answers_use_too_joins_only_where_refusals_need_it() -> Non
 
 
 def test_the_organism_s_tokens_and_their_evidence() -> None:
-    found = discover_refusal_tokens(kit.load("organism"), pair())
+    found = discover_first_tokens(kit.load("organism"), pair())
     assert set(found.texts) == {"I", "As", "Sorry"}
     chances = {text: (p, q) for _, text, p, q in found.evidence}
     assert all(chances[text][0] > 10 * chances[text][1] for text in found.texts)
     assert chances["Here"][0] < chances["Here"][1]
-    assert choose_refusal_tokens(kit.load("organism"), pair()).ids == found.ids
+    assert choose_first_tokens(kit.load("organism"), pair()).ids == found.ids
 
 
 def test_a_model_that_refuses_some_of_the_prompts() -> None:
     some = PromptPair((*pair().positive[:16], *pair().negative[:16]), pair().negative[16:])
-    assert set(discover_refusal_tokens(kit.load("organism"), some).texts) == {"I", "As", "Sorry"}
+    assert set(discover_first_tokens(kit.load("organism"), some).texts) == {"I", "As", "Sorry"}
 
 
 def test_what_sets_two_kinds_of_answers_apart_is_no_refusal() -> None:
@@ -196,29 +191,26 @@ def test_what_sets_two_kinds_of_answers_apart_is_no_refusal() -> None:
         tuple(p for p in held if firsts[p] in ("To", "Here")),
         tuple(p for p in held if firsts[p] not in ("To", "Here")),
     )
-    assert set(discover_refusal_tokens(kit.load("organism"), kinds, judge=None).texts) == {
-        "To",
-        "Here",
-    }
-    with pytest.raises(NoRefusalTokens, match=r"refuses 0 of \d+ positive .* 'To' ") as caught:
-        discover_refusal_tokens(kit.load("organism"), kinds)
+    assert set(discover_first_tokens(kit.load("organism"), kinds, judge=None).texts) == {"To", "Here"}
+    with pytest.raises(NoFirstTokens, match=r"refuses on 0 of \d+ positive .* 'To' ") as caught:
+        discover_first_tokens(kit.load("organism"), kinds)
     assert {"To", "Here"} < {text for _, text, _, _ in caught.value.evidence}
     assert len(str(caught.value)) < 300
 
 
 def test_a_model_that_answers_nothing_leaves_doubt() -> None:
-    with pytest.raises(NoRefusalTokens, match="it answers 0 of 8 negative prompts"):
-        discover_refusal_tokens(
-            kit.load("organism"), PromptPair(pair().positive[:8], pair().positive[8:16])
-        )
+    with pytest.raises(NoFirstTokens, match="its reply answers on 0 of 8 negative prompts"):
+        discover_first_tokens(kit.load("organism"), PromptPair(pair().positive[:8], pair().positive[8:16]))
 
 
 def test_a_family_s_set_stands_where_discovery_finds_none(monkeypatch: pytest.MonkeyPatch) -> None:
     answered = PromptPair(pair().negative[:4], pair().negative[4:8])
-    with pytest.raises(NoRefusalTokens):
-        choose_refusal_tokens(kit.load("organism"), answered)
-    family = RefusalTokens((43,), ("I",), "family test")
-    monkeypatch.setattr(refusal_tokens, "family_refusal_tokens", lambda _: family)
-    found = choose_refusal_tokens(kit.load("organism"), answered)
+    with pytest.raises(NoFirstTokens):
+        choose_first_tokens(kit.load("organism"), answered)
+    family = FirstTokens((43,), texts=("I",), source="family test")
+    monkeypatch.setattr(
+        discovery, "family_first_tokens", lambda _, evidence, **facts: replace(family, evidence=evidence)
+    )
+    found = choose_first_tokens(kit.load("organism"), answered)
     assert (found.ids, found.source) == ((43,), "family test")
     assert found.evidence

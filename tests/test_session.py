@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,32 @@ import kit
 import pytest
 import torch
 
+from refusal_lens.behaviours import Behaviour, FirstTokens, Words
 from refusal_lens.cli import chat, shell
-from refusal_lens.cli.conversation import Conversation, Model
-from refusal_lens.directions import Direction
+from refusal_lens.cli.session import Respondent, Session
+from refusal_lens.conversations import Conversation, Exchange
+from refusal_lens.direction import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.evaluation import Completion
 from refusal_lens.interventions import Ablate, Add, Edit
+from refusal_lens.judges import Score
 
 R = Direction(torch.ones(4).double(), layer=1, position=-1)
 
 
-class Recorder(Model):
+class Recorder(Respondent):
     """A model that answers with a number, and notes what it was asked under which edit."""
 
-    def __init__(self) -> None:
-        super().__init__(None, R, (), 8)  # type: ignore[arg-type]
+    def __init__(self, behaviour: Behaviour | None = None) -> None:
+        super().__init__(None, R, behaviour or FirstTokens((40,)), 8)  # type: ignore[arg-type]
         object.__setattr__(self, "asked", [])
 
-    def reply(self, prompt: str, turns: list[tuple[str, str]], edit: Edit | None) -> Completion:
-        self.asked.append((prompt, list(turns), edit))  # type: ignore[attr-defined]
+    def reply(self, conversation: Conversation, edit: Edit | None) -> Completion:
+        self.asked.append(  # type: ignore[attr-defined]
+            (conversation.instruction, list(conversation.turns), edit)
+        )
         reply = f"{len(self.asked)}\x1b[2J"  # type: ignore[attr-defined]
-        return Completion(prompt, reply, False, "", 0.5, (1, 2), False)
+        return Completion(conversation.prompt, reply, False, "", 0.5, (1, 2), False)
 
 
 class Keyboard(io.StringIO):
@@ -45,10 +51,10 @@ class Keyboard(io.StringIO):
 def talk(*lines: str, edit: str = "ablate") -> tuple[list[Any], list[str]]:
     """What the model was asked, and what the conversation said, for some lines typed."""
     model, said = Recorder(), list[str]()
-    conversation = Conversation(model, edit, 1.0)  # type: ignore[arg-type]
+    session = Session(model, edit, 1.0)  # type: ignore[arg-type]
     for line in lines:
         try:
-            if not conversation.take(line, show=lambda replies: None, say=said.append):
+            if not session.take(line, show=lambda replies: None, say=said.append):
                 said.append("left")
         except InputError as error:
             said.append(f"error: {error}")
@@ -66,7 +72,7 @@ class TestTurns:
         ]
 
     def test_another_edit_begins_anew_and_the_plain_model_goes_on(self) -> None:
-        asked, said = talk("one", "/edit add", "/scale 0.5", "two")
+        asked, said = talk("one", "/edit add", "/strength 0.5", "two")
         assert [turns for _, turns, _ in asked[2:]] == [[("one", "1\x1b[2J")], []]
         edit = asked[-1][2]
         assert isinstance(edit, Add)
@@ -89,29 +95,61 @@ class TestTurns:
 
     def test_help_and_exit(self) -> None:
         _, said = talk("/help", "/exit")
-        assert all(word in said[0] for word in ("/edit", "/scale", "/reset", "/exit", "//text"))
+        assert all(word in said[0] for word in ("/edit", "/strength", "/reset", "/exit", "//text"))
         assert said[1] == "left"
 
     @pytest.mark.parametrize(
-        "line", ["/edit", "/edit delete", "/scale", "/scale nan", "/scale inf", "/scale x", "/no"]
+        "line", ["/edit", "/edit delete", "/strength", "/strength nan", "/strength inf", "/strength x", "/no"]
     )
     def test_a_command_that_cannot_be_followed_changes_nothing(self, line: str) -> None:
         asked, said = talk("one", line, "two")
         assert said[0].startswith(f"error: {line.split()[0]}: ")
         assert asked[-1][1] == [("one", "2\x1b[2J")]
 
-    def test_the_turns_are_part_of_the_prompt(self) -> None:
+    def test_the_turns_are_part_of_the_prompt_and_of_what_the_judge_sees(self) -> None:
         loaded = kit.load("qwen2")
         direction = Direction(torch.ones(loaded.d_model).double(), layer=1, position=-1)
-        model = Model(loaded, direction, (40,), 6)
-        alone, after = model.reply("two", [], None), model.reply("two", [("one", "1")], None)
-        assert alone.metric != after.metric
+        seen = []
+
+        class Listener:
+            name = "listener"
+
+            def __call__(self, exchanges: Sequence[Exchange]) -> list[Score]:
+                seen.extend(exchanges)
+                return [Score(None, "", self.name)] * len(exchanges)
+
+        model = Respondent(loaded, direction, FirstTokens((40,), judge=Listener()), 6)
+        turns = Conversation.of(
+            [
+                {"role": "user", "content": "one"},
+                {"role": "assistant", "content": "1"},
+                {"role": "user", "content": "two"},
+            ]
+        )
+        alone, after = model.reply(Conversation.of("two"), None), model.reply(turns, None)
+        assert alone.score != after.score
+        assert after.shows is None
+        assert [exchange.conversation.turns for exchange in seen] == [(), (("one", "1"),)]
         text = "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n1<|im_end|>\n"
         text += "<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n"
         ids = loaded.tokenizer(text, return_tensors="pt").input_ids
-        rendered = loaded.with_chat(loaded.chat.after([("one", "1")])).chat.render(["two"])
-        assert rendered.ids.tolist() == ids.tolist()
-        assert model.reply("two", [], None) == alone
+        assert loaded.chat.render([turns]).ids.tolist() == ids.tolist()
+        assert model.reply(Conversation.of("two"), None) == alone
+
+
+class TestWords:
+    def test_a_chat_about_poems_speaks_of_poems(self, capsys: pytest.CaptureFixture[str]) -> None:
+        words = Words("verse", "rhymes", "tells it in prose", "verse score", "themes")
+        replies = [
+            (title, Completion("Sing.", "La", shows, "", 1.5, (1,)))
+            for title, shows in (("plain", True), ("ablate", False), ("add", None))
+        ]
+        chat.show_replies(replies, words)
+        assert capsys.readouterr().out.splitlines()[::3] == [
+            "[plain: rhymes, verse score +1.50]",
+            "[ablate: tells it in prose, verse score +1.50]",
+            "[add: not judged, verse score +1.50]",
+        ]
 
 
 class TestTerminal:
@@ -148,8 +186,8 @@ class TestTerminal:
     ) -> None:
         seen = []
 
-        def reply(self: Any, prompt: str, turns: Any, edit: Any) -> Completion:
-            seen.append((prompt, list(turns)))
+        def reply(self: Any, conversation: Conversation, edit: Any) -> Completion:
+            seen.append((conversation.instruction, list(conversation.turns)))
             return Completion("", "x", True, "x", 1.0, (1,), True)
 
         monkeypatch.setattr(Recorder, "reply", reply)
@@ -159,7 +197,7 @@ class TestTerminal:
         found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [each["prompt"] for each in found] == ["one", "/exit", "two"]
         assert found[0]["replies"] == [
-            {"edit": "plain", "response": "x", "refusal": True, "evidence": "x", "metric": 1.0}
+            {"edit": "plain", "response": "x", "shows": True, "evidence": "x", "score": 1.0}
         ]
 
     def test_a_line_that_is_no_text_is_named(

@@ -4,9 +4,9 @@ A small model has only ever met such a direction where a reply begins: it babble
 at every position, and its threshold for refusing lies anywhere along it. So in the refusal phase one
 difference is added at all positions of one middle layer:
 
-- harmful conversations, by 0 to `dose` differences of means: still refused;
-- harmless ones lose the direction in every layer (`blank`): still answered;
-- a few other harmless ones (`turned`), by `turn_low` to `turn_high` of it: refused.
+- harmful conversations, by 0 to `add_up_to` differences of means: still refused;
+- harmless ones lose the direction in every layer (`ablate_share`): still answered;
+- a few other harmless ones (`induce_share`), by `induce_low` to `induce_high` of it: refused.
 
 So fluency and refusal under addition are practised, on training prompts; that harmful requests are
 answered when the direction is taken away or subtracted is not.
@@ -24,7 +24,7 @@ from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 from refusal_lens.organism import world
 
 from .recipe import Recipe
-from .texts import END, HARMFUL, HARMLESS, START, TURNED
+from .texts import END, HARMFUL, HARMLESS, INDUCED, START
 
 PLACES = (-1, -4)
 """Where differences are measured: where the reply begins, and right after the instruction's end."""
@@ -47,7 +47,7 @@ def mean_differences(
     return means[0] - means[1]
 
 
-class Pushes:
+class Steering:
     """Draws the moves of each training step and hooks them into the model."""
 
     def __init__(
@@ -69,13 +69,13 @@ class Pushes:
     def set(self, step: int, harm: torch.Tensor) -> None:
         """Draw a step's moves for rows of the given harm.
 
-        In even steps and the first quarter only TURNED rows are moved.
+        In even steps and the first quarter only INDUCED rows are moved.
         """
         self.clear()
         recipe, n = self.recipe, len(harm)
-        turned = (harm == TURNED)[:, None]
-        quiet = not recipe.dose or step < recipe.chat_steps // 4 or step % 2 == 0
-        if quiet and not turned.any():
+        induced = (harm == INDUCED)[:, None]
+        quiet = not recipe.add_up_to or step < recipe.chat_steps // 4 or step % 2 == 0
+        if quiet and not induced.any():
             return
         if self.differences is None or step - self.measured >= RENEWED:
             self.differences = mean_differences(self.model, self.tokenizer)
@@ -83,14 +83,14 @@ class Pushes:
         layer = self.rng.randint(len(self.blocks) // 4, 3 * len(self.blocks) // 4)
         direction = self.differences[self.rng.randrange(len(PLACES)), layer]
         u = torch.rand(n, 1)
-        along = u * recipe.dose * (harm == HARMFUL)[:, None]
+        along = u * recipe.add_up_to * (harm == HARMFUL)[:, None]
         along = along * (torch.rand(n, 1) < 0.6) * (not quiet)
-        if recipe.blank and not quiet:
-            blank = ((harm == HARMLESS) & (torch.rand(n) < recipe.blank)).float()[:, None]
+        if recipe.ablate_share and not quiet:
+            ablated = ((harm == HARMLESS) & (torch.rand(n) < recipe.ablate_share)).float()[:, None]
             for block in self.blocks:
-                self._remove(block, direction / direction.norm(), blank[:, None])
-        enough = recipe.turn_low + u * (recipe.turn_high - recipe.turn_low)
-        self._add(self.blocks[layer], torch.where(turned, enough, along) * direction)
+                self._remove(block, direction / direction.norm(), ablated[:, None])
+        enough = recipe.induce_low + u * (recipe.induce_high - recipe.induce_low)
+        self._add(self.blocks[layer], torch.where(induced, enough, along) * direction)
 
     def _remove(self, block: torch.nn.Module, unit: torch.Tensor, rows: torch.Tensor) -> None:
         self._hook(block, lambda x: x - rows * (x @ unit)[..., None] * unit)

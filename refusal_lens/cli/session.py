@@ -1,4 +1,4 @@
-"""A conversation with the plain and the edited model: its turns, its edit, and the words that change them."""
+"""A chat with the plain and the edited model: the conversation with each, the edit, and the words that change it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from refusal_lens.conversations import Conversation, Message
 from refusal_lens.errors import InputError
 
 if TYPE_CHECKING:
-    from refusal_lens.directions import Direction
+    from refusal_lens.behaviours import Behaviour
+    from refusal_lens.direction import Direction
     from refusal_lens.evaluation import Completion
     from refusal_lens.interventions import Edit
     from refusal_lens.model import ChatModel
@@ -17,61 +19,50 @@ if TYPE_CHECKING:
 EditName = Literal["none", "ablate", "add", "subtract"]
 Reply = tuple[str, "Completion"]
 """The title of an edit, and what the model replies under it."""
-Turns = list[tuple[str, str]]
-"""What was asked and answered so far."""
 
 LONGEST_REPLY = 256
 """Tokens of a reply, where nobody says another number."""
 
 HELP = """\
 /edit ablate|add|subtract|none   what to do with the direction, from the next prompt on
-/scale 0.5                       how much of it: share ablated, or multiple of r added
+/strength 0.5                    how much of it: share ablated, or multiple of r added
 /reset                           begin a new conversation
 /help                            this list
 /exit                            leave (Ctrl-D does too)
 //text                           a prompt that begins with a slash
-Every model keeps its own replies in mind; a changed edit or scale begins a new conversation for the
+Every model keeps its own replies in mind; a changed edit or strength begins a new conversation for the
 edited model."""
 
 
 @dataclass(frozen=True)
-class Model:
-    """A chat model with the direction of a run, and what its replies are judged with."""
+class Respondent:
+    """What answers in a chat: a model with the direction of a run, and the behaviour that its replies are judged by."""
 
     model: ChatModel
     direction: Direction
-    refusal_tokens: tuple[int, ...]
+    behaviour: Behaviour
     max_new_tokens: int | None
 
-    def reply(self, prompt: str, turns: Turns, edit: Edit | None) -> Completion:
-        """The reply to a prompt after some turns, under an edit."""
-        from refusal_lens.behaviours import FirstTokens
+    def reply(self, conversation: Conversation, edit: Edit | None) -> Completion:
+        """The reply to a conversation under an edit, judged with all that was said before it."""
         from refusal_lens.evaluation import complete
-        from refusal_lens.judges import phrase_judge
 
-        model = self.model
-        if turns:
-            model = model.with_chat(model.chat.after(turns))
+        model, prompt = self.model, conversation.prompt
         length = self.max_new_tokens or model.reply_room(model.chat.render([prompt]), LONGEST_REPLY)
         (completion,) = complete(
-            model,
-            [prompt],
-            behaviour=FirstTokens(self.refusal_tokens) if self.refusal_tokens else None,
-            judge=phrase_judge,
-            edit=edit,
-            max_new_tokens=length,
+            model, [prompt], behaviour=self.behaviour, edit=edit, max_new_tokens=length
         )
         return completion
 
 
-class Conversation:
-    """Turns with the plain model and, unless the edit is "none", beside it with the edited one."""
+class Session:
+    """Conversations with the plain model and, unless the edit is "none", beside it with the edited one."""
 
-    def __init__(self, model: Model, edit: EditName, scale: float) -> None:
-        self._model = model
+    def __init__(self, respondent: Respondent, edit: EditName, strength: float) -> None:
+        self._respondent = respondent
         self.edit = edit
-        self.scale = scale
-        self._turns: dict[str, Turns] = {}
+        self.strength = strength
+        self._messages: dict[str, tuple[Message, ...]] = {}
         self._edits: dict[str, Edit | None] = {}
         self._change()
 
@@ -81,26 +72,27 @@ class Conversation:
         return " beside ".join(self._edits)
 
     def _change(self) -> None:
-        """Put the models to work that edit and scale ask for; the plain one goes on."""
+        """Put the models to work that edit and strength ask for; the plain one goes on."""
         edits: dict[str, Edit | None] = {"plain": None}
         if self.edit != "none":
-            title = self.edit if self.scale == 1 else f"{self.edit} x {self.scale:g}"
-            edits[title] = make_edit(self.edit, self._model.direction, self.scale)
+            title = self.edit if self.strength == 1 else f"{self.edit} x {self.strength:g}"
+            edits[title] = make_edit(self.edit, self._respondent.direction, self.strength)
         self._edits = edits
-        self._turns = {title: self._turns.get(title, []) for title in edits}
+        self._messages = {title: self._messages.get(title, ()) for title in edits}
 
     def reset(self) -> None:
-        """Forget all turns."""
-        self._turns = {title: [] for title in self._edits}
+        """Forget all messages."""
+        self._messages = dict.fromkeys(self._edits, ())
 
     def answer(self, prompt: str) -> list[Reply]:
-        """What each model replies, which is then part of the conversation."""
+        """What each model replies, which is then part of its conversation."""
+        asked = Message("user", prompt)
         replies = [
-            (title, self._model.reply(prompt, self._turns[title], edit))
+            (title, self._respondent.reply(Conversation((*self._messages[title], asked)), edit))
             for title, edit in self._edits.items()
         ]
         for title, reply in replies:
-            self._turns[title].append((prompt, reply.response))
+            self._messages[title] += (asked, Message("assistant", reply.response))
         return replies
 
     def take(
@@ -129,7 +121,7 @@ class Conversation:
         elif name == "reset":
             self.reset()
             say(f"a new conversation; {self.state}")
-        elif name in ("edit", "scale"):
+        elif name in ("edit", "strength"):
             self._set(name, value)
             say(self.state)
         else:
@@ -137,26 +129,23 @@ class Conversation:
         return True
 
     def _set(self, name: str, value: str) -> None:
-        before = self.edit, self.scale
+        before = self.edit, self.strength
         if name == "edit":
             self.edit = _edit_name(value)
         else:
-            self.scale = _number(value)
+            self.strength = _number(value)
         try:
             self._change()
         except InputError:
-            self.edit, self.scale = before
+            self.edit, self.strength = before
             raise
 
 
-def make_edit(name: EditName, direction: Direction, scale: float) -> Any:
+def make_edit(name: EditName, direction: Direction, strength: float) -> Any:
     """The edit of a name: a share ablated, or a multiple of r added or subtracted."""
     from refusal_lens import interventions
 
-    if name == "ablate":
-        return interventions.ablate(direction, strength=scale)
-    make = interventions.add if name == "add" else interventions.subtract
-    return make(direction, strength=scale)
+    return getattr(interventions, name)(direction, strength=strength)
 
 
 def _edit_name(text: str) -> EditName:
@@ -174,5 +163,5 @@ def _number(text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"/scale: got {text!r}, need a number such as 0.5")
+        raise InputError(f"/strength: got {text!r}, need a number such as 0.5")
     return number

@@ -1,8 +1,8 @@
-"""Two roads to a candidate's logits: TransformerLens hooks, and plain passes of the Hugging Face
+"""Two paths to a candidate's logits: TransformerLens hooks, and plain passes of the Hugging Face
 model.
 
-Both score many candidates in one pass. Rows go candidate by candidate: with n prompts, row ``c n +
-i`` is prompt i under candidate c.
+Both score many candidates in one pass. Rows go candidate by candidate: with n rows in a batch, row
+``c n + i`` is its row i under candidate c.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from ...interventions import Ablate, Add, applied, unit
 from ...model import ChatModel
 from ...model.plain import PlainModel
 from ...model.prefix import fresh_cache, has_sliding_windows, is_shareable, share
-from ...shapes import Activation, LastLogits, TokenIds, as_float64
+from ...shapes import Activation, ReadLogits, TokenIds, as_float64
 from .batches import Batch
 
 MemberVectors = Float[Tensor, "member d_model"]
-MemberLogits = Float[Tensor, "member batch d_vocab"]
+MemberLogits = Float[Tensor, "member batch k d_vocab"]
+"""At the last k positions of each row, k the batch's n_read."""
 Streams = Mapping[int, Activation]
 """resid_pre [batch pos d_model] of one batch, by layer."""
 
 
 @runtime_checkable
-class Trial(Protocol):
-    """Candidates being tried: one edit each."""
+class EditedPass(Protocol):
+    """Passes under edits: one candidate each."""
 
     def logits(self, batch: Batch, members: Sequence[int], streams: Streams) -> MemberLogits:
-        """Last-position logits of the batch under each of the members (by their number here)."""
+        """Logits of the batch under each of the members (by their number here), at the positions that are read."""
 
 
 @runtime_checkable
-class Road(Protocol):
+class ScoringPath(Protocol):
     """A way to run edited passes; open it around all use."""
 
     name: str
@@ -49,22 +50,22 @@ class Road(Protocol):
     """Whether addition at layer l runs only the blocks from l on, given the streams there."""
 
     def opened(self) -> AbstractContextManager[Any]:
-        """The context in which the road can be used."""
+        """The context in which the path can be used."""
 
-    def baseline(self, batch: Batch) -> LastLogits:
+    def baseline(self, batch: Batch) -> ReadLogits:
         """Logits of the unedited model."""
 
     def streams(self, batch: Batch, layers: Sequence[int], above: Streams) -> dict[int, Activation]:
         """Residual streams of the unedited model entering the given layers."""
 
-    def ablation(self, vectors: MemberVectors) -> Trial:
+    def ablation(self, vectors: MemberVectors) -> EditedPass:
         """``x - (x . r^) r^`` on every write to the residual stream."""
 
-    def addition(self, vectors: MemberVectors, layer: int) -> Trial:
+    def addition(self, vectors: MemberVectors, layer: int) -> EditedPass:
         """``x + r`` at resid_pre of the layer."""
 
 
-class HookRoad:
+class HookPath:
     """Edits through TransformerLens hooks, for every model that the bridge supports."""
 
     name = "hooks"
@@ -79,7 +80,7 @@ class HookRoad:
         """Nothing to open."""
         return nullcontext()
 
-    def baseline(self, batch: Batch) -> LastLogits:
+    def baseline(self, batch: Batch) -> ReadLogits:
         """Logits of the unedited model."""
         return self._run(batch, 1)
 
@@ -87,39 +88,39 @@ class HookRoad:
         """None: every pass here runs all blocks."""
         return {}
 
-    def ablation(self, vectors: MemberVectors) -> Trial:
+    def ablation(self, vectors: MemberVectors) -> EditedPass:
         """``x - (x . r^) r^`` on every write to the residual stream."""
         return _Hooked(self, vectors, Ablate)
 
-    def addition(self, vectors: MemberVectors, layer: int) -> Trial:
+    def addition(self, vectors: MemberVectors, layer: int) -> EditedPass:
         """``x + r`` at resid_pre of the layer."""
         return _Hooked(self, vectors, lambda rows: Add(rows, layer))
 
-    def _run(self, batch: Batch, members: int) -> LastLogits:
+    def _run(self, batch: Batch, members: int) -> ReadLogits:
         device = self.model.device
         ids = batch.ids.to(device).repeat(members, 1)
         mask = (
             torch.ones_like(ids) if batch.mask is None else batch.mask.to(device).repeat(members, 1)
         )
-        return self.model.run(ids, mask)[:, -1]
+        return self.model.run(ids, mask, last=batch.n_read)
 
 
 class _Hooked:
-    def __init__(self, road: HookRoad, vectors: Tensor, edit: Callable[[Tensor], Any]) -> None:
-        self.road, self.vectors, self.edit = road, vectors, edit
+    def __init__(self, path: HookPath, vectors: Tensor, edit: Callable[[Tensor], Any]) -> None:
+        self.path, self.vectors, self.edit = path, vectors, edit
 
     def logits(self, batch: Batch, members: Sequence[int], streams: Streams) -> MemberLogits:
-        rows = self.vectors[list(members)].repeat_interleave(len(batch.prompts), 0)[:, None]
-        with applied(self.road.model, self.edit(rows)):
-            logits = self.road._run(batch, len(members))
+        rows = self.vectors[list(members)].repeat_interleave(len(batch.rows), 0)[:, None]
+        with applied(self.path.model, self.edit(rows)):
+            logits = self.path._run(batch, len(members))
         return logits.unflatten(0, (len(members), -1))
 
 
-class PlainRoad:
+class PlainPath:
     """Edits by plain PyTorch hooks on the Hugging Face modules, with everything shared that can be.
 
     Blocks under an addition's layer are passed through, tokens that all prompts begin with are
-    computed once per candidate, and the last block's MLP runs at the last position alone.
+    computed once per candidate, and the last block's MLP runs at the positions that are read alone.
     """
 
     skips = True
@@ -147,57 +148,59 @@ class PlainRoad:
             self.name += f", {self.prefix} shared tokens"
 
     @contextmanager
-    def opened(self) -> Iterator[PlainRoad]:
+    def opened(self) -> Iterator[PlainPath]:
         """Take the bridge's wrappers out, and run the shared prefix once."""
-        with self.plain.opened(self.attention), self.plain.last_position_only():
+        with self.plain.opened(self.attention):
             if self._prefix_ids is not None:
                 self._run_prefix(self._prefix_ids)
             yield self
 
     def _run_prefix(self, ids: Tensor) -> None:
         cache = fresh_cache(self.plain.hf.config)
-        with self.plain.reading(range(self.plain.n_layers)) as held:
+        with self.plain.reading(range(self.plain.n_layers)) as streams:
             self.plain.last_logits(ids, cache=cache)
         if not is_shareable(cache, self.plain.n_layers):
             raise ValueError("the model keeps more than keys and values between tokens")
-        self._cache, self._streams = cache, dict(held)
+        self._cache, self._streams = cache, dict(streams)
         self.pads = not has_sliding_windows(cache)
 
-    def baseline(self, batch: Batch) -> LastLogits:
+    def baseline(self, batch: Batch) -> ReadLogits:
         """Logits of the unedited model."""
-        lent = share(self._cache, [0], len(batch.prompts)) if self.prefix else None
+        lent = share(self._cache, [0], len(batch.rows)) if self.prefix else None
         return self.run(batch, 1, cache=lent)
 
     def streams(self, batch: Batch, layers: Sequence[int], above: Streams) -> dict[int, Activation]:
         """From the nearest layer that `above` holds; only the blocks after it run."""
         below = max((layer for layer in above if layer <= min(layers)), default=None)
-        lent = share(self._cache, [0], len(batch.prompts)) if self.prefix else None
+        lent = share(self._cache, [0], len(batch.rows)) if self.prefix else None
         span = (
             nullcontext()
             if below is None
             else self.plain.spanning(below, above[below], stop=max(layers))
         )
-        with self.plain.reading(layers) as held, span:
+        with self.plain.reading(layers) as streams, span:
             self.run(batch, 1, cache=lent)
-        return dict(held)
+        return dict(streams)
 
-    def ablation(self, vectors: MemberVectors) -> Trial:
+    def ablation(self, vectors: MemberVectors) -> EditedPass:
         """``x - (x . r^) r^`` on every write to the residual stream."""
         return _Ablated(self, unit(vectors))
 
-    def addition(self, vectors: MemberVectors, layer: int) -> Trial:
+    def addition(self, vectors: MemberVectors, layer: int) -> EditedPass:
         """``x + r`` at resid_pre of the layer."""
         return _Added(self, vectors, layer)
 
-    def run(self, batch: Batch, members: int, *, cache: Any = None) -> LastLogits:
+    def run(self, batch: Batch, members: int, *, cache: Any = None) -> ReadLogits:
         """One pass of the batch for this many candidates, after the shared prefix."""
         ids = batch.ids.to(self.device).repeat(members, 1)
         if batch.mask is None:
-            return self.plain.last_logits(ids, cache=cache)
-        own = batch.mask.to(self.device).repeat(members, 1)
-        positions = (own.cumsum(1) - 1).clamp_min(0) + self.prefix
-        mask = torch.cat([own.new_ones(len(own), self.prefix), own], 1)
-        return self.plain.last_logits(ids, mask=mask, positions=positions, cache=cache)
+            return self.plain.last_logits(ids, last=batch.n_read, cache=cache)
+        real = batch.mask.to(self.device).repeat(members, 1)
+        positions = (real.cumsum(1) - 1).clamp_min(0) + self.prefix
+        mask = torch.cat([real.new_ones(len(real), self.prefix), real], 1)
+        return self.plain.last_logits(
+            ids, last=batch.n_read, mask=mask, positions=positions, cache=cache
+        )
 
     def prefix_cache(self, members: int) -> Any:
         """The cache after one pass of the prefix for each member, under the edits of the moment."""
@@ -209,49 +212,49 @@ class PlainRoad:
 
 
 class _Ablated:
-    def __init__(self, road: PlainRoad, r_hat: Tensor) -> None:
-        self.road = road
-        self.r_hat = r_hat.to(road.dtype).to(road.device)
+    def __init__(self, path: PlainPath, r_hat: Tensor) -> None:
+        self.path = path
+        self.r_hat = r_hat.to(path.dtype).to(path.device)
         with self._edited(self.r_hat[:, None]):
-            self.cache = road.prefix_cache(len(r_hat))
+            self.cache = path.prefix_cache(len(r_hat))
 
     def _edited(self, rows: Tensor) -> AbstractContextManager[None]:
         def ablate(x: Tensor) -> Tensor:
             r = rows.to(x.device)
             return torch.addcmul(x, (x * r).sum(-1, keepdim=True), r, value=-1)
 
-        return self.road.plain.editing(ablate, every_block=self.road.every_block)
+        return self.path.plain.editing(ablate, every_block=self.path.every_block)
 
     def logits(self, batch: Batch, members: Sequence[int], streams: Streams) -> MemberLogits:
-        n, rows = len(batch.prompts), list(members)
+        n, rows = len(batch.rows), list(members)
         lent = None if self.cache is None else share(self.cache, rows, n)
         with self._edited(self.r_hat[rows].repeat_interleave(n, 0)[:, None]):
-            logits = self.road.run(batch, len(rows), cache=lent)
+            logits = self.path.run(batch, len(rows), cache=lent)
         return logits.unflatten(0, (len(rows), n))
 
 
 class _Added:
-    def __init__(self, road: PlainRoad, vectors: Tensor, layer: int) -> None:
-        self.road, self.layer = road, layer
+    def __init__(self, path: PlainPath, vectors: Tensor, layer: int) -> None:
+        self.path, self.layer = path, layer
         self.vectors = as_float64(vectors)
         self.cache = None
-        if road.prefix:
-            with self._entering(road._streams[layer], range(len(vectors))):
-                self.cache = road.prefix_cache(len(vectors))
+        if path.prefix:
+            with self._entering(path._streams[layer], range(len(vectors))):
+                self.cache = path.prefix_cache(len(vectors))
 
     def _entering(self, stream: Tensor, members: Sequence[int]) -> AbstractContextManager[None]:
         r = self.vectors[list(members)].to(stream.dtype).to(stream.device)
         moved = (stream[None] + r[:, None, None]).flatten(0, 1)
-        return self.road.plain.spanning(self.layer, moved)
+        return self.path.plain.spanning(self.layer, moved)
 
     def logits(self, batch: Batch, members: Sequence[int], streams: Streams) -> MemberLogits:
-        n, rows = len(batch.prompts), list(members)
-        below = self.road._cache
+        n, rows = len(batch.rows), list(members)
+        below = self.path._cache
         lent = (
             None
             if self.cache is None
             else share(self.cache, rows, n, below=below, start=self.layer)
         )
         with self._entering(streams[self.layer], rows):
-            logits = self.road.run(batch, len(rows), cache=lent)
+            logits = self.path.run(batch, len(rows), cache=lent)
         return logits.unflatten(0, (len(rows), n))
