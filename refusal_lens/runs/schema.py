@@ -105,11 +105,13 @@ class Selected(Struct):
 
 
 class Rate(Struct):
-    """A refusal rate."""
+    """A share of the replies that were judged."""
 
     rate: Share | None
     se: Number = None
     n: Number = None
+    n_unjudged: Count = 0
+    paper_count: Share | None = None
 
 
 class Kept(Struct):
@@ -144,6 +146,53 @@ class Agreement(Struct):
     notes: list[str] = []
 
 
+class FirstToken(Struct):
+    """A first token that was weighed: its mean probability on both kinds of prompts."""
+
+    token_id: TokenId
+    token: str
+    positive: Number
+    negative: Number
+
+
+class FirstTokens(Struct):
+    """The first tokens whose log-odds are a behaviour's score; no ids where none were found."""
+
+    ids: list[TokenId]
+    texts: list[str] = []
+    against: list[TokenId] = []
+    source: str = ""
+    evidence: list[FirstToken] = []
+
+
+Word = Annotated[str, Meta(min_length=1, max_length=60, pattern=r"^[^\n]*[^\s][^\n]*$")]
+
+
+class Words(Struct, forbid_unknown_fields=True):
+    """What a page calls a behaviour."""
+
+    noun: Word
+    shows: Word
+    lacks: Word
+    score: Word
+    prompts: Word = "prompts"
+    transitive: bool = False
+
+
+class About(Struct):
+    """What a run says of its behaviour."""
+
+    name: str
+    unit: str
+    words: Words
+    threshold: float = 0.0
+    judge: str | None = None
+    first_tokens: FirstTokens | None = None
+
+
+Kinds = Annotated[list[str], Meta(min_length=2, max_length=2)]
+
+
 class Summary(Struct):
     """summary.json; what a run did not come to is null or absent."""
 
@@ -153,14 +202,14 @@ class Summary(Struct):
     d_model: Annotated[int, Meta(ge=1, le=10**9)] | None = None
     dtype: str | None = None
     device: str | None = None
-    refusal_tokens: list[TokenId] | None = None
-    refusal_token_texts: list[str] | None = None
+    behaviour: About | None = None
+    kinds: Kinds | None = None
     positions: list[str] | None = None
     selected: Selected | None = None
     scores: dict[str, Number] | None = None
     not_selected: str | None = None
     baseline: dict[str, Number] | None = None
-    refusal_rate: dict[str, dict[str, Rate]] | None = None
+    rates: dict[str, dict[str, Rate]] | None = None
     nulls: dict[str, dict[str, dict[str, Number]]] | None = None
     losses: dict[str, Loss] | None = None
     n_candidates: Count | None = None
@@ -174,18 +223,11 @@ class Summary(Struct):
     version: str | None = None
 
 
-class Tokens(Struct):
-    """The refusal tokens in behaviour.json."""
-
-    ids: list[TokenId]
-    texts: list[str] = []
-    source: str = ""
-
-
 class Behaviour(Struct):
     """behaviour.json."""
 
-    refusal_tokens: Tokens | None
+    behaviour: About
+    kinds: Kinds
     model: dict[str, Any]
     kept_prompts: dict[str, dict[str, Kept]] | None = None
     baseline: dict[str, Number] | None = None
@@ -198,7 +240,7 @@ class Prompt(Struct):
     kind: str
     instruction: str
     kept: bool
-    metric: Number = None
+    score: Number = None
 
 
 class Completion(Struct):
@@ -206,9 +248,10 @@ class Completion(Struct):
 
     instruction: str
     response: str
-    refusal: bool | None = None
-    refusal_exact: bool | None = None
-    metric: Number = None
+    shows: bool | None = None
+    evidence: str = ""
+    score: Number = None
+    paper_count: bool | None = None
     reply_ids: list[TokenId] | None = None
 
 

@@ -52,12 +52,14 @@ _TABLES: Mapping[str, Table] = {
     "scores.csv": _SCORES,
     "curves.csv": _CURVES,
     "base_curves.csv": _CURVES,
-    "metrics.csv": Table({}, ("metric",), ("kind", "condition"), more=("index",)),
+    "metrics.csv": Table({}, ("score",), ("kind", "condition"), more=("index",)),
     "top_tokens.csv": Table({"token_id": _COUNT}, ("probability",), ("kind", "token")),
     "pca.csv": Table(
         {"layer": _LAYER}, ("pc1", "pc2"), ("kind",), more=("explained1", "explained2")
     ),
-    "nulls.csv": Table({}, ("refusal_rate",), ("null", "kind"), more=("metric", "n", "index")),
+    "nulls.csv": Table(
+        {}, ("rate", "score"), ("null", "kind"), more=("n", "n_unjudged", "index")
+    ),
     "losses.csv": Table(
         {}, ("ce", "perplexity", "n_tokens"), ("condition",), more_words=("dataset",)
     ),
