@@ -44,7 +44,7 @@ lint: $(READY)
 	@$(VENV)/bin/lint-imports
 
 organism: $(READY)
-	$(VENV)/bin/python -m refusal_lens.organism.training --out refusal_lens/organism/data
+	PYTHONPATH=experiments/00_patients $(VENV)/bin/python -m organism.training --out refusal_lens/organism/data
 
 clean:
 	rm -rf $(VENV) $(VENV4) $(RUN) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -30,6 +30,7 @@ from architectures import POST_NORM, REFUSED, ROWS, Row, by_id, folder, make
 from test_equivalence import CLOSE, direction, gap, hooked_logits, load, logits, tokens
 
 from refusal_lens.errors import InputError
+from refusal_lens.interop.adapter import write_adapter
 from refusal_lens.interventions import ablate, applied
 from refusal_lens.model import ChatModel
 from refusal_lens.weights import (
@@ -37,7 +38,6 @@ from refusal_lens.weights import (
     edited,
     orthogonalise,
     prepare,
-    write_adapter,
     write_checkpoint,
     writers_of,
 )

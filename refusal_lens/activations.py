@@ -21,7 +21,7 @@ from .display import shown
 from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
-from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, wide
+from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, as_float64
 
 OnProgress = Callable[[int, int], None]
 """Called with (prompts done, prompts in all)."""
@@ -54,7 +54,7 @@ def mean_residuals(
     shape = (len(rendered.positions), model.n_layers, model.d_model)
     total = torch.zeros(shape, dtype=torch.float64)
     for _, held in _streams(model, rendered, batch_size, on_progress):
-        total += wide(held).sum(0).cpu()
+        total += as_float64(held).sum(0).cpu()
     return Means(total / len(rendered), len(rendered), rendered.positions)
 
 
@@ -119,7 +119,7 @@ def mean_next_token_probabilities(
     rendered = as_rendered(model, prompts)
     total, done = torch.zeros(model.d_vocab, dtype=torch.float64), 0
     for _, batch in rendered.batches(batch_size):
-        total += wide(model.logits(batch)).softmax(-1).sum(0).cpu()
+        total += as_float64(model.logits(batch)).softmax(-1).sum(0).cpu()
         done += len(batch)
         if on_progress is not None:
             on_progress(done, len(rendered))

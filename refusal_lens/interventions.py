@@ -25,7 +25,7 @@ from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
 from .model.sites import whole
-from .shapes import Vectors, wide
+from .shapes import Vectors, as_float64
 
 When = Literal["prompt", "reply", "all"]
 
@@ -59,7 +59,7 @@ class Edit(Protocol):
 
 def unit(vector: Vectors) -> Vectors:
     """``r^ = r / ||r||`` in float64; the zero vector where ||r|| is mere rounding noise."""
-    r = wide(vector)
+    r = as_float64(vector)
     norm = r.norm(dim=-1, keepdim=True)
     return torch.where(norm > ZERO_NORM, r / norm.clamp_min(ZERO_NORM), torch.zeros_like(r))
 
@@ -117,7 +117,7 @@ class Add:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Move by ``coefficient`` times the raw vector."""
-        return x + (self.coefficient * wide(self.vector)).to(x.dtype).to(x.device)
+        return x + (self.coefficient * as_float64(self.vector)).to(x.dtype).to(x.device)
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
         """resid_pre of the vector's own layer."""
@@ -163,7 +163,7 @@ class Clamp:
 @shown()
 @checked
 @dataclass(frozen=True, eq=False)
-class Deflect:
+class NormMatchedMove:
     """``x - (x . r^) u^``: as far as ablating r goes, but in another direction u.
 
     The norm-matched null of ablation: what is left of its effect is due to the size of the move alone. Each
@@ -174,11 +174,11 @@ class Deflect:
     other: Float[Tensor, "*rows d_model"]
 
     def __post_init__(self) -> None:
-        _require_vector(self.vector, "vector of a deflection")
-        _require_vector(self.other, "other vector of a deflection")
+        _require_vector(self.vector, "vector of a norm-matched move")
+        _require_vector(self.other, "other vector of a norm-matched move")
         if self.vector.shape[-1] != self.other.shape[-1]:
             raise InputError(
-                f"vectors of a deflection: got {self.vector.shape[-1]} and {self.other.shape[-1]} "
+                f"vectors of a norm-matched move: got {self.vector.shape[-1]} and {self.other.shape[-1]} "
                 "dimensions, need as many in both"
             )
 
@@ -230,7 +230,7 @@ def affine(direction: HasVector, reference: Vectors, *, strength: float = 1.0) -
     if not isinstance(reference, Tensor) or reference.shape != vector.shape:
         shape = tuple(reference.shape) if isinstance(reference, Tensor) else type(reference).__name__
         raise InputError(f"reference activation: got {shape}, need {tuple(vector.shape)} as the vector has")
-    value = float(unit(vector).cpu() @ wide(reference).cpu())
+    value = float(unit(vector).cpu() @ as_float64(reference).cpu())
     return clamp(direction, value, strength=strength)
 
 
@@ -337,7 +337,7 @@ def _require_vector(vector: Any, what: str) -> None:
         raise InputError(f"{what}: got shape {shape}, need [d_model] or, a row each, [batch 1 d_model]")
     if not bool(vector.isfinite().all()):
         raise InputError(f"{what}: got NaN or infinity in it, need finite numbers")
-    if not bool((wide(vector).norm(dim=-1) > ZERO_NORM).all()):
+    if not bool((as_float64(vector).norm(dim=-1) > ZERO_NORM).all()):
         raise InputError(
             f"{what}: got length 0 (or below {ZERO_NORM:g}, rounding noise), which edits nothing; need a "
             "vector with a direction"

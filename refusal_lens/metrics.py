@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .door import at_least, checked
 from .errors import InputError
-from .shapes import LastLogits, Logits, PerPrompt, TokenIds, TokenMask, Vector, Vectors, wide
+from .shapes import LastLogits, Logits, PerPrompt, TokenIds, TokenMask, Vector, Vectors, as_float64
 
 METRIC_EPSILON = 1e-8
 KL_EPSILON = 1e-6
@@ -31,7 +31,7 @@ def first_token_log_odds(
     An id counts once however often it is given.
     """
     check_token_ids(ids, logits.shape[-1])
-    probabilities = wide(logits).softmax(-1)
+    probabilities = as_float64(logits).softmax(-1)
     chance = probabilities[:, list(dict.fromkeys(ids))].sum(-1)
     if not against:
         return (chance + METRIC_EPSILON).log() - (1 - chance + METRIC_EPSILON).log()
@@ -56,8 +56,8 @@ def kl_divergence(baseline: LastLogits, edited: LastLogits) -> PerPrompt:
     In nats, float64, eps = 1e-6 (paper, appendix C.1); the epsilon makes it slightly smaller than the true
     divergence, and it may fall a little below zero.
     """
-    p = wide(baseline).softmax(-1)
-    q = wide(edited).softmax(-1)
+    p = as_float64(baseline).softmax(-1)
+    q = as_float64(edited).softmax(-1)
     return (p * ((p + KL_EPSILON).log() - (q + KL_EPSILON).log())).sum(-1)
 
 
@@ -75,7 +75,7 @@ def cross_entropy(logits: Logits, ids: TokenIds, scored: TokenMask) -> tuple[flo
         check_token_ids([int(asked_for.min()), int(asked_for.max())], logits.shape[-1])
     total, n = 0.0, 0
     for row, tokens, asked in zip(logits[:, :-1], ids[:, 1:], scored[:, 1:], strict=True):
-        log_probabilities = wide(row[asked]).log_softmax(-1)
+        log_probabilities = as_float64(row[asked]).log_softmax(-1)
         total -= float(log_probabilities.gather(-1, tokens[asked][:, None].to(log_probabilities.device)).sum())
         n += int(asked.sum())
     return total, n
@@ -84,7 +84,7 @@ def cross_entropy(logits: Logits, ids: TokenIds, scored: TokenMask) -> tuple[flo
 @checked
 def cosine_similarity(x: Vectors, r: Vector) -> Float64[Tensor, "*axes"]:
     """``x . r / (||x|| ||r||)`` along the last axis, float64; 0 where x or r is zero."""
-    x, r = wide(x), wide(r)
+    x, r = as_float64(x), as_float64(r)
     return (x @ r) / (x.norm(dim=-1) * r.norm()).clamp_min(1e-30)
 
 

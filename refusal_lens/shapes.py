@@ -36,6 +36,6 @@ PromptActivations = Float[Tensor, "batch position layer d_model"]
 """Residual stream of each prompt at its post-instruction positions, every layer."""
 
 
-def wide(x: Tensor) -> Float64[Tensor, "*axes"]:
+def as_float64(x: Tensor) -> Float64[Tensor, "*axes"]:
     """The same values in float64; on the CPU where the device has none (Apple's)."""
     return x.cpu().double() if x.device.type == "mps" else x.double()

@@ -37,6 +37,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from refusal_lens.errors import InputError
+from refusal_lens.interop.adapter import write_adapter
+from refusal_lens.interop.vectors import write_steered
 from refusal_lens.interventions import ablate, applied
 from refusal_lens.model import ChatModel
 from refusal_lens.weights import (
@@ -45,9 +47,7 @@ from refusal_lens.weights import (
     orthogonalise,
     prepare,
     prove,
-    write_adapter,
     write_checkpoint,
-    write_steered,
     writers_of,
 )
 from refusal_lens.weights.hooks import hooked

@@ -20,7 +20,7 @@ from refusal_lens.interventions import (
     Ablate,
     Add,
     Clamp,
-    Deflect,
+    NormMatchedMove,
     ablate,
     add,
     affine,
@@ -56,8 +56,8 @@ MAKERS: dict[str, Any] = {
     "Ablate": Ablate,
     "Add": partial(Add, layer=1),
     "Clamp": partial(Clamp, layer=1, value=0.5),
-    "Deflect, r": lambda v: Deflect(v, R),
-    "Deflect, u": lambda v: Deflect(R, v),
+    "NormMatchedMove, r": lambda v: NormMatchedMove(v, R),
+    "NormMatchedMove, u": lambda v: NormMatchedMove(R, v),
     "ablate": ablate,
 }
 VECTORS = {
@@ -75,7 +75,7 @@ VECTORS = {
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("vector", VECTORS)
 def test_a_vector_without_a_direction_is_no_edit(maker: str, vector: str) -> None:
-    with pytest.raises(InputError, match=r"vector|direction|other of Deflect") as failed:
+    with pytest.raises(InputError, match=r"vector|direction|other of NormMatchedMove") as failed:
         MAKERS[maker](VECTORS[vector])
     assert "\n" not in str(failed.value)
 

@@ -13,7 +13,7 @@ from refusal_lens.interventions import (
     Ablate,
     Add,
     Clamp,
-    Deflect,
+    NormMatchedMove,
     ablate,
     add,
     affine,
@@ -57,7 +57,7 @@ LAWS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] =
         lambda x: Ablate(R)(Ablate(Ablate(R)(U))(x)),
         lambda x: Ablate(Ablate(R)(U))(Ablate(R)(x)),
     ),
-    "deflecting along itself is ablation": (Deflect(R, R), Ablate(R)),
+    "a norm-matched move along r itself is ablation": (NormMatchedMove(R, R), Ablate(R)),
     "a vector per row acts on its row": (
         lambda x: Ablate(torch.stack([R, U, R])[:, None])(x),
         lambda x: torch.stack([Ablate(R)(x[0]), Ablate(U)(x[1]), Ablate(R)(x[2])]),
@@ -82,13 +82,13 @@ def test_clamp_sets_the_projection() -> None:
     assert torch.allclose(clamp(D, 4.5)(X) @ unit(R), torch.tensor(4.5, dtype=torch.float64))
 
 
-def test_deflection_moves_exactly_as_far_as_ablation() -> None:
-    moved, ablated = Deflect(R, U)(X) - X, Ablate(R)(X) - X
+def test_a_norm_matched_move_goes_exactly_as_far_as_ablation() -> None:
+    moved, ablated = NormMatchedMove(R, U)(X) - X, Ablate(R)(X) - X
     assert torch.allclose(moved.norm(dim=-1), ablated.norm(dim=-1))
     assert not torch.allclose(moved, ablated)
 
 
-@pytest.mark.parametrize("edit", [ablate(D), add(D), clamp(D, 1.0), Deflect(R, U)])
+@pytest.mark.parametrize("edit", [ablate(D), add(D), clamp(D, 1.0), NormMatchedMove(R, U)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_edits_keep_dtype_and_leave_their_input(edit: Callable, dtype: torch.dtype) -> None:
     x = X.to(dtype)

@@ -20,7 +20,7 @@ from refusal_lens.activations import (
     mean_residuals,
 )
 from refusal_lens.errors import InputError
-from refusal_lens.interventions import Ablate, Add, Deflect, applied, unit
+from refusal_lens.interventions import Ablate, Add, NormMatchedMove, applied, unit
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.weights import edited, orthogonalise
 
@@ -209,11 +209,11 @@ def test_a_share_of_every_write_by_hooks_and_by_weights(architecture: str, stren
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "neox", "gemma2"])
-def test_a_deflected_stream_has_moved_by_its_component_along_r(architecture: str) -> None:
+def test_a_norm_matched_move_shifts_the_stream_by_its_component_along_r(architecture: str) -> None:
     model = load(architecture)
     r_hat = unit(DIRECTION)
     other = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(6)).double()
-    edit = Deflect(DIRECTION, other - (other @ r_hat) * r_hat)
+    edit = NormMatchedMove(DIRECTION, other - (other @ r_hat) * r_hat)
     moved = [torch.zeros(())]
 
     def note(x: Tensor) -> Tensor:

@@ -9,11 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from refusal_lens import organism
-from refusal_lens.organism import world
-from refusal_lens.organism.conversations import (
+from organism.pushes import Pushes
+from organism.recipe import Recipe, changed
+from organism.texts import (
     HARMFUL,
     HARMLESS,
     TURNED,
@@ -21,9 +19,11 @@ from refusal_lens.organism.conversations import (
     documents,
     make_tokenizer,
 )
-from refusal_lens.organism.pushes import Pushes
-from refusal_lens.organism.recipe import Recipe, changed
-from refusal_lens.organism.training import make_base, make_chat, new_model
+from organism.training import make_base, make_chat, new_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from refusal_lens import organism
+from refusal_lens.organism import world
 
 SMALL = {"layers": 4, "width": 16, "heads": 2, "kv_heads": 1, "mlp": 16, "batch": 8}
 
@@ -238,6 +238,7 @@ def test_training_is_repeatable_and_writes_two_ordinary_folders(tmp_path):
         assert base.read_bytes() == chat.read_bytes()
 
 
-def test_a_wrong_recipe_setting_is_named():
+def test_recipe_settings_are_applied_and_a_wrong_one_is_named():
+    assert changed(Recipe(), ["seed=3", "dose=1.0"]) == replace(Recipe(), seed=3, dose=1.0)
     with pytest.raises(ValueError, match="speed=3"):
         changed(Recipe(), ["speed=3"])

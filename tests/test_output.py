@@ -302,8 +302,8 @@ class TestJson:
         assert (code, json.loads(out)["summary"]) == (0, {"n": 1})
 
     def test_an_export(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        from refusal_lens.evaluation.parity import Parity, Row
         from refusal_lens.pipeline.export_job import Exported
-        from refusal_lens.weights.parity import Parity, Row
 
         parity = Parity((Row("kl", "harmful", 0.0, 1e-8, 1e-8, 0.005),))
         done = Exported(Path("y"), parity=parity, notes=["a note"])

@@ -19,13 +19,14 @@ from refusal_lens import organism
 from refusal_lens.cli import shell
 from refusal_lens.directions import Candidates
 from refusal_lens.errors import InputError
+from refusal_lens.evaluation.parity import STREAM_ALLOWED
+from refusal_lens.interop.vectors import read_gguf, read_reference
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel
 from refusal_lens.pipeline import export_job, export_model
 from refusal_lens.runs import Run, read_csv, read_json
-from refusal_lens.weights import orthogonalise, prepare, read_gguf, read_reference
+from refusal_lens.weights import orthogonalise, prepare
 from refusal_lens.weights.moving import size_in_words
-from refusal_lens.weights.parity import STREAM_ALLOWED
 
 TOKENS = [40, 41]
 PROMPTS = {

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from refusal_lens.directions import Candidates, Direction
 from refusal_lens.errors import InputError
-from refusal_lens.weights import (
-    orthogonalise,
+from refusal_lens.interop.vectors import (
     read_gguf,
     read_reference,
-    shift,
     write_gguf,
     write_reference,
     write_steered,
+)
+from refusal_lens.weights import (
+    orthogonalise,
+    shift,
     writers_of,
 )
 from refusal_lens.weights.hooks import hooked, logits_of

@@ -13,7 +13,7 @@ from architectures import WIDTH, by_id, folder
 from torch import Tensor
 
 from refusal_lens.errors import InputError
-from refusal_lens.interventions import Ablate, Deflect, ablate, add, applied
+from refusal_lens.interventions import Ablate, NormMatchedMove, ablate, add, applied
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.model.plain import PlainModel
 from refusal_lens.weights import edited, orthogonalise, writers_of
@@ -68,7 +68,7 @@ def test_an_edit_without_a_module_output_misses_a_write(name: str) -> None:
 
 def test_a_move_of_every_write_is_made_once() -> None:
     """Moving each write by its own share of r adds up to moving their sum, the stream, by its share."""
-    model, edit = load("falcon_h1"), Deflect(DIRECTION.vector, OTHER)
+    model, edit = load("falcon_h1"), NormMatchedMove(DIRECTION.vector, OTHER)
     r_hat, u_hat = (v.float() for v in edit.units)
     before: list[Tensor] = []
     after: list[Tensor] = []

@@ -30,7 +30,8 @@ from refusal_lens.attribution import (
 )
 from refusal_lens.directions.finding import pick_refusal_tokens
 from refusal_lens.directions.sweep import sweep
-from refusal_lens.interventions import Ablate, Add, Clamp, Deflect
+from refusal_lens.interop import vectors
+from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
 from refusal_lens.metrics import binomial_standard_error, cosine_similarity, cross_entropy
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.report import write_reference_report
@@ -824,8 +825,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             },
         ),
         (
-            "Deflect",
-            Deflect,
+            "NormMatchedMove",
+            NormMatchedMove,
             {
                 "vector": takes(w.direction.vector, "vector", "no zero"),
                 "other": takes(torch.ones(w.width), "vector", "no zero"),
@@ -1141,8 +1142,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             },
         ),
         ("weights.writers_of", weights.writers_of, {"model": takes(w.model.hf, "module")}),
-        ("weights.read_gguf", weights.read_gguf, {"path": takes(None, "path", "file")}),
-        ("weights.read_reference", weights.read_reference, {"folder": takes(None, "path", "file")}),
+        ("read_gguf", vectors.read_gguf, {"path": takes(None, "path", "file")}),
+        ("read_reference", vectors.read_reference, {"folder": takes(None, "path", "file")}),
         (
             "weights.verify_files",
             weights.verify_files,
@@ -1198,8 +1199,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
 
 
 BROKEN_BY_DESIGN = (
-    "weights.read_gguf",
-    "weights.read_reference",
+    "read_gguf",
+    "read_reference",
     "write_report",
     "write_reference_report",
     "run_pipeline",

@@ -24,7 +24,7 @@ from ..door import at_least, at_most, checked
 from ..errors import InputError
 from ..metrics import first_token_log_odds
 from ..model import ChatModel, Site
-from ..shapes import PerPrompt, wide
+from ..shapes import PerPrompt, as_float64
 from .heads import Head, by_head, check_heads, check_target
 
 DRAWS = 20
@@ -217,7 +217,7 @@ def _measure(
         held: list[Tensor] = []
 
         def keep(x: Tensor, held: list[Tensor] = held) -> None:
-            held.append(wide(x[:, -1]).cpu() @ direction.unit)
+            held.append(as_float64(x[:, -1]).cpu() @ direction.unit)
 
         here = None if values is None else {at: _rows(v, index) for at, v in values.items()}
         reader = (Site("resid_pre", direction.layer), keep)

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..interventions import ZERO_NORM
 from ..model import ChatModel
 from ..model.writers import AttentionWriter, HeadVectors, attention_writer
-from ..shapes import Vector, wide
+from ..shapes import Vector, as_float64
 
 Scale = Float64[Tensor, "*axes"]
 """A norm's frozen scale at every place."""
@@ -66,8 +66,8 @@ class HeadWriter:
             )
         if self.writer.norm is None:
             return None
-        before = wide(self.writer.head_sum(z))
-        return self.writer.norm.scale(before, wide(attn_out) / self.writer.multiplier)
+        before = as_float64(self.writer.head_sum(z))
+        return self.writer.norm.scale(before, as_float64(attn_out) / self.writer.multiplier)
 
 
 def check_target(model: ChatModel, direction: Direction, layer: int | None) -> int:

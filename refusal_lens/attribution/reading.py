@@ -11,7 +11,7 @@ from torch import Tensor
 from ..display import shown
 from ..errors import InputError
 from ..model import ChatModel, Hook, Site
-from ..shapes import Vector, wide
+from ..shapes import Vector, as_float64
 from .heads import HeadWriter, by_head, scaled
 
 
@@ -59,7 +59,7 @@ class StreamReading:
 
     def _note(self, site: Site) -> Callable[[Tensor], None]:
         def take(x: Tensor) -> None:
-            at = wide(self._at(x))
+            at = as_float64(self._at(x))
             self._along[site] = (at @ self._r_hat.to(at.device)).cpu()
             self._length[site] = float(at.norm(dim=-1).max())
 
@@ -81,7 +81,7 @@ class StreamReading:
             part, z, self._z = self._writers[layer], self._z, None
             scale = part.scale(z, self._at(attn_out))
             vectors = part.vectors
-            heads = torch.einsum("bnhd,hd->bnh", wide(z), vectors.to(wide(z).device))
+            heads = torch.einsum("bnhd,hd->bnh", as_float64(z), vectors.to(as_float64(z).device))
             self._heads[layer] = scaled(heads, scale).cpu()
             bias = scaled(torch.full(z.shape[:2], part.inside, dtype=torch.float64), scale)
             self._bias[layer] = bias.cpu() + part.shift

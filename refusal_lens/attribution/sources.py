@@ -17,7 +17,7 @@ from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel, Hook, Site
-from ..shapes import wide
+from ..shapes import as_float64
 from .heads import Head, HeadWriter, by_head, check_heads, check_target, scaled
 from .reading import rounding
 from .regions import Regions
@@ -158,7 +158,7 @@ class _LastTokenReading:
             if kind == "v":
                 self._held[kind, layer] = self._values(layer, x)
             elif kind == "pattern":
-                self._held[kind, layer] = wide(x[:, :, -1])
+                self._held[kind, layer] = as_float64(x[:, :, -1])
             elif kind == "z":
                 self._held[kind, layer] = by_head(x[:, -1:], self._model.n_heads)[:, 0]
             else:
@@ -179,7 +179,7 @@ class _LastTokenReading:
                 f"attribution by source token in {self._model.name}: values of {v.shape[-1]} dimensions do not "
                 f"divide among {n_heads} heads of {d_head}; attribute to heads instead"
             )
-        v = wide(v.unflatten(-1, (groups, d_head)))
+        v = as_float64(v.unflatten(-1, (groups, d_head)))
         grouped = part.vectors.unflatten(0, (groups, -1))
         return torch.einsum("bkgd,gqd->bgqk", v, grouped.to(v.device)).flatten(1, 2)
 
@@ -187,11 +187,11 @@ class _LastTokenReading:
         values, pattern, z = self._take(layer)
         part = self._writers[layer]
         scale = part.scale(z, attn_out)
-        along = torch.einsum("bhd,hd->bh", wide(z), part.vectors.to(wide(z).device))
+        along = torch.einsum("bhd,hd->bh", as_float64(z), part.vectors.to(as_float64(z).device))
         self.dfa[layer] = scaled(along, scale).cpu()
         self.contribution[layer] = scaled(pattern.to(values.device) * values, scale).cpu()
         self.attention[layer] = pattern.cpu()
-        self._longest = max(self._longest, float(wide(attn_out).norm(dim=-1).max()))
+        self._longest = max(self._longest, float(as_float64(attn_out).norm(dim=-1).max()))
 
     def _take(self, layer: int) -> list[Tensor]:
         kinds = ("v", "pattern", "z")

@@ -20,7 +20,7 @@ from ..judges import Judge, phrase_judge
 from ..model import ChatModel
 from ..progress import Progress
 from ..prompts import PromptPair
-from ..shapes import Probabilities, wide
+from ..shapes import Probabilities, as_float64
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def discover_refusal_tokens(
     n = len(pair.positive[:SAMPLE])
 
     def probabilities(logits: Tensor) -> Tensor:
-        return wide(logits).softmax(-1).float()
+        return as_float64(logits).softmax(-1).float()
 
     first = map_last_logits(model, sample, number=probabilities, batch_size=batch_size)
     positive = first[:n].double().mean(0) if positive is None else positive

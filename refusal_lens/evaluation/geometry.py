@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..interventions import Edit, HasVector, applied
 from ..metrics import cosine_similarity
 from ..model import ChatModel
-from ..shapes import PromptActivations, wide
+from ..shapes import PromptActivations, as_float64
 
 
 @checked
@@ -72,7 +72,7 @@ def principal_components(streams: Mapping[str, PromptActivations]) -> pd.DataFra
     if not streams or any(0 in each.shape for each in streams.values()):
         raise InputError("streams: got none, or a kind without prompts; need one or more of each")
     rows = []
-    stacked = torch.cat([wide(each[:, -1]) for each in streams.values()])
+    stacked = torch.cat([as_float64(each[:, -1]) for each in streams.values()])
     labels = [kind for kind, each in streams.items() for _ in range(len(each))]
     first = torch.tensor([label == labels[0] for label in labels])
     for layer in range(stacked.shape[1]):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..door import at_least, at_most, checked
-from ..interventions import Ablate, Add, Deflect, Edit, HasVector, applied
+from ..interventions import Ablate, Add, Edit, HasVector, NormMatchedMove, applied
 from ..judges import Judge, phrase_judge
 from ..metrics import first_token_log_odds
 from ..model import ChatModel
-from ..shapes import wide
+from ..shapes import as_float64
 
 MOST = 1_000_000
 """Directions that can be drawn together, and their dimensions."""
@@ -64,7 +64,7 @@ def nulls(
     moved = units[:n_moves]
     sorts: list[tuple[str, str, Sequence[str], Tensor, MakeEdit]] = [
         ("random_direction", kinds[0], positive, units, Ablate),
-        ("norm_matched_move", kinds[0], positive, moved, lambda u: Deflect(r, u)),
+        ("norm_matched_move", kinds[0], positive, moved, lambda u: NormMatchedMove(r, u)),
         ("norm_matched_move", kinds[1], negative, moved, lambda u: Add(size * u, direction.layer)),
     ]
     total = len(units) + 2 * len(moved)
@@ -119,7 +119,7 @@ def _measure(
                 replies, logits = model.reply(batch, max_new_tokens=max_new_tokens)
             judged = torch.tensor([float(judge(reply).value or 0) for reply in replies])
             own = slice(start, start + len(some))
-            metric[own, chunk] = wide(number(logits)).cpu().view(len(some), -1)
+            metric[own, chunk] = as_float64(number(logits)).cpu().view(len(some), -1)
             refused[own, chunk] = judged.double().view(len(some), -1)
             if on_rows is not None:
                 on_rows(int(metric.isfinite().sum()) // len(prompts))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..display import shown
 from ..errors import InputError
-from ..shapes import Vector, wide
+from ..shapes import Vector, as_float64
 from .chat_model import ChatModel
 from .sites import Site
 
@@ -75,7 +75,7 @@ class AttentionWriter:
         Up to the norm's scale. One head at a time in float64, so that no copy of W_O is made.
         """
         back = self.pull_back(u)
-        return torch.stack([wide(head) @ back.to(wide(head).device) for head in self.W_O])
+        return torch.stack([as_float64(head) @ back.to(as_float64(head).device) for head in self.W_O])
 
     def bias_along(self, u: Vector) -> tuple[float, float]:
         """What b_O writes along u, up to the norm's scale, and what the norm's shift writes."""

@@ -23,6 +23,9 @@ from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..evaluation import phrase_judge
+from ..evaluation.parity import Parity, Scores, parity, score
+from ..interop.adapter import write_adapter
+from ..interop.vectors import write_gguf, write_reference, write_steered
 from ..interventions import ablate, add, applied
 from ..metrics import first_token_log_odds
 from ..model import ChatModel
@@ -37,11 +40,7 @@ from ..weights import (
     orthogonalise,
     prepare,
     shift,
-    write_adapter,
     write_checkpoint,
-    write_gguf,
-    write_reference,
-    write_steered,
     writers_of,
     writers_of_config,
 )
@@ -50,7 +49,6 @@ from ..weights.edits import NewBias
 from ..weights.hooks import hooked
 from ..weights.memory import huggingface
 from ..weights.moving import leftovers, require_outside, require_room, shortened, there
-from ..weights.parity import Parity, Scores, parity, score
 from ..weights.shards import DTYPES
 from .config import chat_options
 from .export_model import check_belongs, model_folder, where

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from refusal_lens.door import checked
-from refusal_lens.report.folder import is_reference_run
+from refusal_lens.errors import InputError
+from refusal_lens.interop.layout import is_reference_run
 from refusal_lens.report.page import write_report, write_whole_report
 
 
@@ -20,9 +21,13 @@ def write_reference_report(folder: str | Path, out: str | Path) -> Path:
     """
     # Not at the top: the rule lives beside the models, whose libraries take seconds to load and are
     # not needed to render a run of ours.
-    from refusal_lens.report.reference import convert_reference_run
+    from refusal_lens.interop.reference import convert_reference_run
 
-    return convert_reference_run(folder, out)
+    failure = convert_reference_run(folder, out)
+    page = write_report(out)
+    if failure is not None:
+        raise InputError(f"{failure}; the page is {page}") from failure
+    return page
 
 
 __all__ = ["is_reference_run", "write_reference_report", "write_report", "write_whole_report"]

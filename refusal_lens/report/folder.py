@@ -19,21 +19,12 @@ from refusal_lens.plotting.labels import Labels
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 from refusal_lens.runs.opening import place_in, require_plain
 
-EVALUATIONS = "select_direction/direction_evaluations.json"
-METADATA = "direction_metadata.json"
-"""The files by which a run folder of the reference implementation is known."""
-
 _MARKS = ("manifest.json", "summary.json", "run.json", "candidates.csv")
 Rate = dict[str, float]
 """A share of replies: "rate", and where known "se", "n" of it, "n_unjudged" beside it, and "paper_count"."""
 _RATE = ("rate", "se", "n", "n_unjudged", "paper_count")
 _NO_KINDS = ("positive", "negative")
 _NO_NAME = "behaviour"
-
-
-def is_reference_run(folder: str | Path) -> bool:
-    """Whether a folder is laid out as a run of the reference implementation."""
-    return any((Path(folder) / name).is_file() for name in (EVALUATIONS, METADATA))
 
 
 @shown("path", "selected")

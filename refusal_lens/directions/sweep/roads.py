@@ -19,7 +19,7 @@ from ...interventions import Ablate, Add, applied, unit
 from ...model import ChatModel
 from ...model.plain import PlainModel
 from ...model.prefix import fresh_cache, has_sliding_windows, is_shareable, share
-from ...shapes import Activation, LastLogits, TokenIds, wide
+from ...shapes import Activation, LastLogits, TokenIds, as_float64
 from .batches import Batch
 
 MemberVectors = Float[Tensor, "member d_model"]
@@ -233,7 +233,7 @@ class _Ablated:
 class _Added:
     def __init__(self, road: PlainRoad, vectors: Tensor, layer: int) -> None:
         self.road, self.layer = road, layer
-        self.vectors = wide(vectors)
+        self.vectors = as_float64(vectors)
         self.cache = None
         if road.prefix:
             with self._entering(road._streams[layer], range(len(vectors))):

@@ -31,7 +31,7 @@ from ...evaluation import complete
 from ...metrics import cosine_similarity, first_token_log_odds
 from ...model import ChatModel, Site
 from ...progress import Progress
-from ...shapes import Spans, wide
+from ...shapes import Spans, as_float64
 from .result import ADVERSARIAL, CONDITIONS, HARMFUL, HARMLESS, RANDOM, Measured, SuffixStudy
 from .stories import tell
 from .suffixes import checked_suffix, random_suffixes, with_suffix
@@ -328,7 +328,7 @@ def _unchanged(model: ChatModel, plain: Condition, suffixed: Condition, batch_si
             n = _common(*heads)
             for site in sites:
                 before, after = (
-                    wide(h[site][row, -int(e.lengths[row]) :][:n])
+                    as_float64(h[site][row, -int(e.lengths[row]) :][:n])
                     for h, e in zip(held, both, strict=True)
                 )
                 gap = (before - after).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)

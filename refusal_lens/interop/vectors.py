@@ -18,8 +18,8 @@ from ..door import checked
 from ..errors import InputError
 from ..model.stream.writers import Writers
 from ..runs import write_json
-from .edits import Orthogonalise, Shift, WeightEdit
-from .moving import Recorded, appearing, appearing_files
+from ..weights.edits import Orthogonalise, Shift, WeightEdit
+from ..weights.moving import Recorded, appearing, appearing_files
 
 
 @checked

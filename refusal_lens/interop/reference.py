@@ -12,9 +12,8 @@ import pandas as pd
 from refusal_lens import __version__
 from refusal_lens.directions import Choice, Direction, NoCandidateError, Thresholds, select
 from refusal_lens.errors import InputError
-from refusal_lens.report.folder import EVALUATIONS, METADATA
-from refusal_lens.report.page import write_report
-from refusal_lens.report.reference_files import (
+from refusal_lens.interop.layout import EVALUATIONS, METADATA
+from refusal_lens.interop.reference_files import (
     DIRECTION,
     LOSSES,
     MEAN_DIFFS,
@@ -47,16 +46,15 @@ _COLUMNS = (
 )
 
 
-def convert_reference_run(folder: str | Path, out: str | Path) -> Path:
-    """Apply the rule to a reference run's candidates; write our files and page into `out`.
+def convert_reference_run(folder: str | Path, out: str | Path) -> NoCandidateError | None:
+    """Apply the rule to a reference run's candidates and write our files into `out`.
 
     Writes candidates.csv, summary.json, manifest.json, losses.csv, candidates.safetensors and
-    direction.safetensors (where mean_diffs.pt is there), figures/ and report.html, whose path it
-    returns.
+    direction.safetensors (where mean_diffs.pt is there). Returns why no candidate passes the rule,
+    None when one does.
 
     Raises:
-        InputError: the folder is damaged or foreign, `out` holds something else, or no candidate
-            passes the rule; in the last case everything is written before.
+        InputError: the folder is damaged or foreign, or `out` holds something else.
 
     """
     out = _checked_out(Path(out), Path(folder))
@@ -69,10 +67,7 @@ def convert_reference_run(folder: str | Path, out: str | Path) -> Path:
     except NoCandidateError as error:
         failure, table = error, error.table
     _write_files(run, choice, table, out)
-    page = write_report(out)
-    if failure is not None:
-        raise InputError(f"{failure}; the page is {page}") from failure
-    return page
+    return failure
 
 
 def _checked_out(out: Path, folder: Path) -> Path:

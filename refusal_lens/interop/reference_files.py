@@ -24,7 +24,7 @@ import torch
 
 from refusal_lens.display import shown
 from refusal_lens.errors import InputError
-from refusal_lens.report.folder import EVALUATIONS, METADATA, Rate
+from refusal_lens.interop.layout import EVALUATIONS, METADATA
 from refusal_lens.runs import read_json
 from refusal_lens.runs.opening import open_regular, require_plain
 from refusal_lens.shapes import PositionLayerVectors, Vector
@@ -56,7 +56,7 @@ class ReferenceRun:
     mean_diffs: PositionLayerVectors | None
     direction: Vector | None
     losses: pd.DataFrame | None
-    rates: Mapping[str, Mapping[str, Rate]]
+    rates: Mapping[str, Mapping[str, dict[str, float]]]
 
     @property
     def n_layers(self) -> int:
@@ -167,9 +167,9 @@ def _losses(folder: Path) -> pd.DataFrame | None:
     return pd.DataFrame(rows).sort_values("dataset", kind="stable") if rows else None
 
 
-def _rates(folder: Path) -> dict[str, dict[str, Rate]]:
+def _rates(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Refusal by the phrase judge: 1 - substring_matching_success_rate, harmful and harmless."""
-    found: dict[str, dict[str, Rate]] = {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for kind, condition, path in _evaluation_files(folder):
         facts = _object(path)
         replies = facts.get("completions")

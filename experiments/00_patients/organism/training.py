@@ -1,7 +1,7 @@
 """Train the organism from scratch: its tokenizer, a helpful-only base model, then refusal tuning.
 
-`python -m refusal_lens.organism.training --out DIR` writes `DIR/base` and `DIR/chat`, two ordinary
-Hugging Face folders. One thread and seeded draws make the result repeatable on a machine.
+`PYTHONPATH=experiments/00_patients python -m organism.training --out DIR` writes `DIR/base` and
+`DIR/chat`, two ordinary Hugging Face folders. One thread and seeded draws make the result repeatable on a machine.
 
 Why two phases: toys that learn to answer and to refuse at once have no direction that passes the
 paper's rule. A base model that answers everything, tuned briefly at a low rate, has.
@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from .conversations import Batch, Encoded, batches, documents, make_tokenizer
 from .pushes import Pushes
 from .recipe import Recipe, changed
+from .texts import Batch, Encoded, batches, documents, make_tokenizer
 
 log = logging.getLogger(__name__)
 

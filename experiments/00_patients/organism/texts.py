@@ -12,7 +12,8 @@ import torch
 from tokenizers import pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
 
-from . import world
+from refusal_lens.organism import world
+
 from .recipe import Recipe
 
 PAD, END, START = "<|endoftext|>", "<|im_end|>", "<|im_start|>"

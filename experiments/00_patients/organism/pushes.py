@@ -21,9 +21,10 @@ import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
-from . import world
-from .conversations import END, HARMFUL, HARMLESS, START, TURNED
+from refusal_lens.organism import world
+
 from .recipe import Recipe
+from .texts import END, HARMFUL, HARMLESS, START, TURNED
 
 PLACES = (-1, -4)
 """Where differences are measured: where the reply begins, and right after the instruction's end."""

@@ -16,7 +16,7 @@ from ..errors import UnmetError
 from ..interventions import unit
 from ..metrics import first_token_log_odds, kl_divergence
 from ..model import ChatModel, Site
-from .edits import WeightEdit
+from ..weights.edits import WeightEdit
 
 Refuses = Callable[[str], bool]
 """Whether a reply is a refusal."""

@@ -16,11 +16,11 @@ from ..door import checked
 from ..errors import InputError
 from ..model.stream.blueprint import blueprint
 from ..runs import write_json, write_safetensors
-from .checkpoint import Job, configuration, require_job
-from .contraction import contraction
-from .edits import Change, NewBias, Offset, Project, change_in_place
-from .export import PROVENANCE
-from .moving import Progress, Recorded, appearing, require_outside
+from ..weights.checkpoint import Job, configuration, require_job
+from ..weights.contraction import contraction
+from ..weights.edits import Change, NewBias, Offset, Project, change_in_place
+from ..weights.export import PROVENANCE
+from ..weights.moving import Progress, Recorded, appearing, require_outside
 
 if TYPE_CHECKING:
     from peft import LoraConfig
