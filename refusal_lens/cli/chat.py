@@ -111,7 +111,7 @@ def _load(folder: Path, *, system: str | None, max_new_tokens: int | None, **opt
         # Read the direction first: it was found with the run's own system prompt.
         asked = {**written, "system": system}
         model = model.with_chat(ChatFormat.from_tokenizer(model.tokenizer, **asked))
-    return Model(model, direction, tuple(summary["refusal_tokens"]), max_new_tokens)
+    return Model(model, direction, tuple(summary["behaviour"]["first_tokens"]["ids"]), max_new_tokens)
 
 
 def _converse(talk: Conversation) -> None:

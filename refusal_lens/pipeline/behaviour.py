@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
 from ..activations import mean_next_token_probabilities
+from ..behaviours import FirstTokens
+from ..behaviours.words import REFUSAL
 from ..directions.finding import Behaved, observe_behaviour, pick_refusal_tokens
 from ..directions.refusal_tokens import NoRefusalTokens, RefusalTokens, top_tokens
 from ..model import ChatModel
 from ..prompts import PromptPair
 from ..runs import Step
 from .steps import Job, side_of
+from .summary import behaviour_summary, no_first_tokens
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ def behaviour(job: Job, step: Step) -> None:
     step.write_json(
         "behaviour.json",
         {
-            "refusal_tokens": asdict(tokens),
+            "behaviour": _described(tokens),
+            "kinds": list(contrast.kinds),
             "no_direction": reason or None,
             "kept_prompts": counts,
             "baseline": baseline,
@@ -99,6 +102,15 @@ def _refusal_tokens(job: Job) -> tuple[RefusalTokens, str]:
     return tokens, ""
 
 
+def _described(tokens: RefusalTokens) -> dict[str, Any]:
+    """What the summary says of the behaviour."""
+    if not tokens.ids:
+        return no_first_tokens("refusal", REFUSAL, tokens.evidence)
+    return behaviour_summary(
+        FirstTokens(tokens.ids, texts=tokens.texts, source=tokens.source, evidence=tokens.evidence)
+    )
+
+
 def _means(behaved: Behaved) -> tuple[float | None, float | None]:
     """Mean metric of the kept prompts of both kinds, None where none is kept."""
     refused, answered = behaved.positive_metric, behaved.negative_metric
@@ -114,7 +126,7 @@ def _filtered(
     for side, metric in enumerate((behaved.positive_metric, behaved.negative_metric)):
         kept = set(side_of(behaved.pair, side))
         rows += [
-            {"split": split, "kind": kinds[side], "instruction": p, "kept": p in kept, "metric": m}
+            {"split": split, "kind": kinds[side], "instruction": p, "kept": p in kept, "score": m}
             for p, m in zip(side_of(pair, side), metric.tolist(), strict=True)
         ]
     return rows
@@ -123,7 +135,7 @@ def _filtered(
 def _unfiltered(pair: PromptPair, split: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
     """Without refusal tokens there is no metric, and no prompt is known to behave as it should."""
     return [
-        {"split": split, "kind": kind, "instruction": p, "kept": False, "metric": None}
+        {"split": split, "kind": kind, "instruction": p, "kept": False, "score": None}
         for side, kind in enumerate(kinds)
         for p in side_of(pair, side)
     ]

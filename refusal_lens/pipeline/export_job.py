@@ -430,7 +430,7 @@ class _Export:
     @cached_property
     def tokens(self) -> list[int]:
         """The refusal tokens."""
-        found: list[int] = read_json(self.run.output("summary.json"))["refusal_tokens"]
+        found: list[int] = read_json(self.run.output("summary.json"))["behaviour"]["first_tokens"]["ids"]
         return found
 
     @cached_property

@@ -12,15 +12,27 @@ import pandas as pd
 
 from .. import __version__
 from ..door import checked
+from ..evaluation.conditions import OF_KIND
 from ..model import fingerprint
 from ..report import write_report
 from ..runs import Run, Step, read_csv, read_json, read_jsonl
 from . import steps
 from .behaviour import behaviour
 from .config import RunConfig, chat_options
-from .flags import find_flags
-from .steps import CONDITIONS, Job, OnProgress
-from .summary import base_summary, summarise, unchanged, well_formed
+from .flags import Measured, find_flags
+from .steps import Job, OnProgress
+from .summary import (
+    SCHEMA_VERSION,
+    base_summary,
+    loss_summary,
+    model_summary,
+    null_summary,
+    rates_summary,
+    selection_summary,
+    settings_summary,
+    unchanged,
+    well_formed,
+)
 
 Work = Callable[[Job, Step], None]
 OPTIONAL = ("base", "nulls")
@@ -140,7 +152,7 @@ def _testing(job: Job) -> list[Task]:
     Those after the selection need its direction, and are left out where it took none.
     """
     c, tasks = job.config, []
-    for side, conditions in CONDITIONS.items():
+    for side, conditions in enumerate(OF_KIND):
         for condition in conditions:
             name = f"completions_{job.contrast.kinds[side]}_{condition}"
             work = partial(steps.completions, side=side, condition=condition)
@@ -173,46 +185,45 @@ def _describe(job: Job, step: Step) -> None:
         (kinds[side], condition): read_jsonl(
             job.path(f"completions/{kinds[side]}_{condition}.jsonl")
         )
-        for side, conditions in CONDITIONS.items()
+        for side, conditions in enumerate(OF_KIND)
         for condition in (conditions if directed else ("baseline",))
     }
-    step.write_csv("metrics.csv", metrics_frame(completions))
+    step.write_csv("metrics.csv", scores_frame(completions))
     scored = job.made("selection", "candidates.csv")
     text = ("position_name", "reason")
-    summary = summarise(
-        behaviour=job.behaviour,
-        judged=read_csv(job.path("candidates.csv"), text=text) if scored else None,
-        chosen=job.direction.provenance if directed else None,
-        not_selected="" if directed else steps.why_none_is_selected(job),
-        completions=completions,
-        losses=read_csv(job.path("losses.csv")) if directed else None,
-        nulls=read_csv(job.path("nulls.csv")) if directed and config.n_null else None,
-        settings=config.as_dict(),
-        kinds=kinds,
-    )
+    table = read_csv(job.path("candidates.csv"), text=text) if scored else None
+    chosen = job.direction.provenance if directed else None
+    nulls = read_csv(job.path("nulls.csv")) if directed and config.n_null else None
+    why_none = "" if directed else steps.why_none_is_selected(job)
+    names = ("behaviour", "kinds", "baseline", "kept_prompts", "duplicates_removed")
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        **model_summary(job.behaviour["model"]),
+        **{name: job.behaviour[name] for name in names},
+        **selection_summary(table, chosen, why_none),
+        **rates_summary(completions),
+        **null_summary(nulls),
+        **loss_summary(read_csv(job.path("losses.csv")) if directed else None),
+        **settings_summary(config.as_dict()),
+    }
     if directed:
         summary |= unchanged(completions, kinds)
         if config.base_model is not None:
             replies = read_jsonl(job.path(f"completions/{kinds[0]}_base.jsonl"))
-            summary["base"] = base_summary(completions, replies, kinds)
+            summary |= base_summary(completions, replies, kinds)
     if config.model == "organism":
-        summary["well_formed"] = well_formed(completions)
+        summary |= well_formed(completions)
     curves = read_csv(job.path("curves.csv")) if directed else None
-    summary["flags"] = find_flags(
-        summary,
-        completions,
-        kinds,
-        curves=curves,
-        missed_writes="; ".join(job.behaviour["model"].get("missed_writes", ())),
-    )
+    missed = "; ".join(job.behaviour["model"].get("missed_writes", ()))
+    summary["flags"] = find_flags(Measured(summary, completions, curves, missed))
     step.write_json("summary.json", summary | {"seconds": job.run.seconds, "version": __version__})
 
 
-def metrics_frame(completions: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
-    """Refusal metric per test prompt: kind, condition, index, metric."""
+def scores_frame(completions: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """Score per test prompt: kind, condition, index, score."""
     return pd.DataFrame(
         [
-            {"kind": kind, "condition": condition, "index": i, "metric": row["metric"]}
+            {"kind": kind, "condition": condition, "index": i, "score": row["score"]}
             for (kind, condition), rows in completions.items()
             for i, row in enumerate(rows)
         ]

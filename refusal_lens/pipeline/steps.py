@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -25,6 +26,7 @@ from ..directions.finding import extract_candidates
 from ..directions.sweep import sweep
 from ..errors import InputError
 from ..evaluation import (
+    Completion,
     complete,
     cosine_by_layer,
     cosine_in_both,
@@ -32,6 +34,7 @@ from ..evaluation import (
     principal_components,
     reply_loss,
 )
+from ..evaluation.conditions import OF_KIND
 from ..interventions import Edit, ablate, add, subtract
 from ..model import ChatModel
 from ..model.loading import resolve_device, resolve_dtype
@@ -44,12 +47,6 @@ log = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (what, done, in all)."""
-
-CONDITIONS = {
-    0: ("baseline", "ablation", "subtraction"),
-    1: ("baseline", "ablation", "addition"),
-}
-"""The conditions of each kind of prompts: 0 for the positive (harmful), 1 for the negative ones."""
 
 SMALL_MODEL = 100_000_000
 """Parameters below which starting a pass costs more than the passes of 64 prompts themselves."""
@@ -142,7 +139,7 @@ class Job:
     @cached_property
     def refusal_tokens(self) -> tuple[int, ...]:
         """R, empty where none was found."""
-        return tuple(self.behaviour["refusal_tokens"]["ids"])
+        return tuple(self.behaviour["behaviour"]["first_tokens"]["ids"])
 
     @cached_property
     def direction(self) -> Direction:
@@ -273,7 +270,15 @@ def completions(job: Job, step: Step, *, side: int, condition: str) -> None:
         batch_size=job.batch_size,
         on_progress=job.said(f"completions, {kind}, {condition}"),
     )
-    step.write_jsonl(f"completions/{kind}_{condition}.jsonl", [asdict(one) for one in done])
+    step.write_jsonl(f"completions/{kind}_{condition}.jsonl", [_row(one) for one in done])
+
+
+def _row(one: Completion) -> dict[str, Any]:
+    return {
+        "instruction": one.instruction, "response": one.response, "shows": one.refusal,
+        "evidence": one.evidence, "score": None if math.isnan(one.metric) else one.metric,
+        "reply_ids": one.reply_ids, "paper_count": one.refusal_exact,
+    }  # fmt: skip
 
 
 def losses(job: Job, step: Step) -> None:
@@ -314,7 +319,7 @@ def null_edits(job: Job, step: Step) -> None:
         batch_size=job.batch_size,
         on_progress=job.said("nulls"),
     )
-    step.write_csv("nulls.csv", table)
+    step.write_csv("nulls.csv", table.rename(columns={"metric": "score", "refusal_rate": "rate"}))
 
 
 def geometry(job: Job, step: Step) -> None:
@@ -322,7 +327,7 @@ def geometry(job: Job, step: Step) -> None:
     contrast = job.contrast
     prompts = {kind: side_of(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
     edits = {
-        kind: {condition: job.edit(condition) for condition in CONDITIONS[side]}
+        kind: {condition: job.edit(condition) for condition in OF_KIND[side]}
         for side, kind in enumerate(contrast.kinds)
     }
     step.write_csv(
@@ -380,7 +385,7 @@ def base_comparison(job: Job, step: Step) -> None:
         batch_size=job.batch_size,
         on_progress=job.said(f"completions, {kind}, base model"),
     )
-    step.write_jsonl(f"completions/{kind}_base.jsonl", [asdict(one) for one in done])
+    step.write_jsonl(f"completions/{kind}_base.jsonl", [_row(one) for one in done])
     prompts = {kind: side_of(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
     table = cosine_in_both(
         job.model,

@@ -93,7 +93,7 @@ def _study(
     harmful, harmless = (
         [row["instruction"] for row in test if row["kind"] == kind] for kind in kinds
     )
-    tokens = read_json(run.output("behaviour.json"))["refusal_tokens"]["ids"]
+    tokens = read_json(run.output("behaviour.json"))["behaviour"]["first_tokens"]["ids"]
     return study_suffix(
         model,
         Direction.load(run.output("direction.safetensors"), model),

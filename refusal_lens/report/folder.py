@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,13 @@ Rate = dict[str, float]
 _RATE = ("rate", "se", "n", "n_unjudged", "paper_count")
 _NO_KINDS = ("positive", "negative")
 _NO_NAME = "behaviour"
+
+
+class Selected(NamedTuple):
+    """The place and layer of the selected candidate."""
+
+    place: str
+    layer: int
 
 
 @shown("path", "selected")
@@ -126,10 +133,11 @@ class RunFolder:
         return float(found) if math.isfinite(found) else None
 
     @property
-    def selected(self) -> tuple[int, int] | None:
-        """(position, layer) of the selected candidate."""
+    def selected(self) -> Selected | None:
+        """The selected candidate."""
         position, layer = self.number("selected", "position"), self.number("selected", "layer")
-        return None if position is None or layer is None else (int(position), int(layer))
+        place = self.value("selected", "place") or (f"post[{position:.0f}]" if position else None)
+        return None if place is None or layer is None else Selected(str(place), int(layer))
 
     @property
     def n_layers(self) -> int | None:

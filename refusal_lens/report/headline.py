@@ -5,6 +5,7 @@ from __future__ import annotations
 from refusal_lens.plotting import visible
 from refusal_lens.plotting.labels import capital
 from refusal_lens.plotting.nulls import NULLS
+from refusal_lens.plotting.places import place_text
 from refusal_lens.report.facts import (
     Scores,
     change,
@@ -16,7 +17,7 @@ from refusal_lens.report.facts import (
     who_names_tokens,
 )
 from refusal_lens.report.folder import Rate, RunFolder
-from refusal_lens.report.markup import MINUS, percent
+from refusal_lens.report.markup import percent
 
 LITTLE = 0.2
 """Share of the positive prompts below which a model hardly shows the behaviour."""
@@ -46,11 +47,11 @@ def candidate(run: RunFolder) -> str:
     """The selected candidate in words."""
     if run.selected is None:
         return "no candidate"
-    position, layer = run.selected
+    place, layer = run.selected
     depth = "" if run.n_layers is None else f" of {run.n_layers}"
     name = run.value("selected", "position_name")
     token = f" ({visible(name)})" if isinstance(name, str) and name else ""
-    return f"layer {layer}{depth}, position {str(position).replace('-', MINUS)}{token}"
+    return f"layer {layer}{depth}, {place_text(place)}{token}"
 
 
 def _by_judge(run: RunFolder, before: Rate, after: Rate) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from refusal_lens.plotting.theme import CONDITIONS
+from refusal_lens.evaluation.conditions import condition_text
 from refusal_lens.report.folder import RunFolder
 from refusal_lens.report.markup import Section, numeric, paragraph, plain, table
 
 _TEXT = (
     "Cross-entropy per token in nats, perplexity its exponential. On-distribution: the unedited "
-    "model\u2019s own completions of harmless instructions, completion tokens only."
+    "model\u2019s own completions of {prompts}, completion tokens only."
 )
 _DATASETS = {"on_distribution": "on-distribution", "pile": "The Pile", "alpaca": "Alpaca"}
 
@@ -24,7 +24,7 @@ def render(run: RunFolder) -> Section | None:
     rows = [
         [
             plain(_DATASETS.get(row["dataset"], row["dataset"])),
-            plain(CONDITIONS.get(row["condition"], row["condition"])),
+            plain(condition_text(row["condition"])),
             numeric(row["ce"]),
             numeric(row["ce"] - plain_model.get(row["dataset"], float("nan"))),
             numeric(row["perplexity"]),
@@ -33,4 +33,5 @@ def render(run: RunFolder) -> Section | None:
         for row in losses.to_dict("records")
     ]
     head = ("data", "condition", "CE loss", "against unedited", "perplexity", "tokens")
-    return Section("losses", "Losses", (paragraph(_TEXT), table(head, rows, css="data")))
+    text = _TEXT.format(prompts=run.labels.prompts(1))
+    return Section("losses", "Losses", (paragraph(text), table(head, rows, css="data")))
