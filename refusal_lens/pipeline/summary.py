@@ -30,17 +30,16 @@ Completions = Mapping[tuple[str, str], Sequence[Row]]
 
 
 def behaviour_summary(behaviour: Behaviour) -> dict[str, Any]:
-    """What a page says of the behaviour: name, unit, threshold, judge, words, and first tokens where it has any."""
+    """What a page says of the behaviour: name, unit, threshold, judge, words, and what it is scored by."""
     facts = {
         "name": behaviour.name,
         "unit": behaviour.unit,
         "threshold": behaviour.threshold,
         "judge": None if behaviour.judge is None else judge_name(behaviour.judge),
         "words": asdict(behaviour.words),
-        "definition": behaviour.to_json(),
     }
     if not isinstance(behaviour, FirstTokens):
-        return facts
+        return facts | {"definition": behaviour.to_json()}
     tokens = {name: list(getattr(behaviour, name)) for name in ("ids", "texts", "against")}
     evidence = evidence_rows(behaviour.evidence)
     return facts | {"first_tokens": tokens | {"source": behaviour.source, "evidence": evidence}}
@@ -90,10 +89,13 @@ def selection_summary(
     }
     if table is None or chosen is None:
         return {"selected": None, "scores": None, "not_selected": why_none or None, **counts}
-    row = table[(table["position"] == chosen["position"]) & (table["layer"] == chosen["layer"])].iloc[0]
+    at = "place" if "place" in table else "position"
+    row = table[(table[at] == chosen[at]) & (table["layer"] == chosen["layer"])].iloc[0]
+    position = row["position"]
     return {
         "selected": {
-            "position": int(row["position"]),
+            "place": row["place"] if at == "place" else f"post[{position}]",
+            "position": None if pd.isna(position) else int(position),
             "layer": int(row["layer"]),
             "position_name": row["position_name"],
             "norm": float(row["norm"]),

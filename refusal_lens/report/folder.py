@@ -183,8 +183,9 @@ class RunFolder:
 
     @property
     def judge(self) -> str:
-        """Who judged the replies."""
-        return f"the {self.behaviour.get('judge') or 'judge'}".replace("_", " ")
+        """Who judged the replies, in words."""
+        name = str(self.behaviour.get("judge") or "").replace("_", " ")
+        return f"the {name}" if name.endswith("judge") else f"the {name} judge".replace("  ", " ")
 
     @property
     def token_ids(self) -> tuple[int, ...] | None:

@@ -98,8 +98,9 @@ class Whole(Struct):
 class Selected(Struct):
     """The selected candidate."""
 
-    position: Position
     layer: Layer
+    position: Position | None = None
+    place: str | None = None
     position_name: str | None = None
     norm: Number = None
 
