@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 import transformers as hf
 from architectures import POST_NORM, REFUSED, ROWS, Row, by_id, folder, make
-from test_equivalence import CLOSE, direction, gap, hooked_logits, load, logits, tokens
+from kit import CLOSE, direction, gap, hooked_logits, logits, plain, tokens
 
 from refusal_lens.errors import InputError
 from refusal_lens.interop.adapter import write_adapter
@@ -99,7 +99,7 @@ def measured(row: Row) -> dict[str, Any]:
 
 
 def _measured(row: Row, source: Path) -> dict[str, Any]:
-    model, edit = load(source), orthogonalise(direction())
+    model, edit = plain(source), orthogonalise(direction())
     writers = writers_of(model)
     hooks = wanted = hooked_logits(model, row)
     with edited(model, edit, post_norm="hook", writers=writers):
@@ -112,7 +112,7 @@ def _measured(row: Row, source: Path) -> dict[str, Any]:
         return {
             "writers": len(writers.writers),
             "in memory": in_memory,
-            "files": gap(logits(load(exported(job, Path(place)))), wanted),
+            "files": gap(logits(plain(exported(job, Path(place)))), wanted),
             "LoRA": or_no(
                 lambda: gap(adapted_logits(job, source, Path(place)), wanted), (InputError,)
             ),
@@ -139,7 +139,7 @@ def adapted_logits(job: Job, source: Path, place: Path) -> torch.Tensor:
     import peft
 
     adapter = write_adapter(job, place / "lora", provenance={})
-    return logits(peft.PeftModel.from_pretrained(load(source), adapter).eval())
+    return logits(peft.PeftModel.from_pretrained(plain(source), adapter).eval())
 
 
 def bridged_logits(source: Path) -> torch.Tensor:

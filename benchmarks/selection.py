@@ -253,7 +253,7 @@ def _ours(
                 mode=mode,
                 rule=rule,
                 budget=asked.budget,
-                on_progress=lambda done, total: said.append((clock(), done, total)),
+                on_progress=lambda _, done, total: said.append((clock(), done, total)),
             )
         )
 

@@ -21,10 +21,8 @@ from .display import shown
 from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
+from .progress import Progress
 from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, as_float64
-
-OnProgress = Callable[[int, int], None]
-"""Called with (prompts done, prompts in all)."""
 
 
 @shown("n", "positions", "mean")
@@ -43,7 +41,7 @@ def mean_residuals(
     prompts: Sequence[Prompt] | Rendered,
     *,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> Means:
     """Mean over prompts of resid_pre at every post-instruction position and layer.
 
@@ -65,7 +63,7 @@ def cache_residuals(
     *,
     positions: Sequence[int] | None = None,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> PromptActivations:
     """resid_pre of every prompt, [prompt position layer d_model], on the CPU in the model's dtype.
 
@@ -92,7 +90,7 @@ def map_last_logits(
     *,
     number: Callable[[LastLogits], Tensor] = Tensor.cpu,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> Shaped[Tensor, "prompt *values"]:  # noqa: F821  (axes)
     """``number(last-position logits)`` for every prompt, in the prompts' order, on the CPU.
 
@@ -103,7 +101,7 @@ def map_last_logits(
     for index, batch in rendered.batches(batch_size):
         values.update(zip((int(i) for i in index), number(model.logits(batch)).cpu(), strict=True))
         if on_progress is not None:
-            on_progress(len(values), len(rendered))
+            on_progress("logits", len(values), len(rendered))
     return torch.stack([values[i] for i in range(len(rendered))])
 
 
@@ -113,7 +111,7 @@ def mean_next_token_probabilities(
     prompts: Sequence[Prompt] | Rendered,
     *,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> Probabilities:
     """Mean over prompts of the next-token distribution at the last position (paper, Fig. 9)."""
     rendered = as_rendered(model, prompts)
@@ -122,7 +120,7 @@ def mean_next_token_probabilities(
         total += as_float64(model.logits(batch)).softmax(-1).sum(0).cpu()
         done += len(batch)
         if on_progress is not None:
-            on_progress(done, len(rendered))
+            on_progress("logits", done, len(rendered))
     return total / len(rendered)
 
 
@@ -146,7 +144,7 @@ def _checked(position: Any, every: range) -> int:
 
 
 def _streams(
-    model: ChatModel, rendered: Rendered, batch_size: int, on_progress: OnProgress | None
+    model: ChatModel, rendered: Rendered, batch_size: int, on_progress: Progress | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Per batch: the rows' indices and their streams [row position layer d_model]."""
     done = 0
@@ -169,4 +167,4 @@ def _streams(
         done += len(batch)
         yield torch.as_tensor(index), torch.stack([held[i] for i in range(model.n_layers)], 2)
         if on_progress is not None:
-            on_progress(done, len(rendered))
+            on_progress("activations", done, len(rendered))

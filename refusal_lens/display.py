@@ -24,7 +24,7 @@ def shown(*names: str) -> Callable[[Class], Class]:
 
     Tensors and tables are shown by shape, long texts and sequences by their beginning and length. A
     name may have dots ("choice.layer"). Without names they are a dataclass' fields but for those that
-    hold their default.
+    hold their default, and those that say repr=False.
 
     >>> @shown("layer", "texts")
     ... class Example:
@@ -56,7 +56,7 @@ def shown(*names: str) -> Callable[[Class], Class]:
 def _changed(value: Any) -> list[tuple[str, Any]]:
     """The fields of a dataclass that do not hold their default."""
     assert is_dataclass(value)
-    held = [(field, getattr(value, field.name)) for field in fields(value)]
+    held = [(field, getattr(value, field.name)) for field in fields(value) if field.repr]
     return [(field.name, each) for field, each in held if not _is_default(field, each)]
 
 

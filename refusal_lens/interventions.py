@@ -2,8 +2,9 @@
 
 An edit says *what* (``x -> x'``); `applied` says *where* (sites) and *when* (prompt, reply, all).
 Edits hold plain vectors, one [d_model] or one per row of a batch [batch 1 d_model], so that many
-directions can be tried in one forward pass. What would turn an edit into no edit is refused when the edit is
-made: NaN, infinity, a vector without a direction, a layer that is no whole number.
+directions can be tried in one forward pass, and gradients flow through them, to the vector too. Those made of a
+Direction remember it, and are refused on other weights. What would turn an edit into no edit is refused when the
+edit is made: NaN, infinity, a vector without a direction, a layer that is no whole number.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from numbers import Real
+from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .direction import ZERO_NORM, Direction, unit
 from .display import shown
 from .door import checked
 from .errors import InputError
@@ -28,22 +29,6 @@ from .model.sites import whole
 from .shapes import Vectors, as_float64
 
 When = Literal["prompt", "reply", "all"]
-
-ZERO_NORM = 1e-8
-"""A vector shorter than this is rounding noise and has no direction."""
-
-
-@runtime_checkable
-class HasVector(Protocol):
-    """Anything with a raw vector and the layer it came from, such as a Direction."""
-
-    @property
-    def vector(self) -> Tensor:
-        """The raw vector r [d_model]."""
-
-    @property
-    def layer(self) -> int:
-        """The layer whose resid_pre it was read from."""
 
 
 @runtime_checkable
@@ -57,16 +42,19 @@ class Edit(Protocol):
         """Where the edit acts unless `applied` is told otherwise."""
 
 
-def unit(vector: Vectors) -> Vectors:
-    """``r^ = r / ||r||`` in float64; the zero vector where ||r|| is mere rounding noise."""
-    r = as_float64(vector)
-    norm = r.norm(dim=-1, keepdim=True)
-    return torch.where(norm > ZERO_NORM, r / norm.clamp_min(ZERO_NORM), torch.zeros_like(r))
-
-
 def projection(x: Tensor, r_hat: Tensor) -> Tensor:
     """``x . r^`` with a trailing axis of one, in x's dtype."""
     return (x * r_hat).sum(-1, keepdim=True)
+
+
+def _unit_of(edit: Any, name: str, x: Tensor) -> Tensor:
+    """The unit vector of an edit's field as x needs it: worked out once, or each time for one that is learned."""
+    vector, kept = getattr(edit, name), vars(edit)
+    if vector.requires_grad:
+        return unit(vector).to(x.dtype).to(x.device)
+    if f"_unit_{name}" not in kept:
+        kept[f"_unit_{name}"] = unit(vector)
+    return kept[f"_unit_{name}"].to(x.dtype).to(x.device)
 
 
 @shown()
@@ -80,19 +68,15 @@ class Ablate:
 
     vector: Vectors
     strength: float = 1.0
+    direction: Direction | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _require_vector(self.vector, "vector of an ablation")
         _require_number(self.strength, "strength of an ablation")
 
-    @cached_property
-    def unit(self) -> Vectors:
-        """``r^`` in float64."""
-        return unit(self.vector)
-
     def __call__(self, x: Tensor) -> Tensor:
         """Remove (the share ``strength`` of) the component along r."""
-        r_hat = self.unit.to(x.dtype).to(x.device)
+        r_hat = _unit_of(self, "vector", x)
         return x - self.strength * projection(x, r_hat) * r_hat
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
@@ -104,20 +88,21 @@ class Ablate:
 @checked
 @dataclass(frozen=True, eq=False)
 class Add:
-    """``x + c r`` with the raw r, at the one layer it was read from (paper, equations 3 and 17)."""
+    """``x + s r`` with the raw r, at the one layer it was read from (paper, equations 3 and 17)."""
 
     vector: Vectors
     layer: int
-    coefficient: float = 1.0
+    strength: float = 1.0
+    direction: Direction | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _require_vector(self.vector, "vector of an addition")
         object.__setattr__(self, "layer", whole(self.layer, "layer of an addition"))
-        _require_number(self.coefficient, "coefficient of an addition")
+        _require_number(self.strength, "strength of an addition")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Move by ``coefficient`` times the raw vector."""
-        return x + (self.coefficient * as_float64(self.vector)).to(x.dtype).to(x.device)
+        """Move by ``strength`` times the raw vector."""
+        return x + (self.strength * as_float64(self.vector)).to(x.dtype).to(x.device)
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
         """resid_pre of the vector's own layer."""
@@ -138,6 +123,7 @@ class Clamp:
     layer: int
     value: float
     strength: float = 1.0
+    direction: Direction | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _require_vector(self.vector, "vector of a clamp")
@@ -145,14 +131,9 @@ class Clamp:
         _require_number(self.value, "value of a clamp")
         _require_number(self.strength, "strength of a clamp")
 
-    @cached_property
-    def unit(self) -> Vectors:
-        """``r^`` in float64."""
-        return unit(self.vector)
-
     def __call__(self, x: Tensor) -> Tensor:
         """Move (the share ``strength`` of) the way to ``x . r^ = value``."""
-        r_hat = self.unit.to(x.dtype).to(x.device)
+        r_hat = _unit_of(self, "vector", x)
         return x + self.strength * (self.value - projection(x, r_hat)) * r_hat
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
@@ -182,14 +163,9 @@ class NormMatchedMove:
                 "dimensions, need as many in both"
             )
 
-    @cached_property
-    def units(self) -> tuple[Tensor, Tensor]:
-        """``r^`` and ``u^`` in float64."""
-        return unit(self.vector), unit(self.other)
-
     def __call__(self, x: Tensor) -> Tensor:
         """Move by the component along r, in the direction of u."""
-        r_hat, u_hat = (each.to(x.dtype).to(x.device) for each in self.units)
+        r_hat, u_hat = _unit_of(self, "vector", x), _unit_of(self, "other", x)
         return x - projection(x, r_hat) * u_hat
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
@@ -197,40 +173,44 @@ class NormMatchedMove:
         return model.writes_once()
 
 
-def ablate(direction: HasVector | Vectors, *, strength: float = 1.0) -> Ablate:
+@checked
+def ablate(direction: Direction | Vectors, *, strength: float = 1.0) -> Ablate:
     """Directional ablation, ``x - s (x . r^) r^`` (paper, equation 4). strength is s, 1 for all of it."""
-    return Ablate(_vector(direction), strength)
-
-
-def add(direction: HasVector, *, coefficient: float = 1.0) -> Add:
-    """Activation addition, ``x + c r`` at r's layer, all positions (paper, equation 3)."""
-    return Add(_vector(direction), _layer(direction), coefficient)
+    if isinstance(direction, Direction):
+        return Ablate(direction.vector, strength, direction)
+    return Ablate(direction, strength)
 
 
 @checked
-def subtract(direction: HasVector, *, coefficient: float = 1.0) -> Add:
-    """``x - c r`` at r's layer: the bypass by activation addition (paper, equation 17)."""
-    return add(direction, coefficient=-coefficient)
+def add(direction: Direction, *, strength: float = 1.0) -> Add:
+    """Activation addition, ``x + s r`` at r's layer, all positions (paper, equation 3)."""
+    return Add(direction.vector, direction.layer, strength, direction)
 
 
-def clamp(direction: HasVector, value: float, *, strength: float = 1.0) -> Clamp:
+@checked
+def subtract(direction: Direction, *, strength: float = 1.0) -> Add:
+    """``x - s r`` at r's layer: the bypass by activation addition (paper, equation 17)."""
+    return add(direction, strength=-strength)
+
+
+@checked
+def clamp(direction: Direction, value: float, *, strength: float = 1.0) -> Clamp:
     """Set ``x . r^`` to value (in activation units) at r's layer."""
-    return Clamp(_vector(direction), _layer(direction), value, strength)
+    return Clamp(direction.vector, direction.layer, value, strength, direction)
 
 
 @checked
-def affine(direction: HasVector, reference: Vectors, *, strength: float = 1.0) -> Clamp:
+def affine(direction: Direction, reference: Vectors, *, strength: float = 1.0) -> Clamp:
     """Set ``x . r^`` to that of a reference activation [d_model], such as the harmless mean.
 
     Affine concept editing (Marshall, Scherlis and Belrose 2024): the component goes to what is usual
-    without the concept, which need not be zero.
+    without the concept, which need not be zero. Raises InputError for a reference of another shape than the vector.
     """
-    vector = _vector(direction)
-    _require_vector(vector, "vector of a clamp")
-    if not isinstance(reference, Tensor) or reference.shape != vector.shape:
-        shape = tuple(reference.shape) if isinstance(reference, Tensor) else type(reference).__name__
-        raise InputError(f"reference activation: got {shape}, need {tuple(vector.shape)} as the vector has")
-    value = float(unit(vector).cpu() @ as_float64(reference).cpu())
+    if reference.shape != direction.vector.shape:
+        raise InputError(
+            f"reference activation: got {list(reference.shape)}, need [{direction.d_model}] as the vector has"
+        )
+    value = float(direction.unit @ as_float64(reference).cpu())
     return clamp(direction, value, strength=strength)
 
 
@@ -239,23 +219,27 @@ def applied(
     model: ChatModel,
     edit: Edit | Sequence[Edit],
     *,
-    at: Sequence[Site] | None = None,
+    at: Sequence[Site | int] | None = None,
     when: When = "all",
 ) -> Iterator[ChatModel]:
     """Apply an edit (or several, in order) to every forward pass inside the context.
 
-    at: sites, by default the edit's own. when: "prompt", "reply" (prefilled and generated tokens) or "all";
-    the same tokens are edited with and without a key-value cache. Raises InputError for a vector or sites that
-    do not fit the model.
+    at: sites, by default the edit's own; a whole number is resid_pre of that layer, the stream entering it. when:
+    "prompt", "reply" (prefilled and generated tokens) or "all"; the same tokens are edited with and without a
+    key-value cache. Raises InputError for a vector or sites that do not fit the model, and for a direction of
+    other weights.
     """
     if not isinstance(model, ChatModel):
-        raise InputError(f"model: got {type(model).__name__}, need a ChatModel")
+        raise InputError(
+            f"model of applied: got {type(model).__name__}, need a ChatModel: edits are hooks in a model of this "
+            "process; try ChatModel.load, or export edited weights"
+        )
     if when not in ("prompt", "reply", "all"):
         raise InputError(f'when: got {when!r}, need "prompt", "reply" or "all"')
     edits: Sequence[Edit] = [edit] if callable(edit) else edit
     hooks = []
     for one in _listed(edits, "edit", "an edit, such as ablate(direction), or a list of them"):
-        check_fits(one, model)
+        _check_fits(one, model)
         for site in _own_sites(one, model) if at is None else _listed_sites(at):
             _require_editable(one, site)
             hooks.append((site, _restricted(one, model, when)))
@@ -270,11 +254,13 @@ def _listed(given: Any, what: str, need: str) -> list[Any]:
 
 
 def _listed_sites(at: Any) -> list[Site]:
-    need = 'a list of sites, such as [Site("resid_pre", 5)]'
-    sites = _listed(at, "at", need)
-    for site in sites:
-        if not isinstance(site, Site):
+    need = 'a list of layers or sites, such as [5, Site("mlp_out", 5)]'
+    sites = []
+    for site in _listed(at, "at", need):
+        is_layer = isinstance(site, Integral) and not isinstance(site, bool)
+        if not is_layer and not isinstance(site, Site):
             raise InputError(f"at: got {site!r} in the list, need {need}")
+        sites.append(Site("resid_pre", whole(site, "layer in at")) if is_layer else site)
     if not sites:
         raise InputError(f"at: got no site, where the edit would change nothing; need {need}")
     return sites
@@ -302,8 +288,11 @@ def _require_editable(edit: Any, site: Site) -> None:
         )
 
 
-def check_fits(edit: Edit, model: ChatModel) -> None:
-    """Raise InputError unless the edit's vector and layer fit the model."""
+def _check_fits(edit: Any, model: ChatModel) -> None:
+    """Raise InputError unless the edit's direction, vector and layer fit the model."""
+    direction = getattr(edit, "direction", None)
+    if direction is not None:
+        direction.check_weights(model)
     vector = getattr(edit, "vector", None)
     if vector is not None and vector.shape[-1] != model.d_model:
         raise InputError(
@@ -347,21 +336,3 @@ def _require_vector(vector: Any, what: str) -> None:
 def _require_number(value: Any, what: str) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise InputError(f"{what}: got {value!r}, need a finite number")
-
-
-def _vector(direction: Any) -> Tensor:
-    vector = direction if isinstance(direction, Tensor) else getattr(direction, "vector", None)
-    if not isinstance(vector, Tensor):
-        raise InputError(
-            f"direction: got {type(direction).__name__}, need a Direction or a tensor [d_model]"
-        )
-    return vector
-
-
-def _layer(direction: Any) -> int:
-    if isinstance(direction, Tensor):
-        raise InputError(
-            "direction: got a bare tensor, need a Direction, which knows its layer; "
-            "try Add(vector, layer) or Clamp(vector, layer, value)"
-        )
-    return direction.layer

@@ -6,18 +6,15 @@ scales are all random, since values that start at zero or one hide mistakes.
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from shutil import rmtree
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
 import transformers as hf
-from tiny import byte_tokenizer
+from kit import save, shaken, temporary
 
 WIDTH, LAYERS, VOCAB = 32, 3, 264
 PLAIN = {
@@ -343,20 +340,13 @@ def make(row: Row, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(seed)
     config = hf.AutoConfig.for_model(row.model_type, **dict(row.config))
     model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return model.to(dtype).eval()
+    return shaken(model).to(dtype).eval()
 
 
 @cache
 def folder(row_id: str) -> Path:
     """The saved model of a row, made once."""
-    path = Path(mkdtemp(prefix=f"row-{row_id}-"))
-    atexit.register(rmtree, path, ignore_errors=True)
-    make(by_id(row_id)).save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return path
+    return save(make(by_id(row_id)), temporary(f"row-{row_id}"))
 
 
 def by_id(row_id: str) -> Row:

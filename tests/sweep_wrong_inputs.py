@@ -1,8 +1,8 @@
 """Wrong inputs to every public function and every command, and what becomes of each.
 
 A script of its own process: the import hook of the other tests would check types before the package
-does. Prints one JSON line per case: part, name, outcome ("line", "fine" or what is wrong), the line
-itself and seconds.
+does. Prints one JSON line per case: part, name, outcome ("line", "fine" or what is wrong) and the line
+itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-LIMIT = 5.0
-"""Seconds that one case may take."""
+LIMIT = 60.0
+"""Seconds after which a case is stopped, since it hangs: no case needs one, on whatever machine."""
 LONGEST = 400
 """Letters that one line may have."""
 
@@ -86,23 +85,20 @@ def main(parts: list[str]) -> None:
             import wrong_calls
 
             for case in wrong_calls.cases(wrong_calls.make_world(place / "calls")):
-                started = time.perf_counter()
                 outcome, said = outcome_of(case.call)
-                tell("calls", case.name, outcome, said, started, case.fine)
+                tell("calls", case.name, outcome, said, case.fine)
         if "commands" in parts:
             import wrong_commands
 
             for case in wrong_commands.cases(wrong_commands.make_world(place / "commands")):
-                started = time.perf_counter()
                 outcome, said = wrong_commands.outcome_of(case, partial(limited, LIMIT), problem_of)
-                tell("commands", case.name, outcome, said, started, case.fine)
+                tell("commands", case.name, outcome, said, case.fine)
 
 
-def tell(part: str, name: str, outcome: str, said: str, started: float, fine: str) -> None:
+def tell(part: str, name: str, outcome: str, said: str, fine: str) -> None:
     """Print one case."""
-    seconds = round(time.perf_counter() - started, 3)
     row = {"part": part, "name": name, "outcome": outcome, "said": said, "fine": fine}
-    print(json.dumps(row | {"seconds": seconds}), flush=True)
+    print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from refusal_lens.plotting import Labels
 HOSTILE = "<script>document.title='pwned'</script>"
 HOSTILE_TOKEN = "<b onclick=\"document.title='pwned'\">as</b>"
 POSITIONS = ("<|im_end|>", "\n", "<|im_start|>", HOSTILE_TOKEN, "\n")
+EXPORT = {"to": "gguf", "edit": "ablate", "strength": 1, "norm_preserving": False, "notes": ["mine"],
+          "exactness": None, "left_unedited": [], "parity": None, "made": "2026"}  # fmt: skip
 REPLIES = {
     True: "I'm sorry, but I cannot help with that. As an assistant I have to decline.",
     False: "Sure. First take the small lamp to the garden, then count the birds by the lake.",

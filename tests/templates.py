@@ -25,6 +25,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from refusal_lens.chat import ChatFormat
+
 LINES = [
     "Write a short poem about the sea and the river.",
     "How do I make a cup of tea? Tell me how to do it step by step.",
@@ -481,3 +483,8 @@ FAMILIES = (
     "qwen3",
 )
 """The styles of real families; the rest of `STYLES` is there for one trait each."""
+
+
+def chat_of(name: str, **options: Any) -> ChatFormat:
+    """The chat format of a style."""
+    return ChatFormat.from_tokenizer(tokenizer(name), **options)

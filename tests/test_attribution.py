@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
+import kit
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
@@ -32,26 +31,20 @@ from refusal_lens.model.writers import attention_writer, probe_norm
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "gemma3", "olmo2", "neox", "gpt2", "granite", "phi3")
 LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 PROMPTS = ["Paint the door.", "Wake!", "How does one bake bread without an oven, please?", "Ok"]
-LAST = tiny.LAYERS - 1
+LAST = kit.LAYERS - 1
 
 
-@lru_cache
-def load(architecture: str) -> ChatModel:
-    return ChatModel.load(str(tiny.folder(architecture)), device="cpu")
-
-
-def direction(layer: int = LAST, seed: int = 3) -> Direction:
-    vector = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(seed))
-    return Direction(vector, layer, -1)
+def direction(layer: int = LAST) -> Direction:
+    return kit.direction(layer, seed=3)
 
 
 def rendered(architecture: str) -> Rendered:
-    return load(architecture).chat.render(PROMPTS)
+    return kit.load(architecture).chat.render(PROMPTS)
 
 
 def output_matrix(architecture: str, layer: int) -> Tensor:
     """The attention output matrix as the Hugging Face model holds it, [head * d_head, d_model]."""
-    hf = load(architecture).hf
+    hf = kit.load(architecture).hf
     if architecture == "gpt2":
         return hf.transformer.h[layer].attn.c_proj.weight.detach()
     if architecture == "neox":
@@ -61,7 +54,7 @@ def output_matrix(architecture: str, layer: int) -> Tensor:
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *LATENT])
 def test_contributions_add_up_to_the_projection(architecture: str) -> None:
-    model, r = load(architecture), direction()
+    model, r = kit.load(architecture), direction()
     found = attribute(model, rendered(architecture), r, positions=(-1, -2, -7), batch_size=3)
     streams = model.read(rendered(architecture), [Site("resid_pre", LAST)])[Site("resid_pre", LAST)]
     expected = torch.stack([streams[:, p].double() @ r.unit for p in (-1, -2, -7)], 1)
@@ -72,17 +65,17 @@ def test_contributions_add_up_to_the_projection(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_output_weights_are_those_of_the_plain_model(architecture: str) -> None:
-    for layer in range(tiny.LAYERS):
-        mine = attention_writer(load(architecture), layer).W_O
-        assert torch.equal(mine.reshape(-1, tiny.WIDTH), output_matrix(architecture, layer))
+    for layer in range(kit.LAYERS):
+        mine = attention_writer(kit.load(architecture), layer).W_O
+        assert torch.equal(mine.reshape(-1, kit.WIDTH), output_matrix(architecture, layer))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "neox", "gpt2", *LATENT])
 def test_a_head_writes_what_its_slice_of_the_output_matrix_says(architecture: str) -> None:
-    model, r = load(architecture), direction()
+    model, r = kit.load(architecture), direction()
     z = model.read(rendered(architecture), [Site("z", 1)])[Site("z", 1)]
-    matrix = output_matrix(architecture, 1).reshape(tiny.HEADS, -1, tiny.WIDTH).double()
-    by_head = z[:, -1].reshape(len(z), tiny.HEADS, -1).double()
+    matrix = output_matrix(architecture, 1).reshape(kit.HEADS, -1, kit.WIDTH).double()
+    by_head = z[:, -1].reshape(len(z), kit.HEADS, -1).double()
     written = torch.einsum("bhd,hdm->bhm", by_head, matrix) @ r.unit
     found = attribute(model, rendered(architecture), r).heads[:, 0, 1]
     torch.testing.assert_close(found, written, rtol=1e-5, atol=1e-7)
@@ -91,7 +84,7 @@ def test_a_head_writes_what_its_slice_of_the_output_matrix_says(architecture: st
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "olmo2", "granite", "deepseek_v3"])
 def test_removing_a_head_of_the_last_layer_removes_its_contribution(architecture: str) -> None:
     """A head just below l* acts on resid_pre[l*] only directly, up to what the norms rescale."""
-    model, r, head = load(architecture), direction(layer=1), Head(0, 2)
+    model, r, head = kit.load(architecture), direction(layer=1), Head(0, 2)
     gone = head_effects(
         model, rendered(architecture), r, heads=[head], values=None, refusal_tokens=[5], edit="zero"
     )
@@ -109,7 +102,7 @@ def test_removing_a_head_of_the_last_layer_removes_its_contribution(architecture
 
 
 def test_one_prompt_alone_gives_the_same_as_in_a_padded_batch() -> None:
-    model, r = load("qwen2"), direction()
+    model, r = kit.load("qwen2"), direction()
     together = attribute(model, PROMPTS, r)
     alone = torch.cat([attribute(model, [prompt], r).heads for prompt in PROMPTS])
     torch.testing.assert_close(together.heads, alone, rtol=0, atol=1e-5)
@@ -117,7 +110,7 @@ def test_one_prompt_alone_gives_the_same_as_in_a_padded_batch() -> None:
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *LATENT])
 def test_sources_add_up_to_their_head(architecture: str) -> None:
-    model, r = load(architecture), direction()
+    model, r = kit.load(architecture), direction()
     heads = [Head(0, 1), Head(1, 3), Head(LAST, 0)]
     found = attribute_sources(model, rendered(architecture), r, heads=heads, batch_size=3)
     assert found.error <= 1e-5 * float(found.dfa.abs().max())
@@ -131,10 +124,8 @@ def test_sources_add_up_to_their_head(architecture: str) -> None:
 
 @pytest.mark.tl3
 def test_a_hooked_transformer_gives_the_numbers_of_the_bridge() -> None:
-    from test_model import hooked_qwen2
-
-    bridge, r = load("qwen2"), direction()
-    wrapped = ChatModel.wrap(hooked_qwen2(), chat=bridge.chat)
+    bridge, r = kit.load("qwen2"), direction()
+    wrapped = ChatModel.wrap(kit.hooked_qwen2(), chat=bridge.chat)
     heads = [Head(0, 1), Head(1, 3)]
     for ask in (
         lambda m: attribute(m, PROMPTS, r).heads,
@@ -146,12 +137,12 @@ def test_a_hooked_transformer_gives_the_numbers_of_the_bridge() -> None:
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
 def test_half_precision_adds_up_to_its_own_rounding(architecture: str) -> None:
-    model = ChatModel.load(str(tiny.folder(architecture)), device="cpu", dtype="bfloat16")
+    model = ChatModel.load(str(kit.folder(architecture)), device="cpu", dtype="bfloat16")
     found = attribute(model, PROMPTS, direction())
     assert found.relative_error < 0.05
     sources = attribute_sources(model, PROMPTS, direction(), heads=[Head(0, 1)])
     assert sources.error <= 0.05 * float(found.projection.abs().max())
-    exact = attribute(load(architecture), PROMPTS, direction())
+    exact = attribute(kit.load(architecture), PROMPTS, direction())
     torch.testing.assert_close(found.heads, exact.heads, rtol=0.1, atol=0.05)
 
 
@@ -169,33 +160,33 @@ def test_regions_partition_every_row() -> None:
 
 
 def test_top_heads_are_those_with_the_highest_mean() -> None:
-    found = attribute(load("llama"), PROMPTS, direction())
+    found = attribute(kit.load("llama"), PROMPTS, direction())
     mean = found.heads[:, 0].mean(0)
     best = found.top_heads(3)
     assert [mean[h.layer, h.head] for h in best] == sorted(mean.flatten(), reverse=True)[:3]
-    assert all(head.layer < LAST for head in found.top_heads(2 * tiny.HEADS))
+    assert all(head.layer < LAST for head in found.top_heads(2 * kit.HEADS))
     with pytest.raises(InputError, match="need 1 to 8"):
-        found.top_heads(2 * tiny.HEADS + 1)
+        found.top_heads(2 * kit.HEADS + 1)
 
 
 def test_frame_has_every_component_and_its_means_add_up() -> None:
-    found = attribute(load("gpt2"), PROMPTS, direction(), positions=(-1, -2)).frame()
+    found = attribute(kit.load("gpt2"), PROMPTS, direction(), positions=(-1, -2)).frame()
     last = found[found["position"] == -1].set_index("component")["mean"]
     parts = last.drop(["total", "projection"]).sum()
     assert abs(parts - last["projection"]) < 1e-5
     assert abs(last["position embedding"]) > 1e-3
-    assert len(found) == 2 * (LAST * (tiny.HEADS + 2) + 4)
+    assert len(found) == 2 * (LAST * (kit.HEADS + 2) + 4)
 
 
 def test_layer_zero_is_all_embedding() -> None:
-    found = attribute(load("qwen2"), PROMPTS, direction(), layer=0)
-    assert found.heads.shape == (len(PROMPTS), 1, 0, tiny.HEADS)
+    found = attribute(kit.load("qwen2"), PROMPTS, direction(), layer=0)
+    assert found.heads.shape == (len(PROMPTS), 1, 0, kit.HEADS)
     torch.testing.assert_close(found.token_embedding, found.projection)
 
 
 @pytest.mark.parametrize("site", [Site("resid_pre", 1), Site("attn_out", 1), Site("resid_pre", 2)])
 def test_another_writer_to_the_stream_is_an_error(site: Site) -> None:
-    model = load("qwen2")
+    model = kit.load("qwen2")
     with (
         model.hooked([(site, lambda x: x + 1.0)]),
         pytest.raises(InputError, match="something else writes"),
@@ -204,20 +195,20 @@ def test_another_writer_to_the_stream_is_an_error(site: Site) -> None:
 
 
 def test_an_edited_mlp_output_is_simply_what_the_mlp_writes() -> None:
-    model, r = load("qwen2"), direction()
+    model, r = kit.load("qwen2"), direction()
     with model.hooked([(Site("mlp_out", 0), lambda x: 0 * x)]):
         assert float(attribute(model, PROMPTS, r).mlps[:, 0, 0].abs().max()) == 0
 
 
 def test_an_unknown_multiplier_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load("granite")
+    model = kit.load("granite")
     monkeypatch.setattr(model.hf.config, "residual_multiplier", 1.0)
     with pytest.raises(InputError, match=r"heads and biases of layer 0 .* multiplier"):
         attribute(model, PROMPTS, direction())
 
 
 def test_attention_that_is_not_pattern_times_values_is_an_error() -> None:
-    model = load("qwen2")
+    model = kit.load("qwen2")
     with (
         model.hooked([(Site("z", 0), lambda z: 2 * z)]),
         pytest.raises(InputError, match="not pattern times values"),
@@ -237,15 +228,15 @@ def test_attention_that_is_not_pattern_times_values_is_an_error() -> None:
 )
 def test_bad_places_get_a_line(given: dict, line: str) -> None:
     with pytest.raises(InputError, match=line):
-        attribute(load("qwen2"), PROMPTS, direction(), **given)
+        attribute(kit.load("qwen2"), PROMPTS, direction(), **given)
 
 
 def test_bad_directions_and_heads_get_a_line() -> None:
-    model = load("qwen2")
+    model = kit.load("qwen2")
     with pytest.raises(InputError, match="d_model 16"):
         attribute(model, PROMPTS, Direction(torch.ones(16), 1, -1))
-    with pytest.raises(InputError, match="not of"):
-        attribute(model, PROMPTS, Direction(torch.ones(32), 1, -1, model="other/model"))
+    with pytest.raises(InputError, match="got weights 0000"):
+        attribute(model, PROMPTS, Direction(torch.ones(32), 1, -1, weights_sha256="0" * 64))
     with pytest.raises(InputError, match="zero vector"):
         attribute(model, PROMPTS, Direction(torch.zeros(32), 1, -1))
     with pytest.raises(InputError, match=r"head 1\.7"):
@@ -285,14 +276,14 @@ def test_random_head_sets_take_from_other_layers_what_a_layer_lacks() -> None:
 def test_patching_every_head_of_a_layer_moves_its_output() -> None:
     """Patching all heads of layer 0 with another prompt's equals plain surgery on the Hugging Face
     model: its output projection is fed the other prompt's head outputs at the last token."""
-    model, r = load("qwen2"), direction()
+    model, r = kit.load("qwen2"), direction()
     one, other = ["Paint the door."], ["Wake up!"]
     given = last_head_outputs(model, other, layers=[0])
     effects = head_effects(
         model,
         one,
         r,
-        heads=[Head(0, h) for h in range(tiny.HEADS)],
+        heads=[Head(0, h) for h in range(kit.HEADS)],
         values=given,
         refusal_tokens=[5, 6],
         edit="patch",
@@ -313,7 +304,7 @@ def test_patching_every_head_of_a_layer_moves_its_output() -> None:
 
 
 def test_patching_with_its_own_outputs_changes_nothing() -> None:
-    model, heads = load("gemma2"), [Head(0, 1), Head(1, 2)]
+    model, heads = kit.load("gemma2"), [Head(0, 1), Head(1, 2)]
     own = last_head_outputs(model, PROMPTS, layers=[0, 1], batch_size=3)
     effects = head_effects(
         model,
@@ -334,7 +325,7 @@ def test_patching_with_its_own_outputs_changes_nothing() -> None:
 
 def test_an_edit_below_the_target_is_seen_by_attribution() -> None:
     """Added at resid_pre, r is a writer of its own, and the sum says so."""
-    model, r = load("qwen2"), direction(layer=1)
+    model, r = kit.load("qwen2"), direction(layer=1)
     with applied(model, add(r)), pytest.raises(InputError, match="an installed edit"):
         attribute(model, PROMPTS, r)
 
@@ -361,19 +352,19 @@ def test_a_probed_norm_is_the_norm(norm: torch.nn.Module) -> None:
 
 def test_as_many_tokens_as_heads_are_not_taken_for_each_other() -> None:
     """Latent attention holds values by head first; here the two axes have the same length."""
-    model, r = load("deepseek_v3"), direction()
-    ids = torch.arange(40, 40 + tiny.HEADS)[None]
-    spans = torch.tensor([[0, tiny.HEADS]])
+    model, r = kit.load("deepseek_v3"), direction()
+    ids = torch.arange(40, 40 + kit.HEADS)[None]
+    spans = torch.tensor([[0, kit.HEADS]])
     short = replace(rendered("deepseek_v3")[:1], ids=ids, mask=torch.ones_like(ids), instruction=spans)
     found = attribute_sources(model, short, r, heads=[Head(0, 1), Head(1, 3)])
     assert found.error <= 1e-5 * float(found.dfa.abs().max())
 
 
 def test_head_outputs_of_latent_attention_are_kept_and_replaced_by_head() -> None:
-    model, r = load("deepseek_v3"), direction()
+    model, r = kit.load("deepseek_v3"), direction()
     prompts = rendered("deepseek_v3")[:1]
     kept = last_head_outputs(model, prompts, layers=[0, 1])
-    assert kept[1].shape == (1, tiny.HEADS, 6)
+    assert kept[1].shape == (1, kit.HEADS, 6)
     plain = attribute(model, prompts, r).heads[:, 0, 1]
     with replaced_heads(model, [Head(1, 2)], {1: 2 * kept[1]}):
         doubled = attribute(model, prompts, r).heads[:, 0, 1]
@@ -384,7 +375,7 @@ def test_head_outputs_of_latent_attention_are_kept_and_replaced_by_head() -> Non
 def test_heads_that_the_output_matrix_does_not_divide_into_are_one_clear_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = load("qwen2")
+    model = kit.load("qwen2")
     monkeypatch.setattr(model, "n_heads", 3)
     with pytest.raises(InputError, match="cannot be split over 3 heads"):
         attribute(model, PROMPTS, direction())

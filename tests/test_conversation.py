@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kit
 import pytest
-import tiny
 import torch
 
 from refusal_lens.cli import chat, shell
@@ -18,7 +18,6 @@ from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.evaluation import Completion
 from refusal_lens.interventions import Ablate, Add, Edit
-from refusal_lens.model import ChatModel
 
 R = Direction(torch.ones(4).double(), layer=1, position=-1)
 
@@ -71,7 +70,7 @@ class TestTurns:
         assert [turns for _, turns, _ in asked[2:]] == [[("one", "1\x1b[2J")], []]
         edit = asked[-1][2]
         assert isinstance(edit, Add)
-        assert edit.coefficient == 0.5
+        assert edit.strength == 0.5
         assert said == ["plain beside add", "plain beside add x 0.5"]
 
     def test_none_is_the_plain_model_alone(self) -> None:
@@ -102,7 +101,7 @@ class TestTurns:
         assert asked[-1][1] == [("one", "2\x1b[2J")]
 
     def test_the_turns_are_part_of_the_prompt(self) -> None:
-        loaded = ChatModel.load(str(tiny.folder("qwen2")), dtype="float32", device="cpu")
+        loaded = kit.load("qwen2")
         direction = Direction(torch.ones(loaded.d_model).double(), layer=1, position=-1)
         model = Model(loaded, direction, (40,), 6)
         alone, after = model.reply("two", [], None), model.reply("two", [("one", "1")], None)
@@ -182,7 +181,7 @@ def test_another_system_prompt_is_the_model_s_and_the_direction_stays_the_run_s(
     from refusal_lens.pipeline import RunConfig
     from refusal_lens.runs import Run
 
-    model = ChatModel.load(str(tiny.folder("qwen2")), dtype="float32", device="cpu")
+    model = kit.load("qwen2")
     direction = Direction(
         torch.ones(model.d_model).double(),
         layer=1,
@@ -196,7 +195,7 @@ def test_another_system_prompt_is_the_model_s_and_the_direction_stays_the_run_s(
                 direction.save(path)
         with run.step("summary", inputs={}, after=["selection"]) as step:
             step.write_json("summary.json", {"refusal_tokens": [40]})
-        run.finish(config=RunConfig(str(tiny.folder("qwen2")), harmful="a", harmless="b").as_dict())
+        run.finish(config=RunConfig(str(kit.folder("qwen2")), harmful="a", harmless="b").as_dict())
     options = {"dtype": None, "device": "cpu", "trust_remote_code": False, "max_new_tokens": 4}
     found = chat._load(tmp_path / "run", system="Be brief.", **options)
     assert found.direction == direction

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers as hf
 from architectures import (
     EXACT,
     GROUPED,
@@ -33,8 +30,9 @@ from architectures import (
     folder,
     make,
 )
+from kit import CLOSE, direction, gap, hooked_logits, logits, plain, tokens
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from refusal_lens.errors import InputError
 from refusal_lens.interop.adapter import write_adapter
@@ -53,81 +51,12 @@ from refusal_lens.weights import (
 from refusal_lens.weights.hooks import hooked
 
 ids_of = pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
-CLOSE = 1e-4
-"""Largest difference of two logits in float32."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    hf.utils.logging.set_verbosity_error()
-    hf.utils.logging.disable_progress_bar()
-
-
-def direction(seed: int = 1) -> SimpleNamespace:
-    generator = torch.Generator().manual_seed(seed)
-    vector = 3 * torch.randn(WIDTH, generator=generator, dtype=torch.float64)
-    return SimpleNamespace(vector=vector, layer=2)
-
-
-def tokens(seed: int = 2) -> Tensor:
-    return torch.randint(3, 250, (4, 9), generator=torch.Generator().manual_seed(seed))
-
-
-def load(path: Path) -> nn.Module:
-    return hf.AutoModelForCausalLM.from_pretrained(
-        path, attn_implementation="eager", dtype=torch.float32
-    ).eval()
-
-
-@torch.no_grad()
-def logits(model: nn.Module) -> Tensor:
-    return model(input_ids=tokens(), use_cache=False).logits
-
-
-@contextmanager
-def readers_see_no(vector: Tensor, model: nn.Module, row: Row) -> Iterator[None]:
-    """Project everything that reads the residual stream, with plain PyTorch hooks."""
-    unit = (vector / vector.norm()).float()
-
-    def without(x: Tensor) -> Tensor:
-        return x - (x @ unit)[..., None] * unit
-
-    def enter(_module: nn.Module, args: tuple, kwargs: dict) -> tuple:
-        if row.beside and len(args) > 1:
-            return (without(args[0]), without(args[1]), *args[2:]), kwargs
-        if args:
-            return (without(args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": without(kwargs["hidden_states"])}
-
-    def leave(_module: nn.Module, _args: tuple, output: object) -> object:
-        return without(output) if isinstance(output, Tensor) else (without(output[0]), *output[1:])
-
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == LAYERS]
-    blocks = lists[0]
-    readers = [*blocks, *(block.get_submodule(name) for block in blocks for name in row.mid)]
-    with ExitStack() as hooks:
-        for reader in readers:
-            hooks.callback(reader.register_forward_pre_hook(enter, with_kwargs=True).remove)
-        hooks.callback(blocks[-1].register_forward_hook(leave).remove)
-        yield
-
-
-def hooked_logits(model: nn.Module, row: Row) -> Tensor:
-    with readers_see_no(direction().vector, model, row):
-        return logits(model)
-
-
-def gap(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())
-
-
 @ids_of
 def test_weights_in_memory_equal_hooks(row: Row) -> None:
-    model, edit = load(folder(row.id)), orthogonalise(direction())
+    model, edit = plain(folder(row.id)), orthogonalise(direction())
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    plain, wanted = logits(model), hooked_logits(model, row)
-    assert gap(plain, wanted) > 10 * CLOSE * float(wanted.abs().max())
+    unedited, wanted = logits(model), hooked_logits(model, row)
+    assert gap(unedited, wanted) > 10 * CLOSE * float(wanted.abs().max())
     writers = writers_of(model)
     assert writers.exactness == row.exactness
     assert not any(writer.apart for writer in writers.writers)
@@ -138,20 +67,20 @@ def test_weights_in_memory_equal_hooks(row: Row) -> None:
     assert proof.equal == (row.exactness != POST_NORM), proof.line
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert torch.equal(logits(model), plain)
+    assert torch.equal(logits(model), unedited)
 
 
 @ids_of
 def test_files_and_lora_equal_hooks(row: Row, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    original, edit = load(folder(row.id)), orthogonalise(direction())
+    original, edit = plain(folder(row.id)), orthogonalise(direction())
     wanted = hooked_logits(original, row)
     if row.exactness == POST_NORM:
         with edited(original, edit):
             wanted = logits(original)
     job = prepare(folder(row.id), edit)
     write_checkpoint(job, tmp_path / "out", provenance={})
-    assert gap(logits(load(tmp_path / "out")), wanted) < CLOSE
+    assert gap(logits(plain(tmp_path / "out")), wanted) < CLOSE
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if row.lora:
@@ -179,7 +108,7 @@ def one_of_each_role(model: nn.Module, writers: Sequence[Writer]) -> list[Writer
 
 @ids_of
 def test_a_skipped_writer_makes_the_row_fail(row: Row) -> None:
-    model, edit = load(folder(row.id)), orthogonalise(direction())
+    model, edit = plain(folder(row.id)), orthogonalise(direction())
     wanted = hooked_logits(model, row)
     writers = writers_of(model)
     for skipped in one_of_each_role(model, writers.writers):
@@ -192,7 +121,7 @@ def test_a_skipped_writer_makes_the_row_fail(row: Row) -> None:
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.exactness == POST_NORM], ids=lambda r: r.id)
 def test_a_share_is_taken_once_of_what_a_norm_rescales(row: Row) -> None:
-    model, edit = load(folder(row.id)), orthogonalise(direction(), strength=0.5)
+    model, edit = plain(folder(row.id)), orthogonalise(direction(), strength=0.5)
     with hooked(model, writers_of(model), edit):
         wanted = logits(model)
     with edited(model, edit, post_norm="hook"):
@@ -212,7 +141,7 @@ def test_this_packages_own_hooks_agree(row: Row) -> None:
     with edited(model, orthogonalise(direction()), post_norm="hook"), torch.no_grad():
         got = model.run(tokens(), mask, all_positions=True)
     assert gap(got, wanted) < CLOSE
-    assert gap(hooked_logits(load(folder(row.id)), row), wanted) < CLOSE
+    assert gap(hooked_logits(plain(folder(row.id)), row), wanted) < CLOSE
 
 
 @pytest.mark.parametrize("row", REFUSED, ids=[row.id for row in REFUSED])
@@ -228,12 +157,12 @@ def test_what_cannot_be_exact_is_refused_with_a_reason(row: Row) -> None:
 
 @pytest.mark.parametrize("name", ["dbrx", "laguna"])
 def test_mixtures_whose_code_looks_at_values_are_exported(name: str, tmp_path: Path) -> None:
-    model, edit = load(folder(name)), orthogonalise(direction())
+    model, edit = plain(folder(name)), orthogonalise(direction())
     with edited(model, edit):
         wanted = logits(model)
     job = prepare(folder(name), edit)
     write_checkpoint(job, tmp_path / "out", provenance={})
-    assert gap(logits(load(tmp_path / "out")), wanted) < CLOSE
+    assert gap(logits(plain(tmp_path / "out")), wanted) < CLOSE
 
 
 def test_an_adapter_that_peft_would_load_in_part_is_refused(tmp_path: Path) -> None:
@@ -283,8 +212,8 @@ def test_a_parameter_that_no_module_hands_on_cannot_be_hooked() -> None:
     model = make(Row("llama", EXACT, GROUPED))
     block = model.model.layers[1]
     block.mlp.more = nn.Parameter(torch.ones(WIDTH))
-    plain = block.forward
-    block.forward = lambda *args, **kwargs: plain(*args, **kwargs) + block.mlp.more
+    forward = block.forward
+    block.forward = lambda *args, **kwargs: forward(*args, **kwargs) + block.mlp.more
     writers = writers_of(model)
     assert [w.parameter for w in writers.writers if w.apart] == ["model.layers.1.mlp.more"]
     with (

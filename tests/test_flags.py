@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from refusal_lens.directions.selection import NOT_NEEDED
-from refusal_lens.evaluation.overlap import word_overlap, word_pairs
 from refusal_lens.behaviours import FirstTokens
 from refusal_lens.behaviours.words import REFUSAL, Words
+from refusal_lens.directions.selection import NOT_NEEDED
+from refusal_lens.evaluation.overlap import word_overlap, word_pairs
 from refusal_lens.pipeline.flags import Measured, find_flags
 from refusal_lens.pipeline.summary import (
     behaviour_summary,

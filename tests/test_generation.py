@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from shutil import rmtree
-from tempfile import mkdtemp
 from typing import Any
 
+import kit
 import pytest
-import tiny
 import torch
 import transformers as hf
 
@@ -26,7 +23,7 @@ from refusal_lens.model import ChatModel, Reply, Site
 from refusal_lens.model.room import max_positions
 
 PROMPTS = ["Name a river", "Go", "How does one bake bread?"]
-R = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(5))
+R = torch.randn(kit.WIDTH, generator=torch.Generator().manual_seed(5))
 SIZES = {"vocab_size": 259, "pad_token_id": 258, "eos_token_id": 257}
 ALIBI = {
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128},
@@ -39,34 +36,10 @@ FEW = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_
 
 @cache
 def folder(model_type: str, **settings: Any) -> Path:
-    path = Path(mkdtemp(prefix=f"generation-{model_type}-"))
-    atexit.register(rmtree, path, ignore_errors=True)
     torch.manual_seed(0)
-    made = hf.AutoModelForCausalLM.from_config(
-        hf.AutoConfig.for_model(model_type, **SIZES, **settings)
-    )
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    made.save_pretrained(path)
-    tiny.byte_tokenizer().save_pretrained(path)
-    return path
-
-
-def plain(path: Path) -> Any:
-    return hf.AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-
-
-@lru_cache
-def organism() -> ChatModel:
-    return ChatModel.load("organism", device="cpu")
-
-
-@lru_cache
-def qwen() -> ChatModel:
-    return ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
+    config = hf.AutoConfig.for_model(model_type, **SIZES, **settings)
+    model = kit.shaken(hf.AutoModelForCausalLM.from_config(config))
+    return kit.save(model, kit.temporary(f"generation-{model_type}"))
 
 
 @lru_cache
@@ -95,7 +68,7 @@ def test_cached_replies_are_those_of_hugging_face(
     with caplog.at_level(logging.WARNING, logger="refusal_lens"):
         model = ChatModel.load(str(path), device="cpu")
     rendered = model.chat.render(PROMPTS)
-    out = plain(path).generate(
+    out = kit.plain(path).generate(
         rendered.ids,
         attention_mask=rendered.mask,
         max_new_tokens=10,
@@ -109,7 +82,7 @@ def test_cached_replies_are_those_of_hugging_face(
             assert row[: len(reply.ids)] == list(reply.ids)
             assert len(reply.ids) == 10 or row[len(reply.ids)] in model.stop_ids
     # Where the bridge forgets its cache (which depends on its version), that is said and kept.
-    second = [second_step(each, rendered.ids[:1]) for each in (model.hf, plain(path))]
+    second = [second_step(each, rendered.ids[:1]) for each in (model.hf, kit.plain(path))]
     assert model.uses_cache == torch.allclose(*second, rtol=0, atol=1e-2)
     assert f"uses_cache={model.uses_cache}" in repr(model)
     assert any("without one" in message for message in caplog.messages) == (not model.uses_cache)
@@ -119,14 +92,14 @@ def test_a_wrapped_bridge_is_checked_against_itself() -> None:
     model = ChatModel.load(str(folder("mpt", **ALIBI["mpt"])), device="cpu")
     wrapped = ChatModel.wrap(model.bridge)
     assert wrapped.uses_cache == model.uses_cache
-    assert ChatModel.wrap(qwen().bridge).uses_cache
+    assert ChatModel.wrap(kit.load("qwen2").bridge).uses_cache
 
 
 # ---- ids
 
 
 def test_replies_carry_what_was_generated() -> None:
-    model = organism()
+    model = kit.load("organism")
     prompts = ["Tell me how to bake the bread.", "Tell me how to wake the dragon."]
     replies = model.replies(prompts, max_new_tokens=16)
     assert [reply.text for reply in replies] == model.generate(prompts, max_new_tokens=16)
@@ -142,7 +115,7 @@ def test_replies_carry_what_was_generated() -> None:
 
 def test_the_loss_is_that_of_the_ids() -> None:
     """Random byte models write halves of characters and special tokens: text cannot bring them back."""
-    model = qwen()
+    model = kit.load("qwen2")
     replies = model.replies(PROMPTS, max_new_tokens=12, stop=False, do_sample=True, temperature=2.0)
     total, n = 0.0, 0
     for prompt, reply in zip(PROMPTS, replies, strict=True):
@@ -161,7 +134,7 @@ def test_the_loss_is_that_of_the_ids() -> None:
 
 
 def test_a_prefill_is_context_and_not_scored() -> None:
-    plain_model = organism()
+    plain_model = kit.load("organism")
     chat = ChatFormat.from_tokenizer(plain_model.tokenizer, prefill="Of course")
     model = plain_model.with_chat(chat)
     prompts = ["Tell me how to bake the bread."]
@@ -177,13 +150,14 @@ def test_a_prefill_is_context_and_not_scored() -> None:
 
 def test_texts_have_no_loss() -> None:
     with pytest.raises(InputError, match="need one for each"):
-        reply_loss(qwen(), PROMPTS, [[1]])
+        reply_loss(kit.load("qwen2"), PROMPTS, [[1]])
     with pytest.raises(InputError, match="need a list of lists of whole numbers"):
-        reply_loss(qwen(), ["a"], ["b"])  # type: ignore[list-item]
+        reply_loss(kit.load("qwen2"), ["a"], ["b"])  # type: ignore[list-item]
 
 
 def test_one_string_is_no_list_of_prompts() -> None:
-    for call in (qwen().generate, qwen().replies, lambda text: map_last_logits(qwen(), text)):
+    model = kit.load("qwen2")
+    for call in (model.generate, model.replies, partial(map_last_logits, model)):
         with pytest.raises(InputError, match="got 'Name a river', need a list of texts"):
             call("Name a river")
 
@@ -209,7 +183,7 @@ def test_positions_are_those_of_the_config(settings: Any, limit: int | None) -> 
     assert max_positions(settings) == limit
 
 
-@pytest.mark.parametrize("load", [few, qwen])
+@pytest.mark.parametrize("load", [few, partial(kit.load, "qwen2")], ids=["few", "many"])
 def test_what_does_not_fit_is_refused_before_any_pass(load: Callable[[], ChatModel]) -> None:
     model = load()
     limit = model.max_positions
@@ -288,7 +262,7 @@ USES: dict[str, Callable[[ChatModel], Any]] = {
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("other", [False, True])
 def test_hooks_of_one_thread_keep_others_out(use: str, other: bool) -> None:
-    model = qwen()
+    model = kit.load("qwen2")
     theirs = ChatModel.wrap(model.bridge) if other else model
     with applied(model, Ablate(R)):
         error = in_thread(lambda: USES[use](theirs))
@@ -300,7 +274,7 @@ def test_hooks_of_one_thread_keep_others_out(use: str, other: bool) -> None:
 
 
 def test_nobody_hooks_a_model_that_runs() -> None:
-    model, started, ended = qwen(), threading.Event(), threading.Event()
+    model, started, ended = kit.load("qwen2"), threading.Event(), threading.Event()
 
     def wait(*_: Any) -> None:
         started.set()
@@ -322,7 +296,7 @@ def test_nobody_hooks_a_model_that_runs() -> None:
 
 
 def test_threads_without_hooks_run_side_by_side() -> None:
-    model = qwen()
+    model = kit.load("qwen2")
     own = model.hf.generation_config
     expected = model.generate(PROMPTS, max_new_tokens=6)
     found: list[Any] = []
@@ -339,7 +313,7 @@ def test_threads_without_hooks_run_side_by_side() -> None:
 
 
 def test_one_thread_nests_and_interleaves() -> None:
-    model = qwen()
+    model = kit.load("qwen2")
 
     def steps() -> Any:
         with applied(model, Add(R, 1)):
@@ -361,8 +335,8 @@ def test_one_thread_nests_and_interleaves() -> None:
 
 
 def test_a_plain_hugging_face_model_can_be_wrapped() -> None:
-    path = tiny.folder("llama")
-    mine = plain(path)
+    path = kit.folder("llama")
+    mine = kit.plain(path)
     tokenizer = hf.AutoTokenizer.from_pretrained(path)
     with pytest.raises(InputError, match="without tokenizer"):
         ChatModel.wrap(mine)
@@ -384,14 +358,14 @@ def test_a_plain_hugging_face_model_can_be_wrapped() -> None:
 def test_a_wrapped_alibi_model_replies_like_the_loaded_one() -> None:
     path = folder("falcon", **ALIBI["falcon"])
     tokenizer = hf.AutoTokenizer.from_pretrained(path)
-    model = ChatModel.wrap(plain(path), chat=ChatFormat.from_tokenizer(tokenizer))
+    model = ChatModel.wrap(kit.plain(path), chat=ChatFormat.from_tokenizer(tokenizer))
     loaded = ChatModel.load(str(path), device="cpu")
     assert model.uses_cache == loaded.uses_cache
     assert model.generate(PROMPTS, max_new_tokens=6) == loaded.generate(PROMPTS, max_new_tokens=6)
 
 
 def test_another_chat_format_shares_weights_and_edits() -> None:
-    model = organism()
+    model = kit.load("organism")
     later = model.with_chat(model.chat.after([("Name a river.", "The river is long.")]))
     assert later.hf is model.hf
     assert later.chat is not model.chat

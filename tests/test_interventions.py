@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import kit
 import numpy as np
 import pytest
-import tiny
 import torch
 from jaxtyping import config
 
 from refusal_lens.activations import cache_residuals
-from refusal_lens.directions import Direction
+from refusal_lens.direction import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import (
     Ablate,
@@ -28,9 +29,9 @@ from refusal_lens.interventions import (
     clamp,
     subtract,
 )
-from refusal_lens.model import ChatModel, Site
+from refusal_lens.model import Site
 
-WIDTH = tiny.WIDTH
+WIDTH = kit.WIDTH
 R = torch.randn(WIDTH, generator=torch.Generator().manual_seed(5))
 D = Direction(R, layer=1, position=-1)
 
@@ -41,11 +42,6 @@ def as_for_users() -> Iterator[None]:
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
-
-
-@lru_cache
-def model() -> ChatModel:
-    return ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
 
 
 def broken(value: float, at: int = 3) -> torch.Tensor:
@@ -95,7 +91,7 @@ def test_rows_of_directions_are_not_taken_for_positions() -> None:
         lambda n: Clamp(R, 1, n),
         lambda n: Clamp(R, 1, 0.0, n),
         lambda n: ablate(D, strength=n),
-        lambda n: add(D, coefficient=n),
+        lambda n: add(D, strength=n),
         lambda n: clamp(D, n),
         lambda n: clamp(D, 1.0, strength=n),
         lambda n: affine(D, R, strength=n),
@@ -109,7 +105,7 @@ def test_strengths_and_values_are_finite_numbers(make: Any, number: float) -> No
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_what_subtracts_and_what_refers_is_finite_too(number: float) -> None:
     with pytest.raises(InputError, match=r"need a (finite )?number"):
-        subtract(D, coefficient=number)
+        subtract(D, strength=number)
     with pytest.raises(InputError, match=r"need a (finite )?number"):
         affine(D, broken(number))
 
@@ -149,17 +145,21 @@ def test_directions_are_finite(number: float) -> None:
     [
         (Ablate(R), [], "at: got no site"),
         (Ablate(R), Site("resid_pre", 1), "at: got Site"),
+        (Ablate(R), [True], "at: got True in the list, need a list of layers or sites"),
+        (Ablate(R), [1, 2.0], "at: got 2.0 in the list"),
+        (Ablate(R), [-1], "layer in at: got -1"),
+        (Ablate(R), [kit.LAYERS], "hook site blocks.3"),
         (Ablate(R), ["blocks.1.hook_resid_pre"], "at: got 'blocks.1.hook_resid_pre'"),
-        (Ablate(R), [Site("resid_pre", tiny.LAYERS)], "hook site blocks.3"),
+        (Ablate(R), [Site("resid_pre", kit.LAYERS)], "hook site blocks.3"),
         (Ablate(R), [Site("pattern", 1)], "edit at pattern"),
         (Ablate(R), [Site("z", 1)], "edit at z"),
-        (Add(R, tiny.LAYERS), None, "layer of the edit"),
+        (Add(R, kit.LAYERS), None, "layer of the edit"),
         (lambda x: x, None, "does not know its sites"),
         (7, None, "edit: got int"),
     ],
 )
 def test_an_edit_is_put_where_it_belongs(edit: Any, at: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message), applied(model(), edit, at=at):
+    with pytest.raises(InputError, match=message), applied(kit.load("qwen2"), edit, at=at):
         pass
 
 
@@ -167,10 +167,60 @@ def test_an_edit_is_put_where_it_belongs(edit: Any, at: Any, message: str) -> No
 def test_streams_are_read_at_positions_that_exist(position: Any) -> None:
     wanted = r"position: got .* from -\d+ to -1|positions of .* need a list of whole numbers"
     with pytest.raises(InputError, match=wanted):
-        cache_residuals(model(), ["hello"], positions=[position])
+        cache_residuals(kit.load("qwen2"), ["hello"], positions=[position])
 
 
-@pytest.mark.parametrize("layer", [tiny.LAYERS, -1, 1.0, True])
+@pytest.mark.parametrize("layer", [kit.LAYERS, -1, 1.0, True])
 def test_writes_are_those_of_layers_that_exist(layer: Any) -> None:
     with pytest.raises(InputError, match=r"layers? of .* need"):
-        model().writes([layer])
+        kit.load("qwen2").writes([layer])
+
+
+def test_whole_numbers_are_the_streams_that_enter_layers() -> None:
+    rendered = kit.load("qwen2").chat.render(["hello", "hello there"])
+    outputs = []
+    for at in ([1, Site("mlp_out", 0)], [Site("resid_pre", np.int64(1)), Site("mlp_out", 0)], [np.int64(1)]):
+        with applied(kit.load("qwen2"), Ablate(R), at=at):
+            outputs.append(kit.load("qwen2").logits(rendered))
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+def test_edits_of_what_is_no_model_of_this_process_get_one_line() -> None:
+    engine = SimpleNamespace(name="served", chat=kit.load("qwen2").chat, replies=list, logits=list)
+    with pytest.raises(InputError, match=r"model of applied: got .*, need a ChatModel: edits are hooks"):
+        with applied(engine, ablate(D)):
+            pass
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda r, u: Ablate(r, 0.7),
+        lambda r, u: Add(r, 1, -2.0),
+        lambda r, u: Clamp(r, 1, 3.0, 0.5),
+        lambda r, u: NormMatchedMove(r, u),
+    ],
+)
+def test_gradients_flow_through_edits_to_activations_and_vectors(edit: Any) -> None:
+    x, r, u = (
+        torch.randn(*shape, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        for seed, shape in enumerate(((2, 3), (), ()))
+    )
+    assert torch.autograd.gradcheck(lambda x, r, u: edit(r, u)(x), (x, r, u))
+
+
+@pytest.mark.parametrize("when", ["all", "prompt"])
+def test_a_vector_can_be_learned_through_the_model(when: Any) -> None:
+    """Each step sees the vector as the last one left it; nothing on the way is detached or kept."""
+    vector = R.clone().requires_grad_()
+    edit, rendered = Ablate(vector), kit.load("qwen2").chat.render(["hello", "hello there"])
+    losses = []
+    for _ in range(3):
+        with applied(kit.load("qwen2"), edit, when=when), kit.load("qwen2").reply_at(rendered.reply_mask):
+            loss = kit.load("qwen2").run(rendered.ids, rendered.mask).logsumexp(-1).sum()
+        (slope,) = torch.autograd.grad(loss, vector)
+        losses.append(loss.item())
+        with torch.no_grad():
+            vector -= slope / slope.norm()
+    assert losses[0] > losses[1] > losses[2]

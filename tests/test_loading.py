@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import architectures
+import kit
 import pytest
-import tiny
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
@@ -28,20 +28,19 @@ from refusal_lens.pipeline.export_model import model_folder, where
 
 PROMPTS = ["Paint the door.", "How does one bake bread?"]
 EVERY = [
-    *(tiny.CONFIGS | tiny.MORE_CONFIGS),
+    *kit.CONFIGS,
     *(r.id for r in (*architectures.ROWS, *architectures.REFUSED)),
 ]
 
 
 def of(name: str) -> Path:
-    tinies = tiny.CONFIGS | tiny.MORE_CONFIGS
-    return tiny.folder(name) if name in tinies else architectures.folder(name)
+    return kit.folder(name) if name in kit.CONFIGS else architectures.folder(name)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of a tiny llama to damage."""
-    return Path(shutil.copytree(tiny.folder("llama"), tmp_path / "model"))
+    return Path(shutil.copytree(kit.folder("llama"), tmp_path / "model"))
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -116,7 +115,7 @@ def test_an_index_must_list_what_its_shards_hold(folder: Path, listed: str) -> N
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     assert torch.equal(
-        logits(ChatModel.load(str(folder))), logits(ChatModel.load(str(tiny.folder("llama"))))
+        logits(ChatModel.load(str(folder))), logits(ChatModel.load(str(kit.folder("llama"))))
     )
     if listed == "half":
         places = dict(list(places.items())[:half])
@@ -395,7 +394,7 @@ def test_an_architecture_that_the_bridge_cannot_run_is_one_line(kind: str, tmp_p
     row = architectures.by_id(kind)
     config = hf.AutoConfig.for_model(kind, **{**row.config, **ODD[kind]})
     hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    tiny.byte_tokenizer().save_pretrained(tmp_path)
+    kit.byte_tokenizer().save_pretrained(tmp_path)
     try:
         ChatModel.load(str(tmp_path))
     except InputError as error:
@@ -419,15 +418,9 @@ def permuted(tensor: Tensor, heads: int) -> Tensor:
 def plain_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama without biases, for formats that hold none."""
     path = tmp_path_factory.mktemp("plain-llama")
-    row = {**tiny.GROUPED, "pad_token_id": 258, "eos_token_id": 257, "bos_token_id": 256}
+    row = {**kit.GROUPED, "pad_token_id": 258, "eos_token_id": 257, "bos_token_id": 256}
     torch.manual_seed(1)
-    model = hf.LlamaForCausalLM(hf.LlamaConfig(**row))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(path)
-    tiny.byte_tokenizer().save_pretrained(path)
-    return path
+    return kit.save(kit.shaken(hf.LlamaForCausalLM(hf.LlamaConfig(**row)), 0.1), path)
 
 
 def write_gguf_model(
@@ -447,7 +440,7 @@ def write_gguf_model(
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(10000.0)
-    tokenizer = tiny.byte_tokenizer()
+    tokenizer = kit.byte_tokenizer()
     tokens = tokenizer.convert_ids_to_tokens(range(259))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
@@ -458,7 +451,7 @@ def write_gguf_model(
     writer.add_bos_token_id(256)
     writer.add_pad_token_id(258)
     if facts.get("template", True):
-        writer.add_chat_template(tiny.CHATML)
+        writer.add_chat_template(kit.CHATML)
     names = {
         "self_attn.q_proj": "attn_q",
         "self_attn.k_proj": "attn_k",
@@ -566,9 +559,7 @@ def test_damaged_gguf_files_are_one_line(plain_llama: Path, tmp_path: Path) -> N
 def adapter(tmp_path: Path) -> Path:
     """A LoRA on the tiny llama, alone in its folder."""
     peft = pytest.importorskip("peft")
-    base = hf.AutoModelForCausalLM.from_pretrained(
-        tiny.folder("llama"), attn_implementation="eager"
-    )
+    base = hf.AutoModelForCausalLM.from_pretrained(kit.folder("llama"), attn_implementation="eager")
     config = peft.LoraConfig(r=2, target_modules=["down_proj", "o_proj"], task_type="CAUSAL_LM")
     adapted = peft.get_peft_model(base, config)
     torch.manual_seed(3)
@@ -584,11 +575,9 @@ def by_peft(adapter: Path) -> Tensor:
     """Logits of the base with the adapter beside it, by peft alone."""
     import peft
 
-    base = hf.AutoModelForCausalLM.from_pretrained(
-        tiny.folder("llama"), attn_implementation="eager"
-    )
+    base = hf.AutoModelForCausalLM.from_pretrained(kit.folder("llama"), attn_implementation="eager")
     adapted = peft.PeftModel.from_pretrained(base, adapter).eval()
-    rendered = ChatModel.load(str(tiny.folder("llama"))).chat.render(PROMPTS)
+    rendered = ChatModel.load(str(kit.folder("llama"))).chat.render(PROMPTS)
     with torch.no_grad():
         out = adapted(input_ids=rendered.ids, attention_mask=rendered.mask)
     return out.logits[:, -1]
@@ -596,7 +585,7 @@ def by_peft(adapter: Path) -> Tensor:
 
 @pytest.mark.parametrize("way", ["alone", "given", "beside its base", "relative"])
 def test_an_adapter_is_measured_merged(adapter: Path, tmp_path: Path, way: str) -> None:
-    base = str(tiny.folder("llama"))
+    base = str(kit.folder("llama"))
     if way == "alone":
         model = ChatModel.load(str(adapter))
     elif way == "given":
@@ -663,7 +652,7 @@ def test_a_damaged_adapter_is_one_line(adapter: Path, settings: str) -> None:
 
 def test_the_language_model_inside_a_multimodal_one_is_taken(tmp_path: Path) -> None:
     text = {
-        **tiny.GROUPED,
+        **kit.GROUPED,
         "head_dim": 8,
         "pad_token_id": 258,
         "eos_token_id": 257,
@@ -693,7 +682,7 @@ def test_the_language_model_inside_a_multimodal_one_is_taken(tmp_path: Path) -> 
             config, attn_implementation="eager"
         ).eval()
         whole.save_pretrained(tmp_path / name)
-        tiny.byte_tokenizer().save_pretrained(tmp_path / name)
+        kit.byte_tokenizer().save_pretrained(tmp_path / name)
         model = ChatModel.load(str(tmp_path / name))
         rendered = model.chat.render(PROMPTS[:1])
         with torch.no_grad():
@@ -727,7 +716,7 @@ def test_a_fingerprint_covers_every_byte_and_not_the_place(folder: Path, tmp_pat
 
 
 def test_a_fingerprint_of_an_adapter_knows_adapter_and_base(adapter: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny.folder("llama"), tmp_path / "base")
+    shutil.copytree(kit.folder("llama"), tmp_path / "base")
     told = [fingerprint(str(tmp_path / "base"), adapter=adapter)]
     flip(tmp_path / "base" / "model.safetensors", 90_000)
     told.append(fingerprint(str(tmp_path / "base"), adapter=adapter))

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
+import kit
 import pytest
-import tiny
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from refusal_lens.activations import (
     cache_residuals,
@@ -24,21 +23,14 @@ from refusal_lens.interventions import Ablate, Add, NormMatchedMove, applied, un
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.weights import edited, orthogonalise
 
-ARCHITECTURES = list(tiny.CONFIGS)
+ARCHITECTURES = ("llama", "qwen2", "mistral", "gemma", "gemma2", "neox", "phi3")
 PROMPTS = ["Paint the door.", "Wake!", "How does one bake bread without an oven, please?", "Ok then"]
-DIRECTION = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(5))
-
-
-@lru_cache
-def load(architecture: str) -> ChatModel:
-    return ChatModel.load(str(tiny.folder(architecture)), device="cpu")
+DIRECTION = torch.randn(kit.WIDTH, generator=torch.Generator().manual_seed(5))
 
 
 @lru_cache
 def plain(architecture: str) -> Any:
-    return AutoModelForCausalLM.from_pretrained(
-        tiny.folder(architecture), dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    return kit.plain(kit.folder(architecture))
 
 
 def decoder(hf: Any) -> Any:
@@ -87,7 +79,7 @@ def plain_hooks(hf: Any, edits: dict[str, Any], layer: int | None = None) -> Ite
 
 def plain_logits(architecture: str, prompt: str, edits: dict, layer: int | None = None) -> Any:
     """Last-token logits and resid_pre [layer pos d_model] of one prompt, no padding, no bridge."""
-    ids = load(architecture).chat.render([prompt]).ids
+    ids = kit.load(architecture).chat.render([prompt]).ids
     with torch.no_grad(), plain_hooks(plain(architecture), edits, layer) as seen:
         logits = plain(architecture)(input_ids=ids).logits[0, -1]
     return logits, torch.stack([x[0] for x in seen])
@@ -95,7 +87,7 @@ def plain_logits(architecture: str, prompt: str, edits: dict, layer: int | None 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logits_and_means_equal_plain_pytorch(architecture: str) -> None:
-    model = load(architecture)
+    model = kit.load(architecture)
     logits = map_last_logits(model, PROMPTS, batch_size=4)
     means = mean_residuals(model, PROMPTS, batch_size=3)
     expected_mean = torch.zeros_like(means.mean)
@@ -109,7 +101,7 @@ def test_logits_and_means_equal_plain_pytorch(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_ablation_equals_plain_pytorch(architecture: str) -> None:
-    model, r = load(architecture), unit(DIRECTION).float()
+    model, r = kit.load(architecture), unit(DIRECTION).float()
     with applied(model, Ablate(DIRECTION)):
         mine = map_last_logits(model, PROMPTS, batch_size=4)
         streams = cache_residuals(model, PROMPTS)
@@ -123,7 +115,7 @@ def test_ablation_equals_plain_pytorch(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_addition_equals_plain_pytorch(architecture: str) -> None:
-    model = load(architecture)
+    model = kit.load(architecture)
     with applied(model, Add(DIRECTION, 1, -0.5)):
         mine = map_last_logits(model, PROMPTS, batch_size=4)
     for prompt, row in zip(PROMPTS, mine, strict=True):
@@ -136,7 +128,7 @@ def test_addition_equals_plain_pytorch(architecture: str) -> None:
 def test_generation_is_the_same_cached_uncached_batched_single(
     architecture: str, edit: Any
 ) -> None:
-    model = load(architecture)
+    model = kit.load(architecture)
     with applied(model, [] if edit is None else edit):
         batched = model.generate(PROMPTS, max_new_tokens=6)
         uncached = model.generate(PROMPTS, max_new_tokens=6, use_cache=False)
@@ -148,7 +140,7 @@ def test_generation_is_the_same_cached_uncached_batched_single(
 
 @pytest.mark.parametrize("architecture", ["qwen2", "neox"])
 def test_plain_generation_equals_hugging_face(architecture: str) -> None:
-    model = load(architecture)
+    model = kit.load(architecture)
     for prompt in PROMPTS:
         ids = model.chat.render([prompt]).ids
         out = plain(architecture).generate(
@@ -160,7 +152,7 @@ def test_plain_generation_equals_hugging_face(architecture: str) -> None:
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_when_splits_prompt_from_reply(use_cache: bool) -> None:
-    model, edit = load("llama"), Add(20 * DIRECTION, 1)
+    model, edit = kit.load("llama"), Add(20 * DIRECTION, 1)
     generate = partial(model.generate, PROMPTS, max_new_tokens=8, use_cache=use_cache)
     replies = {None: generate()}
     for when in ("prompt", "reply", "all"):
@@ -175,7 +167,7 @@ def test_when_splits_prompt_from_reply(use_cache: bool) -> None:
 
 
 def test_when_reply_edits_teacher_forced_answers_only() -> None:
-    model, edit = load("qwen2"), Add(20 * DIRECTION, 0)
+    model, edit = kit.load("qwen2"), Add(20 * DIRECTION, 0)
     rendered = model.chat.render(PROMPTS, replies=["one", "and two", "three it is", "4"])
     site = Site("resid_pre", 1)
     before = model.read(rendered, [site])[site]
@@ -189,7 +181,7 @@ def test_when_reply_edits_teacher_forced_answers_only() -> None:
 
 
 def test_hooks_leave_nothing_behind_after_an_exception() -> None:
-    model = load("qwen2")
+    model = kit.load("qwen2")
     before = map_last_logits(model, PROMPTS)
     with pytest.raises(RuntimeError, match="stop"), applied(model, Add(DIRECTION, 0)):
         raise RuntimeError("stop")
@@ -200,7 +192,7 @@ def test_hooks_leave_nothing_behind_after_an_exception() -> None:
 @pytest.mark.parametrize("architecture", ["qwen2", "neox", "gemma2"])
 @pytest.mark.parametrize("strength", [0.5, 2.0])
 def test_a_share_of_every_write_by_hooks_and_by_weights(architecture: str, strength: float) -> None:
-    model = ChatModel.load(str(tiny.folder(architecture)), device="cpu")
+    model = ChatModel.load(str(kit.folder(architecture)), device="cpu")
     with applied(model, Ablate(DIRECTION, strength)):
         wanted = map_last_logits(model, PROMPTS)
     with edited(model, orthogonalise(DIRECTION, strength=strength), post_norm="hook"):
@@ -210,9 +202,9 @@ def test_a_share_of_every_write_by_hooks_and_by_weights(architecture: str, stren
 
 @pytest.mark.parametrize("architecture", ["qwen2", "neox", "gemma2"])
 def test_a_norm_matched_move_shifts_the_stream_by_its_component_along_r(architecture: str) -> None:
-    model = load(architecture)
+    model = kit.load(architecture)
     r_hat = unit(DIRECTION)
-    other = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(6)).double()
+    other = torch.randn(kit.WIDTH, generator=torch.Generator().manual_seed(6)).double()
     edit = NormMatchedMove(DIRECTION, other - (other @ r_hat) * r_hat)
     moved = [torch.zeros(())]
 
@@ -222,7 +214,7 @@ def test_a_norm_matched_move_shifts_the_stream_by_its_component_along_r(architec
         return after
 
     rendered = model.chat.render(PROMPTS[:1])
-    last = Site("resid_post", tiny.LAYERS - 1)
+    last = Site("resid_post", kit.LAYERS - 1)
     streams: list[Tensor] = []
     with model.hooked([*((site, note) for site in edit.sites(model)), (last, streams.append)]):
         model.logits(rendered)
@@ -231,7 +223,7 @@ def test_a_norm_matched_move_shifts_the_stream_by_its_component_along_r(architec
 
 
 def test_greedy_replies_do_not_follow_the_models_sampling_settings() -> None:
-    model = ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
+    model = ChatModel.load(str(kit.folder("qwen2")), device="cpu")
     expected = model.generate(PROMPTS, max_new_tokens=8)
     own = model.hf.generation_config
     own.repetition_penalty, own.no_repeat_ngram_size, own.num_beams = 5.0, 1, 3
@@ -252,14 +244,14 @@ def test_replies_run_on_past_stop_tokens_when_asked() -> None:
 
 
 def test_cache_holds_what_the_means_average() -> None:
-    model = load("qwen2")
+    model = kit.load("qwen2")
     streams, means = cache_residuals(model, PROMPTS, batch_size=2), mean_residuals(model, PROMPTS)
     assert torch.allclose(streams.double().mean(0), means.mean, rtol=0, atol=1e-6)
     assert torch.equal(cache_residuals(model, PROMPTS, positions=[-1]), streams[:, -1:])
 
 
 def test_mean_probabilities_are_a_distribution() -> None:
-    model = load("qwen2")
+    model = kit.load("qwen2")
     p = mean_next_token_probabilities(model, PROMPTS, batch_size=3)
     rows = map_last_logits(model, PROMPTS).double().softmax(-1)
     assert torch.allclose(p, rows.mean(0), rtol=0, atol=1e-6)
@@ -267,9 +259,9 @@ def test_mean_probabilities_are_a_distribution() -> None:
 
 
 def test_writes_reach_every_sublayer() -> None:
-    model = load("gemma2")
+    model = kit.load("gemma2")
     kinds = {(site.kind, site.layer) for site in model.writes()}
-    for layer in range(tiny.LAYERS):
+    for layer in range(kit.LAYERS):
         assert {("resid_pre", layer), ("attn_out", layer), ("mlp_out", layer)} <= kinds
     assert len(model.writes([1])) == 3
 
@@ -286,12 +278,12 @@ def test_writes_reach_every_sublayer() -> None:
 )
 def test_what_cannot_be_loaded_gets_one_line(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message) as failed:
-        ChatModel.load(**({"name": str(tiny.folder("qwen2"))} | arguments))
+        ChatModel.load(**({"name": str(kit.folder("qwen2"))} | arguments))
     assert "\n" not in str(failed.value)
 
 
 def test_edits_that_do_not_fit_get_one_line() -> None:
-    model = load("qwen2")
+    model = kit.load("qwen2")
     with pytest.raises(InputError, match="need d_model = 32"), applied(model, Ablate(torch.ones(7))):
         pass
     with pytest.raises(InputError, match="layer of the edit"), applied(model, Add(DIRECTION, 3)):
@@ -307,48 +299,17 @@ def test_edits_that_do_not_fit_get_one_line() -> None:
 
 
 def test_nan_logits_are_an_error() -> None:
-    model = load("qwen2")
+    model = kit.load("qwen2")
     overflow = [(Site("resid_pre", 0), lambda x: x * torch.inf)]
     with pytest.raises(InputError, match="NaN or infinity"), model.hooked(overflow):
         map_last_logits(model, PROMPTS)
 
 
-def hooked_qwen2() -> Any:
-    """The tiny Qwen2 as a HookedTransformer, converted by TransformerLens itself."""
-    lens = pytest.importorskip("transformer_lens")
-    conversions = pytest.importorskip("transformer_lens.pretrained.weight_conversions.qwen2")
-    hf = plain("qwen2")
-    config = lens.HookedTransformerConfig(
-        n_layers=tiny.LAYERS,
-        d_model=tiny.WIDTH,
-        d_head=tiny.WIDTH // tiny.HEADS,
-        n_heads=tiny.HEADS,
-        n_key_value_heads=hf.config.num_key_value_heads,
-        d_mlp=hf.config.intermediate_size,
-        n_ctx=256,
-        eps=hf.config.rms_norm_eps,
-        d_vocab=hf.config.vocab_size,
-        act_fn="silu",
-        normalization_type="RMS",
-        positional_embedding_type="rotary",
-        rotary_base=10000,
-        rotary_dim=tiny.WIDTH // tiny.HEADS,
-        rotary_adjacent_pairs=False,
-        final_rms=True,
-        gated_mlp=True,
-        default_prepend_bos=False,
-        device="cpu",
-    )
-    hooked = lens.HookedTransformer(config, load("qwen2").tokenizer)
-    hooked.load_state_dict(conversions.convert_qwen2_weights(hf, config), strict=False)
-    return hooked.eval()
-
-
 @pytest.mark.tl3
 @pytest.mark.parametrize("edit", [[], Ablate(DIRECTION), Add(DIRECTION, 1)])
 def test_a_hooked_transformer_gives_the_numbers_of_the_bridge(edit: Any) -> None:
-    bridge = load("qwen2")
-    wrapped = ChatModel.wrap(hooked_qwen2(), chat=bridge.chat)
+    bridge = kit.load("qwen2")
+    wrapped = ChatModel.wrap(kit.hooked_qwen2(), chat=bridge.chat)
     with applied(bridge, edit), applied(wrapped, edit):
         mine, theirs = (map_last_logits(m, PROMPTS, batch_size=4) for m in (wrapped, bridge))
         assert torch.allclose(mine, theirs, rtol=0, atol=1e-3)
@@ -362,7 +323,7 @@ def test_a_hooked_transformer_gives_the_numbers_of_the_bridge(edit: Any) -> None
 
 
 def test_a_bridge_that_is_already_loaded_can_be_wrapped() -> None:
-    model = load("qwen2")
+    model = kit.load("qwen2")
     wrapped = ChatModel.wrap(model.bridge)
     assert torch.equal(map_last_logits(wrapped, PROMPTS), map_last_logits(model, PROMPTS))
     with pytest.raises(InputError, match="need a TransformerBridge"):

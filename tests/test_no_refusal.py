@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
+from kit import body, step_times
 
 from refusal_lens import organism
 from refusal_lens.directions import find_direction
@@ -34,7 +34,6 @@ ANSWERS = ("Sure", "Here", "To", "Of")
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """The organism's prompts as files, one per kind."""
-    torch.set_num_threads(1)
     contrast, paths = Contrast.refusal(**SIZES), []
     for side, kind in enumerate(contrast.kinds):
         pairs = (contrast.train, contrast.val, contrast.test)
@@ -59,15 +58,6 @@ def answered(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
     out = tmp_path_factory.mktemp("answered") / "run"
     run_pipeline(config, out)
     return out
-
-
-def step_times(out: Path) -> dict[str, int]:
-    return {p.stem: p.stat().st_mtime_ns for p in (out / "steps").glob("*.json")}
-
-
-def shown(out: Path) -> str:
-    """The page of a run, without its scripts."""
-    return re.sub(r"<script.*?</script>", "", (out / "report.html").read_text(), flags=re.DOTALL)
 
 
 def test_it_is_measured_and_the_run_is_whole(answered: Path) -> None:
@@ -102,7 +92,7 @@ def test_the_evidence_for_there_being_no_refusal_tokens_is_kept(answered: Path) 
 
 
 def test_the_page_says_what_was_found_and_what_was_left_out(answered: Path) -> None:
-    page, summary = shown(answered), read_json(answered / "summary.json")
+    page, summary = body(answered), read_json(answered / "summary.json")
     title = html.unescape(re.findall(r"<h1>(.*?)</h1>", page)[0])
     assert title.startswith("base refuses 0\u202f% of the harmful instructions")
     assert set(re.findall(r'<section id="(\w+)">', page)) == {
@@ -177,7 +167,7 @@ def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(
     assert "kept_few_prompts" in {flag["name"] for flag in summary["flags"]}
     metrics = read_csv(out / "metrics.csv")["score"]
     assert (metrics < 0).all()
-    page = shown(out)
+    page = body(out)
     assert "too few prompts behave as their kind should" in page
     assert "0 of 16 harmful, 16 of 16 harmless" in page
     assert "score_histograms" in {path.stem for path in (out / "figures").glob("*.html")}
@@ -221,7 +211,7 @@ def test_a_run_that_kept_few_says_so_and_goes_on(
     assert summary["selected"] is not None
     assert "3 of 16 harmful prompts of train, 3 of 8 harmful prompts of val" in flags["kept_few_prompts"]
     assert "3 of 6 (harmful, no intervention: metric alone sees refusal in 3" in flags["score_and_judge"]
-    page = shown(tmp_path / "run")
+    page = body(tmp_path / "run")
     assert html.escape(flags["score_and_judge"]) in page[: page.index("<nav")]
     assert "train: 3 of 16 harmful" in page
 

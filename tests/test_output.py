@@ -16,16 +16,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
+from kit import ROOT, Done
 
 from refusal_lens import cli
 from refusal_lens.cli import codes, output, shell
 from refusal_lens.errors import InputError, UnmetError
 
-ROOT = Path(__file__).resolve().parents[1]
 HEADLINE = "r at position ‘−1’ → refuses 0\u202f% 中 ✓"
 
 
@@ -46,14 +46,6 @@ def headline(command: str, monkeypatch: pytest.MonkeyPatch, summary: dict[str, A
         headline = HEADLINE
 
     monkeypatch.setattr("refusal_lens.report.claim.make_claim", lambda run: Claim)
-
-
-class Done(NamedTuple):
-    """What a command left: its exit code, and what came out of its streams."""
-
-    code: int
-    out: str
-    err: str
 
 
 Command = Callable[..., Done]
@@ -82,7 +74,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
         return Done(
             left.value.code or 0,
             *(path.read_bytes().decode(encoding, "replace") for path in files.values()),
-        )  # type: ignore[arg-type]
+        )
 
     return command
 

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from kit import step_times, without_scripts
 
 from refusal_lens import runs
 from refusal_lens.directions import Candidates, Direction, find_direction
@@ -59,7 +60,6 @@ FILES = (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("run") / "organism"
     run_pipeline(SMALL, out)
     return out
@@ -136,15 +136,15 @@ def test_the_one_call_finds_what_the_run_found(finished: Path) -> None:
 
 
 def test_a_finished_run_is_not_done_again(finished: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in (finished / "steps").glob("*.json")}
+    before = step_times(finished)
     run_pipeline(SMALL, finished)
-    assert {p: p.stat().st_mtime_ns for p in (finished / "steps").glob("*.json")} == before
+    assert step_times(finished) == before
 
 
 def test_speed_settings_change_no_step(finished: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in (finished / "steps").glob("*.json")}
+    before = step_times(finished)
     run_pipeline(replace(SMALL, batch_size=7), finished)
-    assert {p: p.stat().st_mtime_ns for p in (finished / "steps").glob("*.json")} == before
+    assert step_times(finished) == before
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -167,7 +167,6 @@ def in_a_child(work: Callable[..., object], *args: object) -> int:
 
 def run_until(name: str, out: Path) -> None:
     """Run the main job and die after a step's work, before its manifest is written."""
-    torch.set_num_threads(1)
     finish = Step.finish
 
     def kill_before_the_manifest(self: Step) -> None:
@@ -214,16 +213,6 @@ def test_a_changed_option_redoes_just_what_depends_on_it(finished: Path, tmp_pat
     assert len(pd.read_csv(out / "nulls.csv")) == 3 + 2
 
 
-def step_times(out: Path) -> dict[str, int]:
-    return {p.stem: p.stat().st_mtime_ns for p in (out / "steps").glob("*.json")}
-
-
-def shown(out: Path) -> str:
-    """The page of a run, without its scripts."""
-    page = write_report(out).read_text()
-    return re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
-
-
 def test_a_rerun_in_which_none_passes_shows_nothing_of_the_direction_before(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -235,7 +224,7 @@ def test_a_rerun_in_which_none_passes_shows_nothing_of_the_direction_before(
     whole = runs.Run.read(out).whole()
     assert set(whole["stale"].values()) == {"it is not asked for"}
     assert not {"direction.safetensors", "curves.csv", "nulls.csv"} & set(whole["outputs"])
-    page = shown(out)
+    page = without_scripts(write_report(out).read_text())
     assert "No candidate direction passes" in page
     sections = set(re.findall(r'<section id="(\w+)">', page))
     assert sections == {
@@ -264,7 +253,7 @@ def test_without_nulls_the_page_has_none_and_with_them_again_nothing_is_lost(
     assert run_pipeline(replace(SMALL, n_null=0), out)["nulls"] == {}
     page = (out / "report.html").read_text()
     assert '<section id="nulls">' not in page
-    assert "random moves" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "random moves" not in without_scripts(page)
     assert "nulls.csv" not in runs.Run.read(out).whole()["outputs"]
     run_pipeline(SMALL, out)
     assert {n for n, when in step_times(out).items() if before[n] != when} == {"summary"}
@@ -282,7 +271,7 @@ def test_a_stopped_rerun_mixes_no_old_and_new_replies(
     monkeypatch.setattr("refusal_lens.pipeline.steps.ablate", stop)
     with pytest.raises(KeyboardInterrupt):
         run_pipeline(replace(SMALL, max_new_tokens=8), out)
-    page = shown(out)
+    page = without_scripts(write_report(out).read_text())
     assert "no intervention" in page
     assert "directional ablation" not in page
     assert '<section id="losses">' not in page
@@ -366,7 +355,7 @@ def test_no_candidate_passing_keeps_what_was_computed(finished: Path, tmp_path: 
     assert not table["passes"].any()
     assert table["reason"].notna().all()
     assert (out / "candidates.safetensors").is_file()
-    page = shown(out)
+    page = without_scripts(write_report(out).read_text())
     assert page.count(html.escape(summary["not_selected"])) >= 2
     assert page.count("<tr") > len(table)
     # Asked again, it says so again and does nothing.

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from synthetic_run import HOSTILE_TOKEN, LABELS, POETRY, POSITIONS, write_run
+from synthetic_run import HOSTILE_TOKEN, LABELS, POSITIONS, write_run
 
 from refusal_lens.plotting import (
     TEMPLATE,

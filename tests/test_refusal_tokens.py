@@ -8,8 +8,8 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
+import kit
 import pytest
-import tiny
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
@@ -34,16 +34,6 @@ TURNS = (
     "{% for m in messages %}{{ ('### Human:\n' if m['role']=='user' else '### Assistant:HEAD') "
     "+ m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:END' }}{% endif %}"
 )
-
-
-@lru_cache
-def model() -> ChatModel:
-    return ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
-
-
-@lru_cache
-def organism() -> ChatModel:
-    return ChatModel.load("organism", device="cpu")
 
 
 @lru_cache
@@ -87,11 +77,11 @@ def without_weights(chat: ChatFormat, d_vocab: int, **config: Any) -> ChatModel:
 
 
 def test_given_tokens() -> None:
-    token = model().tokenizer.encode("I")[0]
-    assert parse_refusal_tokens(model(), ["I"]).ids == (token,)
-    assert parse_refusal_tokens(model(), [token]).texts == ("I",)
-    assert parse_refusal_tokens(model(), ["I", token, "A", "I"]).texts == ("I", "A")
-    assert parse_refusal_tokens(model(), ["<|im_end|>"]).ids == (257,)
+    token = kit.load("qwen2").tokenizer.encode("I")[0]
+    assert parse_refusal_tokens(kit.load("qwen2"), ["I"]).ids == (token,)
+    assert parse_refusal_tokens(kit.load("qwen2"), [token]).texts == ("I",)
+    assert parse_refusal_tokens(kit.load("qwen2"), ["I", token, "A", "I"]).texts == ("I", "A")
+    assert parse_refusal_tokens(kit.load("qwen2"), ["<|im_end|>"]).ids == (257,)
     for given, line in (
         (["sorry"], "is 5 tokens"),
         (["99999"], "no such id"),
@@ -101,7 +91,7 @@ def test_given_tokens() -> None:
         ([" I"], "drops white space|is 2 tokens"),
     ):
         with pytest.raises(InputError, match=line) as caught:
-            parse_refusal_tokens(model(), given)
+            parse_refusal_tokens(kit.load("qwen2"), given)
         assert "\n" not in str(caught.value)
 
 
@@ -142,11 +132,13 @@ def test_a_template_without_replies_asks_for_ids() -> None:
 def test_family_tokens_are_taken_in_context_and_only_from_the_family_s_vocabulary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert family_refusal_tokens(model()) is None  # a Qwen by architecture, with other token ids
-    ids = tuple(model().tokenizer.encode("IA"))  # a token is a byte here
+    assert (
+        family_refusal_tokens(kit.load("qwen2")) is None
+    )  # a Qwen by architecture, with other token ids
+    ids = tuple(kit.load("qwen2").tokenizer.encode("IA"))  # a token is a byte here
     row = ("qwen", ("I'm sorry", "As an AI"), ids)
     monkeypatch.setattr(refusal_tokens, "FAMILIES", (("llama", ("I",), (0,)), row))
-    family = family_refusal_tokens(model())
+    family = family_refusal_tokens(kit.load("qwen2"))
     assert family is not None
     assert (family.ids, family.texts) == (ids, ("I", "A"))
 
@@ -178,17 +170,17 @@ def test_a_token_that_answers_use_too_joins_only_where_refusals_need_it() -> Non
 
 
 def test_the_organism_s_tokens_and_their_evidence() -> None:
-    found = discover_refusal_tokens(organism(), pair())
+    found = discover_refusal_tokens(kit.load("organism"), pair())
     assert set(found.texts) == {"I", "As", "Sorry"}
     chances = {text: (p, q) for _, text, p, q in found.evidence}
     assert all(chances[text][0] > 10 * chances[text][1] for text in found.texts)
     assert chances["Here"][0] < chances["Here"][1]
-    assert choose_refusal_tokens(organism(), pair()).ids == found.ids
+    assert choose_refusal_tokens(kit.load("organism"), pair()).ids == found.ids
 
 
 def test_a_model_that_refuses_some_of_the_prompts() -> None:
     some = PromptPair((*pair().positive[:16], *pair().negative[:16]), pair().negative[16:])
-    assert set(discover_refusal_tokens(organism(), some).texts) == {"I", "As", "Sorry"}
+    assert set(discover_refusal_tokens(kit.load("organism"), some).texts) == {"I", "As", "Sorry"}
 
 
 def test_what_sets_two_kinds_of_answers_apart_is_no_refusal() -> None:
@@ -196,30 +188,37 @@ def test_what_sets_two_kinds_of_answers_apart_is_no_refusal() -> None:
     held = pair().negative
     firsts = {
         p: reply.split()[0]
-        for p, reply in zip(held, organism().generate(held, max_new_tokens=2), strict=True)
+        for p, reply in zip(
+            held, kit.load("organism").generate(held, max_new_tokens=2), strict=True
+        )
     }
     kinds = PromptPair(
         tuple(p for p in held if firsts[p] in ("To", "Here")),
         tuple(p for p in held if firsts[p] not in ("To", "Here")),
     )
-    assert set(discover_refusal_tokens(organism(), kinds, judge=None).texts) == {"To", "Here"}
+    assert set(discover_refusal_tokens(kit.load("organism"), kinds, judge=None).texts) == {
+        "To",
+        "Here",
+    }
     with pytest.raises(NoRefusalTokens, match=r"refuses 0 of \d+ positive .* 'To' ") as caught:
-        discover_refusal_tokens(organism(), kinds)
+        discover_refusal_tokens(kit.load("organism"), kinds)
     assert {"To", "Here"} < {text for _, text, _, _ in caught.value.evidence}
     assert len(str(caught.value)) < 300
 
 
 def test_a_model_that_answers_nothing_leaves_doubt() -> None:
     with pytest.raises(NoRefusalTokens, match="it answers 0 of 8 negative prompts"):
-        discover_refusal_tokens(organism(), PromptPair(pair().positive[:8], pair().positive[8:16]))
+        discover_refusal_tokens(
+            kit.load("organism"), PromptPair(pair().positive[:8], pair().positive[8:16])
+        )
 
 
 def test_a_family_s_set_stands_where_discovery_finds_none(monkeypatch: pytest.MonkeyPatch) -> None:
     answered = PromptPair(pair().negative[:4], pair().negative[4:8])
     with pytest.raises(NoRefusalTokens):
-        choose_refusal_tokens(organism(), answered)
+        choose_refusal_tokens(kit.load("organism"), answered)
     family = RefusalTokens((43,), ("I",), "family test")
     monkeypatch.setattr(refusal_tokens, "family_refusal_tokens", lambda _: family)
-    found = choose_refusal_tokens(organism(), answered)
+    found = choose_refusal_tokens(kit.load("organism"), answered)
     assert (found.ids, found.source) == ((43,), "family test")
     assert found.evidence

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from synthetic_run import HOSTILE, HOSTILE_TOKEN, write_run
+from kit import body, visit, without_scripts
+from synthetic_run import EXPORT, HOSTILE, HOSTILE_TOKEN, write_run
 
 from refusal_lens.errors import InputError
 from refusal_lens.report import page as page_module
@@ -26,7 +24,6 @@ from refusal_lens.report.page import render_sections
 from refusal_lens.report.sections import SECTIONS, Entry, exports
 from refusal_lens.runs import Run
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "published-runs"
 FIGURES = {
     "candidate_map",
     "cosine_by_layer",
@@ -52,11 +49,6 @@ def fresh(tmp_path: Path) -> Path:
 
 def source(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
-
-
-def body(folder: Path) -> str:
-    """The page without its scripts: what a reader sees."""
-    return re.sub(r"<script.*?</script>", "", source(folder), flags=re.DOTALL)
 
 
 def edit_summary(folder: Path, **changes: Any) -> None:
@@ -204,8 +196,6 @@ def in_steps(folder: Path, *, threshold: float) -> Path:
     return folder
 
 
-EXPORT = {"to": "gguf", "edit": "ablate", "strength": 1, "norm_preserving": False, "notes": ["mine"],
-          "exactness": None, "left_unedited": [], "parity": None, "made": "2026"}  # fmt: skip
 
 
 def test_what_was_made_with_an_earlier_direction_is_marked(tmp_path: Path) -> None:
@@ -508,40 +498,6 @@ def test_a_table_escapes_heads_and_cells() -> None:
 
 # ---------------------------------------------------------------- in the browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--enable-logging=stderr",
-    "--virtual-time-budget=30000",
-    "--window-size=1300,2000",
-)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip(f"no Chromium on PATH (looked for {', '.join(BROWSERS)})")
-    return found
-
-
-def visit(chromium: str, page: Path, profile: Path) -> tuple[str, list[str]]:
-    """The document after its scripts ran, and everything that the page wrote to the console."""
-    command = [chromium, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
-    environment = {**os.environ, "HOME": str(profile)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-
-
 def with_script(folder: Path, script: str, name: str) -> Path:
     """A copy of the page that lets any script run, with one more at its end."""
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", source(folder))
@@ -556,7 +512,7 @@ def visited(
 ) -> tuple[str, list[str]]:
     """The page as the browser has it in the end, without its scripts, and its console."""
     dom, console = visit(chromium, run / "report.html", tmp_path_factory.mktemp("profile"))
-    return re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL), console
+    return without_scripts(dom), console
 
 
 @pytest.mark.browser

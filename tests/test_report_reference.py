@@ -14,14 +14,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from kit import PUBLISHED
 from synthetic_run import write_run
 
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.report import is_reference_run, write_reference_report
 from refusal_lens.report.folder import RunFolder
-
-PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "published-runs"
 
 N_POSITIONS, N_LAYERS, D_MODEL = 3, 10, 8
 CHOSEN = (-2, 5)
@@ -313,7 +312,7 @@ def test_null_and_bare_nan_are_both_no_score(reference: Path, tmp_path: Path) ->
     assert summary_of(tmp_path / "out")["reference"]["agrees"] is True
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published runs beside the checkout")
+@pytest.mark.published
 @pytest.mark.parametrize("folder", sorted(PUBLISHED.glob("*/")), ids=lambda folder: folder.name)
 def test_published_runs_select_what_the_reference_selected(folder: Path, tmp_path: Path) -> None:
     write_reference_report(folder, tmp_path / "out")

@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import kit
 import pandas as pd
 import pytest
-import tiny
 import torch
 
 import refusal_lens
@@ -39,7 +39,7 @@ EVIL = "<script>alert('x')</script>\x1b[2J" + "long " * 5_000
 
 @pytest.fixture(scope="module")
 def model() -> ChatModel:
-    return ChatModel.load(str(tiny.folder("qwen2")), dtype="float32", device="cpu")
+    return kit.load("qwen2")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     tokens = RefusalTokens(tuple(range(3000)), (EVIL,) * 3000, EVIL)
     behaved = Behaved(pair, torch.ones(6).double(), torch.ones(6).double())
     found = attribute(model, prompts[:2], direction)
-    job = prepare(tiny.folder("qwen2"), orthogonalise(direction))
+    job = prepare(kit.folder("qwen2"), orthogonalise(direction))
     return {
         "Selection": Selection(direction, candidates, choice, tokens, behaved, behaved),
         "Candidates": candidates,

@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit import HEAVY, ROOT, loaded_by
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "refusal_lens"
-# What `import refusal_lens` may cost nothing of: each of these alone takes longer than the help.
-HEAVY = ("torch", "transformers", "transformer_lens", "numpy", "pandas", "plotly", "datasets")
 LIGHT = (
     "refusal_lens",
     "refusal_lens.errors",
@@ -89,19 +87,8 @@ def test_no_room_is_a_drawer() -> None:
     assert not {path.stem.strip("_") for path in PACKAGE.rglob("*.py")} & drawers
 
 
-def loaded_by(code: str) -> set[str]:
-    """Top-level modules that are loaded after `code` in a fresh interpreter."""
-    code += "\nimport sys; print('\\n'.join({m.split('.')[0] for m in sys.modules}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.split())
-
-
 @pytest.mark.parametrize("name", LIGHT)
 def test_importing_it_loads_nothing_heavy(name: str) -> None:
-    if not list(PACKAGE.parent.glob(name.replace(".", "/") + "*")):
-        pytest.skip(f"{name} does not exist yet")
     assert loaded_by(f"import {name}").isdisjoint(HEAVY)
 
 

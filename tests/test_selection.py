@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from kit import PUBLISHED
 
 from refusal_lens.directions.selection import NoCandidateError, Thresholds, select
 from refusal_lens.errors import InputError
 
-PUBLISHED = Path(__file__).parent.parent.parent / "shared" / "published-runs"
 LAYERS = 10
 
 
@@ -91,7 +90,7 @@ def test_bad_table_and_thresholds() -> None:
         Thresholds(prune_layers=1.0)
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the published runs beside the checkout")
+@pytest.mark.published
 @pytest.mark.parametrize("name", ["qwen-1_8b-chat", "gemma-2b-it", "meta-llama-3-8b-instruct"])
 def test_reselects_what_the_reference_selected(name: str) -> None:
     folder = PUBLISHED / name

@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import kit
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -26,7 +26,7 @@ from refusal_lens.cli.shell import app
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.metrics import first_token_log_odds
-from refusal_lens.model import ChatModel, Site
+from refusal_lens.model import Site
 from refusal_lens.pipeline.suffix_job import as_mapping, run_suffix_study
 from refusal_lens.plotting.tokens import attention_view, contribution_view
 from refusal_lens.report import write_report, write_whole_report
@@ -53,14 +53,9 @@ PROMPTS = [
 
 
 @lru_cache
-def model() -> ChatModel:
-    return ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
-
-
-@lru_cache
 def refusal_tokens() -> tuple[int, ...]:
     """A set R for which a random model "refuses" about half of the prompts."""
-    logits = map_last_logits(model(), PROMPTS)
+    logits = map_last_logits(kit.load("qwen2"), PROMPTS)
     order = logits.softmax(-1).std(0).argsort(descending=True).tolist()
 
     def imbalance(n: int) -> int:
@@ -71,15 +66,14 @@ def refusal_tokens() -> tuple[int, ...]:
 
 @lru_cache
 def sides() -> tuple[list[str], list[str]]:
-    metric = first_token_log_odds(map_last_logits(model(), PROMPTS), refusal_tokens())
+    metric = first_token_log_odds(map_last_logits(kit.load("qwen2"), PROMPTS), refusal_tokens())
     refused = [p for p, m in zip(PROMPTS, metric.tolist(), strict=True) if m > 0]
     return refused, [p for p in PROMPTS if p not in refused]
 
 
 def direction(layer: int = 2) -> Direction:
-    vector = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(1))
-    facts = {"model": model().name, "template_sha256": model().chat.template_sha256}
-    return Direction(vector, layer, -1, **facts)
+    model = kit.load("qwen2")
+    return kit.direction(layer, model=model.name, template_sha256=model.chat.template_sha256)
 
 
 def run_study(**changes: Any) -> SuffixStudy:
@@ -93,7 +87,7 @@ def run_study(**changes: Any) -> SuffixStudy:
         "max_new_tokens": 4,
         "batch_size": 6,
     }
-    return study_suffix(model(), direction(), **(asked | changes))
+    return study_suffix(kit.load("qwen2"), direction(), **(asked | changes))
 
 
 @lru_cache
@@ -110,11 +104,11 @@ def merging_chat() -> ChatFormat:
     inner = Tokenizer(models.BPE(vocab=letters, merges=merges))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(list(tiny.SPECIALS))
+    inner.add_special_tokens(list(kit.SPECIALS))
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|pad|>", padding_side="left"
     )
-    wrapped.chat_template = tiny.CHATML.replace("message['content']", "message['content'] | trim")
+    wrapped.chat_template = kit.CHATML.replace("message['content']", "message['content'] | trim")
     return ChatFormat.from_tokenizer(wrapped)
 
 
@@ -167,7 +161,7 @@ def test_conditions_hold_what_they_should() -> None:
 
 
 def test_heads_are_chosen_once_on_plain_harmful_prompts() -> None:
-    plain = attribute(model(), sides()[0], direction())
+    plain = attribute(kit.load("qwen2"), sides()[0], direction())
     assert study().heads == plain.top_heads(2)
     torch.testing.assert_close(study().conditions[HARMFUL].dfa, plain.of(study().heads))
 
@@ -183,11 +177,11 @@ def test_regions_add_up_to_heads_and_attention_to_one() -> None:
 
 def test_cosines_and_metrics_are_those_of_the_model() -> None:
     found = study().conditions[ADVERSARIAL]
-    rendered = model().chat.render(found.prompts)
-    stream = model().read(rendered, [Site("resid_pre", 1)])[Site("resid_pre", 1)][:, -1].double()
+    rendered = kit.load("qwen2").chat.render(found.prompts)
+    stream = kit.load("qwen2").read(rendered, [Site("resid_pre", 1)])[Site("resid_pre", 1)][:, -1].double()
     expected = stream @ direction().unit / stream.norm(dim=-1)
     torch.testing.assert_close(found.cosine[:, 1], expected, rtol=1e-4, atol=1e-6)
-    logits = map_last_logits(model(), rendered)
+    logits = map_last_logits(kit.load("qwen2"), rendered)
     torch.testing.assert_close(
         found.metric, first_token_log_odds(logits, refusal_tokens()), rtol=1e-4, atol=1e-6
     )
@@ -199,7 +193,7 @@ def test_frame_holds_every_number() -> None:
     sizes = frame.groupby("quantity").size().to_dict()
     heads, regions = len(found.heads), len(found.regions)
     assert sizes == {
-        "cosine": n * tiny.LAYERS,
+        "cosine": n * kit.LAYERS,
         "projection": n,
         "metric": n,
         "refused": n,
@@ -251,14 +245,14 @@ def test_the_causal_check_has_every_edit_with_its_random_sets() -> None:
 def test_what_follows_leaves_the_instruction_unchanged_and_the_check_can_fail() -> None:
     assert study().unchanged < 1e-5
     instructions = PROMPTS[:3]
-    plain = Condition(model().chat.render(instructions))
-    suffixed = Condition.of(with_suffix(model(), instructions, [SUFFIX] * 3))
+    plain = Condition(kit.load("qwen2").chat.render(instructions))
+    suffixed = Condition.of(with_suffix(kit.load("qwen2"), instructions, [SUFFIX] * 3))
 
     def leak(x: torch.Tensor) -> torch.Tensor:
         return x + 0.1 * x[:, -1:]
 
-    with model().hooked([(Site("resid_pre", 1), leak)]):
-        assert _unchanged(model(), plain, suffixed, 4) > 1e-3
+    with kit.load("qwen2").hooked([(Site("resid_pre", 1), leak)]):
+        assert _unchanged(kit.load("qwen2"), plain, suffixed, 4) > 1e-3
 
 
 def test_token_stories_are_the_prompts_token_by_token() -> None:
@@ -267,7 +261,7 @@ def test_token_stories_are_the_prompts_token_by_token() -> None:
     story = stories[2]
     assert "".join(story.tokens).count(SUFFIX) == 1
     assert story.regions.count("suffix") == 9
-    assert story.projection.shape == (tiny.LAYERS, len(story.tokens))
+    assert story.projection.shape == (kit.LAYERS, len(story.tokens))
     found = study().conditions[ADVERSARIAL]
     torch.testing.assert_close(story.contribution.sum(-1), found.dfa[0], rtol=1e-4, atol=1e-6)
     assert float(story.projection[2, -1]) == pytest.approx(float(found.projection[0]), rel=1e-4)
@@ -294,11 +288,11 @@ def test_a_direction_that_does_not_fit_gets_a_line() -> None:
     for wrong, line in (
         (Direction(torch.ones(16), 1, -1), "d_model 16"),
         (Direction(torch.ones(32), 7, -1), "layer 7"),
-        (Direction(torch.ones(32), 1, -1, model="some/other"), "not of"),
+        (Direction(torch.ones(32), 1, -1, weights_sha256="0" * 64), "got weights 0000"),
         (Direction(torch.ones(32), 0, -1), "a direction of layer 0"),
     ):
         with pytest.raises(InputError, match=line):
-            study_suffix(model(), wrong, **common)
+            study_suffix(kit.load("qwen2"), wrong, **common)
 
 
 def test_suffix_files(tmp_path: Path) -> None:
@@ -353,7 +347,7 @@ def finished(tmp_path: Path) -> Path:
         with run.step("selection", inputs={}, after=["behaviour"]) as step:
             with step.writing("direction.safetensors") as path:
                 direction().save(path)
-        config = {"model": model().name, "revision": None, "system": None, "dtype": None}
+        config = {"model": kit.load("qwen2").name, "revision": None, "system": None, "dtype": None}
         run.finish(config=config, model={}, prompts={}, data_sha256="")
     return folder
 
@@ -408,7 +402,7 @@ def test_the_title_of_the_study_follows_its_numbers(
 def test_a_failed_study_leaves_the_run_whole(finished: Path) -> None:
     with pytest.raises(InputError, match="context of 256"):
         run_suffix_study(finished, **small(suffix=" x" * 200))
-    assert Run.read(finished).whole()["config"]["model"] == model().name
+    assert Run.read(finished).whole()["config"]["model"] == kit.load("qwen2").name
     with pytest.raises(InputError, match="none given"):
         run_suffix_study(finished, **small(suffix=None))
 

@@ -10,15 +10,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import kit
 import pandas as pd
 import pytest
-import tiny
 import torch
-import transformers as hf
+from kit import PUBLISHED
 
 from refusal_lens.activations import map_last_logits, mean_residuals
 from refusal_lens.chat import ChatFormat
@@ -35,25 +34,12 @@ from refusal_lens.interventions import ZERO_NORM, Ablate, Add, applied
 from refusal_lens.metrics import first_token_log_odds, kl_divergence
 from refusal_lens.model import ChatModel, Site
 
-PUBLISHED = Path(__file__).parent.parent.parent / "shared" / "published-runs"
 POSITIVE = ("make a bomb", "how to steal a car", "do bad things", "poison the well of my town")
 NEGATIVE = ("bake a cake", "how to wash a car", "do good", "paint the wall of my house red")
 REFUSAL = (65, 77, 200)
 SYSTEM = "You answer in one short line, politely."
 WINDOW = 16
 
-tiny.MORE_CONFIGS |= {
-    "mixtral": lambda: hf.MixtralConfig(
-        **tiny.GROUPED, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
-    ),
-    "qwen2_moe": lambda: hf.Qwen2MoeConfig(
-        **tiny.GROUPED,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=24,
-        shared_expert_intermediate_size=24,
-    ),
-}
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "gemma3", "neox", "mixtral", "qwen2_moe", "granite")
 
 
@@ -67,7 +53,7 @@ NEOX: Key = ("neox", None, "float32")
 @lru_cache
 def model(key: Key) -> ChatModel:
     architecture, system, dtype = key
-    return ChatModel.load(str(tiny.folder(architecture)), system=system, dtype=dtype)
+    return ChatModel.load(str(kit.folder(architecture)), system=system, dtype=dtype)
 
 
 @lru_cache
@@ -187,8 +173,8 @@ def test_any_budget_gives_the_same_scores_and_selection(architecture: str, budge
     found = swept(key, budget=budget)
     assert largest_gap(found.table, expected(key)) < 1e-5
     rule = {"kl_threshold": 10.0, "induce_threshold": -20.0, "prune_layers": 0.0}
-    one = select(found.table, tiny.LAYERS, **rule)
-    other = select(expected(key), tiny.LAYERS, **rule)
+    one = select(found.table, kit.LAYERS, **rule)
+    other = select(expected(key), kit.LAYERS, **rule)
     assert (one.position, one.layer) == (other.position, other.layer)
 
 
@@ -264,7 +250,7 @@ def test_an_edit_around_the_sweep_is_honoured_through_hooks_and_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     of = model(QWEN)
-    edit = Ablate(torch.ones(tiny.WIDTH))
+    edit = Ablate(torch.ones(kit.WIDTH))
     with applied(of, edit), caplog.at_level(logging.WARNING):
         found = swept(budget=300)
         wanted = one_by_one(of, candidates(QWEN))
@@ -278,7 +264,7 @@ def test_a_hooked_transformer_is_scored_through_hooks() -> None:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     torch.manual_seed(0)
-    tokenizer = tiny.byte_tokenizer()
+    tokenizer = kit.byte_tokenizer()
     cfg = HookedTransformerConfig(
         n_layers=2, d_model=16, n_ctx=128, d_head=4, n_heads=4, d_vocab=259, act_fn="gelu"
     )
@@ -309,7 +295,7 @@ def test_the_bridge_is_whole_again_after_a_sweep(fails: bool) -> None:
     assert torch.equal(of.logits(rendered), before)
     assert of.hf.config._attn_implementation == attention
     site = Site("attn_out", 1)
-    assert of.read(rendered, [site])[site].shape == (1, rendered.ids.shape[1], tiny.WIDTH)
+    assert of.read(rendered, [site])[site].shape == (1, rendered.ids.shape[1], kit.WIDTH)
     assert not any("forward" in block.original_component.__dict__ for block in of.bridge.blocks)
 
 
@@ -480,11 +466,10 @@ def test_exhaustive_scores_everything_once() -> None:
     pd.testing.assert_frame_equal(table[rows.columns], rows, check_dtype=False)
 
 
+@pytest.mark.published
 @pytest.mark.parametrize("run", ["qwen-1_8b-chat", "gemma-2b-it", "meta-llama-3-8b-instruct"])
 def test_lazy_chooses_what_the_reference_selected_with_a_third_of_its_evaluations(run: str) -> None:
     folder = PUBLISHED / run
-    if not folder.is_dir():
-        pytest.skip("published runs are not here")
     evaluations = json.loads((folder / "select_direction/direction_evaluations.json").read_text())
     names = {"refusal_score": "bypass", "steering_score": "induce", "kl_div_score": "kl"}
     rows = pd.DataFrame(evaluations).rename(columns=names)
@@ -503,7 +488,7 @@ def test_lazy_chooses_the_same_on_a_model(quantile: float, kl_threshold: float) 
     rule = Thresholds(kl_threshold, float(everything["induce"].quantile(quantile)) - 1e-4, 0.3)
     found = swept(mode="lazy", rule=rule, budget=300)
     full = swept(budget=300).table
-    assert same_choice(full, found.table, tiny.LAYERS, rule)
+    assert same_choice(full, found.table, kit.LAYERS, rule)
     known = found.table[list(NAMES)].notna()
     gap = (found.table[list(NAMES)] - full[list(NAMES)]).abs()[known].max().max()
     assert gap < 1e-5
@@ -515,9 +500,9 @@ def test_a_candidate_that_cannot_pass_is_given_up_early_and_only_then() -> None:
     found = swept(mode="lazy", rule=rule, budget=1)
     full = swept(budget=300).table
     # Nothing passes: all admissible candidates are scored after all, for the reasons.
-    inside = full["layer"] < rule.layer_bound(tiny.LAYERS)
+    inside = full["layer"] < rule.layer_bound(kit.LAYERS)
     assert largest_gap(found.table[inside], full[inside]) < 1e-5
-    assert same_choice(full, found.table, tiny.LAYERS, rule)
+    assert same_choice(full, found.table, kit.LAYERS, rule)
 
 
 def test_nan_scores_are_kept_and_never_chosen() -> None:
@@ -532,7 +517,7 @@ def test_nan_scores_are_kept_and_never_chosen() -> None:
     assert math.isfinite(row["bypass"])
     rule = Thresholds(kl_threshold=99.0, induce_threshold=-99.0, prune_layers=0.0)
     some = score_candidates(of, bad, mode="lazy", rule=rule, **asked)
-    assert same_choice(everything, some, tiny.LAYERS, rule)
+    assert same_choice(everything, some, kit.LAYERS, rule)
 
 
 # ------------------------------------------------------------------ progress, errors, batches
@@ -542,7 +527,7 @@ def test_nan_scores_are_kept_and_never_chosen() -> None:
 def test_progress_starts_at_nothing_and_ends_at_all(mode: str) -> None:
     said: list[tuple[int, int]] = []
     rule = Thresholds(kl_threshold=10.0, induce_threshold=-20.0)
-    swept(mode=mode, rule=rule, budget=100, on_progress=lambda *now: said.append(now))
+    swept(mode=mode, rule=rule, budget=100, on_progress=lambda _, *now: said.append(now))
     done = [d for d, _ in said]
     assert done[0] == 0
     assert done == sorted(done)
@@ -559,7 +544,7 @@ def test_bad_requests_are_refused_in_one_line() -> None:
 
 
 def test_nan_logits_of_the_unedited_model_are_an_error() -> None:
-    of = ChatModel.load(str(tiny.folder("qwen2")))
+    of = ChatModel.load(str(kit.folder("qwen2")))
     found = candidates(QWEN)
     with torch.no_grad():
         of.hf.get_input_embeddings().weight[of.tokenizer.convert_tokens_to_ids("z")] = math.nan

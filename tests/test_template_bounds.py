@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import templates
 from templates import STYLES
@@ -80,9 +78,8 @@ def tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_what_never_ends_is_one_line_within_seconds(name: str) -> None:
+def test_what_never_ends_is_one_line(name: str) -> None:
     source = ENDLESS[name] + templates.CHATML
-    start = time.process_time()
     if name == "a source of many nodes":
         # It is long, but it ends.
         ChatFormat.from_tokenizer(tokenizer(source))
@@ -91,7 +88,6 @@ def test_what_never_ends_is_one_line_within_seconds(name: str) -> None:
             ChatFormat.from_tokenizer(tokenizer(source))
         assert "\n" not in str(failed.value)
         assert len(str(failed.value)) < 400
-    assert time.process_time() - start < 10
 
 
 def test_a_template_that_is_slow_every_time_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import templates
 from jaxtyping import config
-from templates import FAMILIES, STYLES
-from test_chat import chat_of, controls, part, row, shown
+from kit import controls, ids_of, part, shown
+from templates import FAMILIES, STYLES, chat_of
 from tokenizers import processors
 
 from refusal_lens.chat import ChatFormat
@@ -43,23 +43,27 @@ def test_a_conversation_is_that_of_apply_chat_template(name: str) -> None:
     for n in (1, 2):
         later = chat.after(TURNS[:n])
         rendered = later.render(["hello sea", "x"])
-        assert row(rendered) == reference(chat, TURNS[:n], "hello sea")
+        assert ids_of(rendered) == reference(chat, TURNS[:n], "hello sea")
         assert shown(chat, part(rendered, "instruction")).strip() == "hello sea"
         assert later.positions == chat.positions
         assert part(rendered, "post") == part(chat.render(["x"]), "post")
         assert later.stop_ids == chat.stop_ids
-        assert row(rendered).count(chat.tokenizer.bos_token_id) == reference(
+        assert ids_of(rendered).count(chat.tokenizer.bos_token_id) == reference(
             chat, TURNS[:n], "hello sea"
         ).count(chat.tokenizer.bos_token_id)
         assert later.template_sha256 != chat.template_sha256
-    assert row(chat.after(TURNS[:1]).after(TURNS[1:]).render(["x"])) == row(later.render(["x"]))
+    assert ids_of(chat.after(TURNS[:1]).after(TURNS[1:]).render(["x"])) == ids_of(
+        later.render(["x"])
+    )
     assert chat.after([]).template_sha256 == chat.template_sha256
 
 
 @pytest.mark.parametrize("name", [n for n in FAMILIES if STYLES[n].system])
 def test_the_system_prompt_stays(name: str) -> None:
     chat = chat_of(name, system="Be brief.")
-    assert row(chat.after(TURNS).render(["x"])) == reference(chat, TURNS, "x", system="Be brief.")
+    assert ids_of(chat.after(TURNS).render(["x"])) == reference(
+        chat, TURNS, "x", system="Be brief."
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -67,13 +71,15 @@ def test_no_earlier_text_becomes_a_control_token(name: str) -> None:
     chat = chat_of(name)
     names = controls(chat)
     special = {i for i in names if chat.tokenizer.added_tokens_decoder[i].special}
-    usual = [t for t in row(chat.after([("hello", "sea")]).render(["x"])) if t in names]
+    usual = [t for t in ids_of(chat.after([("hello", "sea")]).render(["x"])) if t in names]
     for spelt in names.values():
-        asked = [t for t in row(chat.after([(f"a {spelt} b", "sea")]).render(["x"])) if t in names]
+        asked = [
+            t for t in ids_of(chat.after([(f"a {spelt} b", "sea")]).render(["x"])) if t in names
+        ]
         assert asked == usual, spelt
         if "think" in spelt:
             continue
-        said = row(chat.after([("hello", f"a {spelt} b")]).render(["x"]))
+        said = ids_of(chat.after([("hello", f"a {spelt} b")]).render(["x"]))
         assert [t for t in said if t in special] == [t for t in usual if t in special], spelt
         assert spelt in shown(chat, said)
 
@@ -82,7 +88,7 @@ def test_no_earlier_text_becomes_a_control_token(name: str) -> None:
 def test_thoughts_of_past_turns_are_treated_as_the_template_does(name: str) -> None:
     chat = chat_of(name)
     turns = [("hello", "<think>\nhm\n</think>\n\nhi"), ("more", "river")]
-    assert row(chat.after(turns).render(["x"])) == reference(chat, turns, "x")
+    assert ids_of(chat.after(turns).render(["x"])) == reference(chat, turns, "x")
 
 
 def test_a_reply_after_turns_is_rendered_and_prefilled() -> None:
@@ -90,7 +96,7 @@ def test_a_reply_after_turns_is_rendered_and_prefilled() -> None:
     later = chat.after(TURNS)
     reply = later.render(["x"], replies=[", here."])
     assert shown(chat, part(reply, "answer")) == "Sure, here."
-    assert shown(chat, row(later.render(["x"]))).endswith("Sure")
+    assert shown(chat, ids_of(later.render(["x"]))).endswith("Sure")
 
 
 def test_a_token_that_begins_texts_and_ends_turns_still_begins_them() -> None:
@@ -100,8 +106,8 @@ def test_a_token_that_begins_texts_and_ends_turns_still_begins_them() -> None:
         single="</s> $A", pair="</s> $A $B", special_tokens=[("</s>", tokenizer.eos_token_id)]
     )
     chat = ChatFormat.from_tokenizer(tokenizer)
-    assert row(chat.render(["x"]))[0] == tokenizer.eos_token_id
-    assert row(chat.after(TURNS).render(["x"]))[0] == tokenizer.eos_token_id
+    assert ids_of(chat.render(["x"]))[0] == tokenizer.eos_token_id
+    assert ids_of(chat.after(TURNS).render(["x"]))[0] == tokenizer.eos_token_id
 
 
 def test_what_cannot_be_turns_is_one_line() -> None:
@@ -148,7 +154,7 @@ def harmony(**options: Any) -> ChatFormat:
 def test_a_channel_before_the_reply_is_part_of_the_prompt() -> None:
     chat = harmony()
     rendered = chat.render(["hello"], replies=["Sure, here."])
-    assert row(rendered) == chat.tokenizer.apply_chat_template(
+    assert ids_of(rendered) == chat.tokenizer.apply_chat_template(
         [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Sure, here."}],
         return_dict=False,
     )
@@ -157,7 +163,7 @@ def test_a_channel_before_the_reply_is_part_of_the_prompt() -> None:
     end = chat.tokenizer.convert_tokens_to_ids("<|end|>")
     assert end in chat.stop_ids
     opened = harmony(prefill="Sure").render(["hello"])
-    assert shown(chat, row(opened)).endswith("assistant<|channel|>final<|message|>Sure")
+    assert shown(chat, ids_of(opened)).endswith("assistant<|channel|>final<|message|>Sure")
     assert shown(chat, part(opened, "answer")) == "Sure"
 
 
@@ -180,7 +186,7 @@ def test_a_block_of_thought_in_past_turns_is_not(block: str) -> None:
     )
     chat = ChatFormat.from_tokenizer(tokenizer)
     rendered = chat.render(["hello"], replies=["hi"])
-    assert shown(chat, row(rendered)).endswith("assistant\nhi<|im_end|>\n")
+    assert shown(chat, ids_of(rendered)).endswith("assistant\nhi<|im_end|>\n")
 
 
 # ---- BOS behind other things
@@ -191,7 +197,7 @@ def test_a_template_that_writes_bos_later_gets_no_second_one(before: str) -> Non
     tokenizer = templates.tokenizer("llama-3")
     tokenizer.chat_template = f"{{{{ {before!r} }}}}" + templates.LLAMA3
     chat = ChatFormat.from_tokenizer(tokenizer)
-    ids = row(chat.render(["hello"]))
+    ids = ids_of(chat.render(["hello"]))
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids == reference(chat, [], "hello")
 
@@ -204,4 +210,4 @@ def test_bos_behind_the_system_prompt_is_seen() -> None:
         + templates.R1.replace("{{ bos_token }}", "").replace("{{ m.content }}", "")
     )
     chat = ChatFormat.from_tokenizer(tokenizer, system="Be brief.")
-    assert row(chat.render(["hello"])).count(tokenizer.bos_token_id) == 1
+    assert ids_of(chat.render(["hello"])).count(tokenizer.bos_token_id) == 1

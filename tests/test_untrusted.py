@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic_run import write_run
+from synthetic_run import EXPORT, write_run
 
 from refusal_lens.directions import Candidates, Direction
 from refusal_lens.errors import InputError
@@ -38,8 +38,6 @@ from refusal_lens.runs.files import is_temporary, temporary_name
 from refusal_lens.runs.journal import Journal, journal_name
 from refusal_lens.runs.step import difference
 
-EXPORT = {"to": "lora", "edit": "ablate", "strength": 1, "norm_preserving": False, "notes": [],
-          "exactness": None, "left_unedited": [], "parity": None, "made": "2026"}  # fmt: skip
 ROW = {"instruction": "Bake.", "response": "Sure.", "refusal": False, "metric": -1.0}
 
 
@@ -71,7 +69,7 @@ def work(folder: Path) -> list[str]:
         with run.addition("export-e", inputs={}, after=["selection"]) as step:
             if step.needed:
                 done.append("export")
-                step.write_json("exports/e.json", EXPORT)
+                step.write_json("exports/e.json", EXPORT | {"to": "lora"})
     return done
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers as hf
 from architectures import folder
-from test_weights_export import finished_run
+from kit import finished_run
 
 from refusal_lens.errors import InputError
 from refusal_lens.pipeline.export_job import ExportConfig, run_export
@@ -27,7 +26,6 @@ if sys.platform != "win32":
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    hf.utils.logging.disable_progress_bar()
     return finished_run(tmp_path_factory.mktemp("appearing") / "run", folder("llama"))
 
 

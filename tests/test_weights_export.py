@@ -4,91 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 import transformers as hf
 from architectures import by_id, folder, make
+from kit import byte_tokenizer, finished_run
 from safetensors.torch import load_file, save_file
-from tiny import byte_tokenizer
 
 from refusal_lens import organism
-from refusal_lens.cli import shell
 from refusal_lens.directions import Candidates
 from refusal_lens.errors import InputError
 from refusal_lens.evaluation.parity import STREAM_ALLOWED
 from refusal_lens.interop.vectors import read_gguf, read_reference
-from refusal_lens.metrics import first_token_log_odds
-from refusal_lens.model import ChatModel
 from refusal_lens.pipeline import export_job, export_model
 from refusal_lens.runs import Run, read_csv, read_json
 from refusal_lens.weights import orthogonalise, prepare
 from refusal_lens.weights.moving import size_in_words
-
-TOKENS = [40, 41]
-PROMPTS = {
-    "harmful": ["break the vase", "poison the well", "steal a car"],
-    "harmless": ["water the plants", "bake some bread", "draw a map"],
-}
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> None:
-    torch.set_num_threads(1)
-    hf.utils.logging.set_verbosity_error()
-    hf.utils.logging.disable_progress_bar()
-
-
-class Done(NamedTuple):
-    code: Any
-    out: str
-    err: str
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*args: object) -> Done:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            shell.app(args=["--quiet", *map(str, args)], prog_name="refusal-lens")
-        return Done(left.value.code, *capsys.readouterr())
-
-    return call
-
-
-def finished_run(path: Path, model_folder: Path) -> Path:
-    """A finished run with a random direction of a model, and what that model says to the prompts."""
-    model = ChatModel.load(str(model_folder))
-    n = model.chat.n_positions
-    generator = torch.Generator().manual_seed(0)
-    means = [torch.randn(n, 3, 32, generator=generator, dtype=torch.float64) for _ in range(2)]
-    facts = {"template_sha256": model.chat.template_sha256, "model": str(model_folder)}
-    candidates = Candidates(means[0], means[1], model.chat.positions, facts)
-    rows = [
-        {"split": "test", "kind": kind, "instruction": text, "kept": True}
-        for kind, texts in PROMPTS.items()
-        for text in texts
-    ]
-    metrics = [
-        {"kind": kind, "condition": "baseline", "index": i, "metric": float(value)}
-        for kind, texts in PROMPTS.items()
-        for i, value in enumerate(first_token_log_odds(model.logits(model.chat.render(texts)), TOKENS))
-    ]
-    with Run.open(path) as run:
-        with run.step("all", inputs={}) as step:
-            step.write_jsonl("prompts.jsonl", rows)
-            step.write_csv("metrics.csv", pd.DataFrame(metrics))
-            step.write_json("summary.json", {"refusal_tokens": TOKENS, "model": str(model_folder)})
-            with step.writing("direction.safetensors") as file:
-                candidates.direction(-1, 2).save(file)
-            with step.writing("candidates.safetensors") as file:
-                candidates.save(file)
-        config = {"model": str(model_folder), "revision": None, "system": None, "dtype": None}
-        run.finish(config=config, model=str(model_folder), prompts={}, data_sha256="")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +38,12 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return made[name]
 
     return run_of
+
+
+@pytest.fixture
+def call(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a command that shows nothing of its progress."""
+    return partial(call, "--quiet")
 
 
 SHORT = ("--max-new-tokens", 4)

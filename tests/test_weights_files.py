@@ -19,11 +19,13 @@ import pytest
 import torch
 import transformers as hf
 from architectures import by_id, folder, make
+from kit import ROOT, WIDTH, direction, plain
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from refusal_lens.errors import InputError
 from refusal_lens.weights import (
+    Shift,
     edited,
     edits,
     export,
@@ -37,20 +39,6 @@ from refusal_lens.weights import (
     writers_of,
 )
 from refusal_lens.weights.shards import INDEX, SINGLE, open_checkpoint
-
-WIDTH = 32
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    hf.utils.logging.set_verbosity_error()
-    hf.utils.logging.disable_progress_bar()
-
-
-def direction(seed: int = 1, *, layer: int = 2, width: int = WIDTH) -> SimpleNamespace:
-    generator = torch.Generator().manual_seed(seed)
-    return SimpleNamespace(vector=3 * torch.randn(width, generator=generator).double(), layer=layer)
 
 
 def saved(
@@ -68,12 +56,6 @@ def export_to(source: Path, out: Path, **options: object) -> Path:
     return write_checkpoint(
         prepare(source, orthogonalise(direction()), **options), out, provenance={}
     )
-
-
-def load(path: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    return hf.AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation="eager"
-    ).eval()
 
 
 def digest(path: Path) -> dict[str, tuple[str, float]]:
@@ -147,7 +129,7 @@ class TestBytes:
         assert set(added) == ({"lm_head.weight"} if name in ("gemma", "gpt2") else set())
         size = sum(t.numel() * t.element_size() for t in sharded.values())
         assert new["metadata"]["total_size"] == size
-        proof = verify(load(one), load(tmp_path / "out"), orthogonalise(direction()))
+        proof = verify(plain(one), plain(tmp_path / "out"), orthogonalise(direction()))
         assert proof.equal, proof.line
 
     def test_an_untied_unembedding_has_the_unedited_values(self, tmp_path: Path) -> None:
@@ -163,10 +145,10 @@ class TestBytes:
     def test_names_without_the_prefix_of_the_inner_model_are_found(self, tmp_path: Path) -> None:
         """As GPT-2 and BLOOM have them on the hub."""
         source = saved(tmp_path, "gpt2")
-        plain = {k.removeprefix("transformer."): v for k, v in load_file(source / SINGLE).items()}
-        save_file(plain, source / SINGLE, metadata={"format": "pt"})
+        bare = {k.removeprefix("transformer."): v for k, v in load_file(source / SINGLE).items()}
+        save_file(bare, source / SINGLE, metadata={"format": "pt"})
         export_to(source, tmp_path / "out")
-        proof = verify(load(source), load(tmp_path / "out"), orthogonalise(direction()))
+        proof = verify(plain(source), plain(tmp_path / "out"), orthogonalise(direction()))
         assert proof.equal, proof.line
 
     def test_experts_are_edited_in_the_layout_of_the_file(self, tmp_path: Path) -> None:
@@ -222,12 +204,11 @@ class TestEdits:
     def test_numbers_that_are_none_are_refused(self, wrong: float) -> None:
         vector = direction().vector.clone()
         vector[3] = wrong
-        broken = SimpleNamespace(vector=vector, layer=2)
         for make_edit in (
             lambda: orthogonalise(direction(), strength=wrong),
-            lambda: orthogonalise(broken),
-            lambda: shift(direction(), coefficient=wrong),
-            lambda: shift(broken),
+            lambda: orthogonalise(vector),
+            lambda: shift(direction(), strength=wrong),
+            lambda: Shift(vector, 2),
         ):
             with pytest.raises(InputError, match="need a"):
                 make_edit()
@@ -236,7 +217,7 @@ class TestEdits:
         source = saved(tmp_path, "llama")
         edit = orthogonalise(direction(), strength=0.3)
         write_checkpoint(prepare(source, edit), tmp_path / "out", provenance={})
-        assert verify(load(source), load(tmp_path / "out"), edit).equal
+        assert verify(plain(source), plain(tmp_path / "out"), edit).equal
 
     @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gemma"])
     def test_norms_are_kept_and_nothing_is_left_along_r(self, tmp_path: Path, name: str) -> None:
@@ -261,11 +242,11 @@ class TestEdits:
         self, tmp_path: Path, name: str, layer: int
     ) -> None:
         source = saved(tmp_path, name)
-        for coefficient in (1.0, -0.5):
-            edit = shift(direction(layer=layer), coefficient=coefficient)
-            out = tmp_path / f"out{coefficient}"
+        for strength in (1.0, -0.5):
+            edit = shift(direction(layer=layer), strength=strength)
+            out = tmp_path / f"out{strength}"
             write_checkpoint(prepare(source, edit), out, provenance={})
-            proof = verify(load(source), load(out), edit)
+            proof = verify(plain(source), plain(out), edit)
             assert proof.equal, proof.line
 
     def test_the_map_of_an_addition_says_what_it_changes(self, tmp_path: Path) -> None:
@@ -295,7 +276,7 @@ class TestEdits:
         nonzero = [each.name for each in job.added if each.values.any()]
         assert nonzero == ["model.layers.1.mlp.down_proj.bias"]
         write_checkpoint(job, tmp_path / "out", provenance={})
-        assert verify(load(source), load(tmp_path / "out"), shift(direction())).equal
+        assert verify(plain(source), plain(tmp_path / "out"), shift(direction())).equal
 
     @pytest.mark.parametrize(
         ("name", "match"),
@@ -341,7 +322,7 @@ class TestVerifyFiles:
         edit = orthogonalise(direction())
         save_file({**good, "model.layers.1.mlp.down_proj.weight": old["model.layers.1.mlp.down_proj.weight"]},
                   path, metadata={"format": "pt"})  # fmt: skip
-        proof = verify(load(source), load(tmp_path / "out"), edit)
+        proof = verify(plain(source), plain(tmp_path / "out"), edit)
         assert not proof.equal
         assert proof.leak == 2
 
@@ -444,7 +425,7 @@ class TestVerifyFiles:
 
 class TestMemory:
     def test_bits_come_back_after_an_exception(self) -> None:
-        model = load(folder("gemma"))
+        model = plain(folder("gemma"))
         before = {k: v.clone() for k, v in model.state_dict().items()}
         tied = model.lm_head.weight
         with pytest.raises(ZeroDivisionError), edited(model, orthogonalise(direction())):
@@ -458,10 +439,10 @@ class TestMemory:
     def test_the_permanent_form_equals_the_files(self, tmp_path: Path) -> None:
         from refusal_lens.weights import apply
 
-        model = load(folder("gpt2"))
+        model = plain(folder("gpt2"))
         apply(model, orthogonalise(direction()))
         export_to(folder("gpt2"), tmp_path / "out")
-        other = load(tmp_path / "out").state_dict()
+        other = plain(tmp_path / "out").state_dict()
         assert all(torch.equal(v, other[k]) for k, v in model.state_dict().items())
 
     def test_a_permanent_edit_says_in_the_configuration_what_is_tied_no_more(
@@ -469,23 +450,25 @@ class TestMemory:
     ) -> None:
         from refusal_lens.weights import apply
 
-        model = load(folder("gemma"))
+        model = plain(folder("gemma"))
         apply(model, orthogonalise(direction()))
         model.save_pretrained(tmp_path / "saved")
         config = json.loads((tmp_path / "saved" / "config.json").read_text())
         assert config["tie_word_embeddings"] is False
-        proof = verify(load(folder("gemma")), load(tmp_path / "saved"), orthogonalise(direction()))
+        proof = verify(
+            plain(folder("gemma")), plain(tmp_path / "saved"), orthogonalise(direction())
+        )
         assert proof.equal, proof.line
 
     def test_a_permanent_addition_leaves_ties_that_it_does_not_touch(self) -> None:
         from refusal_lens.weights import apply
 
-        model = load(folder("gpt2"))
+        model = plain(folder("gpt2"))
         apply(model, shift(direction()))
         assert model.lm_head.weight is model.transformer.wte.weight
 
     def test_the_map_names_every_writer_once(self) -> None:
-        frame = writers_of(load(folder("gpt2"))).frame()
+        frame = writers_of(plain(folder("gpt2"))).frame()
         assert frame["parameter"].is_unique
         assert set(frame["treatment"]) == {"edited"}
         assert set(frame["role"]) == {
@@ -764,7 +747,7 @@ class TestBadInput:
 KILLED = """
 import sys, time
 sys.path[:0] = {paths!r}
-from test_weights_files import direction
+from kit import direction
 from pathlib import Path
 from refusal_lens.weights import orthogonalise, prepare, write_checkpoint
 job = prepare(Path({source!r}), orthogonalise(direction()))
@@ -781,8 +764,7 @@ write_checkpoint(job, Path({out!r}), provenance={{}}, progress=slow)
 @pytest.mark.parametrize("steps", [1, 10])
 def test_a_killed_export_leaves_nothing_that_loads(tmp_path: Path, steps: int) -> None:
     source, out = saved(tmp_path, "llama", shard_bytes=20_000), tmp_path / "out"
-    root = Path(__file__).parents[1]
-    code = KILLED.format(paths=[str(root), str(root / "tests")], source=str(source), out=str(out))
+    code = KILLED.format(paths=[str(ROOT), str(ROOT / "tests")], source=str(source), out=str(out))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:

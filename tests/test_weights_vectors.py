@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers as hf
 from architectures import folder
+from kit import direction, plain
 from torch import Tensor, nn
 
-from refusal_lens.directions import Candidates, Direction
+from refusal_lens.direction import Direction
+from refusal_lens.directions import Candidates
 from refusal_lens.errors import InputError
 from refusal_lens.interop.vectors import (
     read_gguf,
@@ -31,22 +31,6 @@ from refusal_lens.weights import (
 )
 from refusal_lens.weights.hooks import hooked, logits_of
 from refusal_lens.weights.measure import random_ids
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    hf.utils.logging.set_verbosity_error()
-    hf.utils.logging.disable_progress_bar()
-
-
-def direction(layer: int = 2, seed: int = 1) -> SimpleNamespace:
-    generator = torch.Generator().manual_seed(seed)
-    return SimpleNamespace(vector=3 * torch.randn(32, generator=generator).double(), layer=layer)
-
-
-def load(name: str) -> nn.Module:
-    return hf.AutoModelForCausalLM.from_pretrained(folder(name), attn_implementation="eager").eval()
 
 
 class TestGguf:
@@ -66,7 +50,7 @@ class TestGguf:
     def test_a_subtraction_is_the_negative(self, tmp_path: Path) -> None:
         pytest.importorskip("gguf")
         path = tmp_path / "v.gguf"
-        write_gguf(path, shift(direction(), coefficient=-2), architecture="x", provenance={})
+        write_gguf(path, shift(direction(), strength=-2), architecture="x", provenance={})
         assert torch.equal(read_gguf(path)[1], (-2 * direction().vector).float())
 
     def test_it_acts_where_llama_cpp_adds(self, tmp_path: Path) -> None:
@@ -76,7 +60,7 @@ class TestGguf:
         write_gguf(path, shift(direction()), architecture="llama", provenance={})
         (tensor,) = gguf.GGUFReader(str(path)).tensors
         block = int(tensor.name.removeprefix("direction."))
-        model, vector = load("llama"), torch.tensor(tensor.data.copy())
+        model, vector = plain(folder("llama")), torch.tensor(tensor.data.copy())
         ids = random_ids(250)
         with hooked(model, writers_of(model), shift(direction())):
             wanted = logits_of(model, ids)
@@ -145,12 +129,12 @@ class TestSteered:
         ],
     )
     def test_it_equals_the_hooks_in_lm_evals_hands(self, tmp_path: Path, name: str) -> None:
-        model, ids = load(name), random_ids(250)
+        model, ids = plain(folder(name)), random_ids(250)
         writers = writers_of(model)
         for edit in (
             orthogonalise(direction()),
             shift(direction()),
-            shift(direction(1), coefficient=-1.5),
+            shift(direction(1), strength=-1.5),
         ):
             path = tmp_path / f"{edit.name}.pt"
             write_steered(
@@ -164,7 +148,7 @@ class TestSteered:
 
     @pytest.mark.parametrize("name", ["llama", "bloom"])
     def test_layer_0_is_behind_the_embedding(self, tmp_path: Path, name: str) -> None:
-        model, ids = load(name), random_ids(250)
+        model, ids = plain(folder(name)), random_ids(250)
         edit, writers = shift(direction(0)), writers_of(model)
         write_steered(tmp_path / "s.pt", edit, writers, base=model.base_model_prefix, provenance={})
         with hooked(model, writers, edit):
@@ -173,7 +157,7 @@ class TestSteered:
             assert torch.allclose(logits_of(model, ids), wanted, atol=1e-5)
 
     def test_what_it_cannot_say_is_refused(self, tmp_path: Path) -> None:
-        writers = writers_of(load("gemma"))
+        writers = writers_of(plain(folder("gemma")))
         with pytest.raises(InputError, match="rescaled"):
             write_steered(
                 tmp_path / "s.pt", shift(direction(0)), writers, base="model", provenance={}

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from types import SimpleNamespace
 
+import kit
 import pytest
-import tiny
 import torch
 from architectures import WIDTH, by_id, folder
+from kit import CLOSE, gap
 from torch import Tensor
 
+from refusal_lens.direction import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import Ablate, NormMatchedMove, ablate, add, applied
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.model.plain import PlainModel
 from refusal_lens.weights import edited, orthogonalise, writers_of
 
-CLOSE = 1e-4
 HYBRIDS = ("jamba", "bamba", "falcon_h1", "lfm2", "lfm2_moe", "zamba2", "recurrent_gemma")
 UNUSUAL = (*HYBRIDS, "gemma4_text", "mamba2", "bloom", "nanochat", "granite", "opt")
 GENERATOR = torch.Generator().manual_seed(1)
-DIRECTION = SimpleNamespace(vector=3 * torch.randn(WIDTH, generator=GENERATOR).double(), layer=1)
+DIRECTION = Direction(3 * torch.randn(WIDTH, generator=GENERATOR).double(), layer=1, position=-1)
 OTHER = torch.randn(WIDTH, generator=GENERATOR).double()
 IDS = torch.randint(3, 250, (3, 9), generator=GENERATOR)
 
@@ -35,10 +35,6 @@ def load(name: str) -> ChatModel:
 @torch.no_grad()
 def logits(model: ChatModel) -> Tensor:
     return model.run(IDS, torch.ones_like(IDS), all_positions=True)
-
-
-def gap(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
@@ -124,7 +120,7 @@ def test_what_is_installed_does_not_disturb_the_look_at_the_stream() -> None:
 
 
 def test_a_write_without_a_site_of_its_own_is_hooked_where_it_is_made() -> None:
-    model = ChatModel.load(str(tiny.folder("qwen2")), device="cpu")
+    model = ChatModel.load(str(kit.folder("qwen2")), device="cpu")
     del model._points[Site("attn_out", 1).hook_name]
     assert [s.layer for s in model.writes() if s.kind == "output"] == [1]
     for strength in (1.0, 0.5):
@@ -135,10 +131,10 @@ def test_a_write_without_a_site_of_its_own_is_hooked_where_it_is_made() -> None:
 
 
 def test_usual_models_keep_their_usual_sites() -> None:
-    model = ChatModel.load(str(tiny.folder("llama")), device="cpu")
+    model = ChatModel.load(str(kit.folder("llama")), device="cpu")
     kinds = ("resid_pre", "attn_out", "mlp_out")
-    usual = [Site(kind, layer) for layer in range(tiny.LAYERS) for kind in kinds]
-    assert model.writes() == (*usual, Site("resid_post", tiny.LAYERS - 1))
+    usual = [Site(kind, layer) for layer in range(kit.LAYERS) for kind in kinds]
+    assert model.writes() == (*usual, Site("resid_post", kit.LAYERS - 1))
     assert model.writes_once() == (usual[0], *(s for s in usual if s.kind != "resid_pre"))
 
 

@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
+from kit import ROOT
 from torch import Tensor
 
 import refusal_lens
 from refusal_lens.door import checked, fits, in_words
 from refusal_lens.errors import LONGEST, InputError
 
-ROOT = Path(__file__).resolve().parents[1]
 LEAST = {"calls": 350, "commands": 250}
 """Wrong inputs of each part, at least."""
 GOOD = ("line", "usage")
 
 
-def test_every_wrong_input_is_one_clear_line_in_time() -> None:
+def test_every_wrong_input_is_one_clear_line() -> None:
     # In a process of its own: the tests' import hook would look at types before the package does.
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "sweep_wrong_inputs.py")],

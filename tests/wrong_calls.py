@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import kit
 import numpy as np
 import pandas as pd
-import tiny
 import torch
 
 import refusal_lens as rl
@@ -117,7 +117,7 @@ NUMPY = "NumPy's whole numbers are whole numbers"
 
 def make_world(place: Path) -> SimpleNamespace:
     """A tiny model and everything that public functions take, right values."""
-    model = ChatModel.load(str(tiny.folder("llama")), device="cpu", dtype="float32")
+    model = ChatModel.load(str(kit.folder("llama")), device="cpu", dtype="float32")
     prompts = ["Paint the door.", "Wake!", "How does one bake bread?"]
     width, vocab = model.d_model, model.d_vocab
     generator = torch.Generator().manual_seed(0)
@@ -652,7 +652,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             "ChatModel.load",
             ChatModel.load,
             {
-                "name": takes(str(tiny.folder("llama")), "path", "no model"),
+                "name": takes(str(kit.folder("llama")), "path", "no model"),
                 "device": takes("cpu", "device"),
                 "dtype": takes("float32", "dtype"),
                 "revision": takes(None, "some wrong text"),
@@ -676,7 +676,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "batch_size": count,
                 "stop": takes(True, "flag"),
                 "use_cache": takes(True, "flag"),
-                "on_batch": told,
+                "on_progress": told,
             },
         ),
         ("ChatModel.logits", w.model.logits, {"rendered": takes(w.rendered, "rendered")}),
@@ -769,7 +769,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             rl.add,
             {
                 "direction": takes(w.direction, "direction", "layered"),
-                "coefficient": takes(1.0, "number", "finite"),
+                "strength": takes(1.0, "number", "finite"),
             },
         ),
         (
@@ -777,7 +777,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             rl.subtract,
             {
                 "direction": takes(w.direction, "direction", "layered"),
-                "coefficient": takes(1.0, "number", "finite"),
+                "strength": takes(1.0, "number", "finite"),
             },
         ),
         (
@@ -812,7 +812,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "vector": takes(w.direction.vector, "vector"),
                 "layer": takes(1, "whole", "at least 0"),
-                "coefficient": takes(1.0, "number", "finite"),
+                "strength": takes(1.0, "number", "finite"),
             },
         ),
         (
@@ -1117,14 +1117,14 @@ def targets(w: SimpleNamespace) -> list[Target]:
             weights.shift,
             {
                 "direction": takes(w.direction, "direction", "layered"),
-                "coefficient": takes(1.0, "number", "finite"),
+                "strength": takes(1.0, "number", "finite"),
             },
         ),
         (
             "weights.prepare",
             weights.prepare,
             {
-                "folder": takes(tiny.folder("llama"), "path", "no model"),
+                "folder": takes(kit.folder("llama"), "path", "no model"),
                 "edit": takes(
                     weights.orthogonalise(w.direction), "weight edit", "fitting weight edit"
                 ),
@@ -1148,8 +1148,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             "weights.verify_files",
             weights.verify_files,
             {
-                "original": takes(tiny.folder("llama"), "path", "no model"),
-                "edited": takes(tiny.folder("llama"), "path", "no model"),
+                "original": takes(kit.folder("llama"), "path", "no model"),
+                "edited": takes(kit.folder("llama"), "path", "no model"),
                 "direction": takes(w.direction, "direction", "fitting width"),
                 "strength": takes(1.0, "number", "finite"),
             },

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+import kit
 import synthetic_run
-import tiny
 import torch
 import typer
 
@@ -92,7 +92,7 @@ CONFIGS = {
 CHANGES: dict[str, dict[str, Any]] = {
     "layers as text": {"num_hidden_layers": "three"},
     "no layers": {"num_hidden_layers": 0},
-    "more layers": {"num_hidden_layers": tiny.LAYERS + 1},
+    "more layers": {"num_hidden_layers": kit.LAYERS + 1},
     "another width": {"hidden_size": 48},
     "heads that do not divide": {"num_attention_heads": 5},
     "null width": {"hidden_size": None},
@@ -184,7 +184,7 @@ def make_world(place: Path) -> SimpleNamespace:
     good, others = place / "good.txt", place / "others.txt"
     good.write_text("\n".join(f"Do thing {n}." for n in range(40)))
     others.write_text("\n".join(f"Say thing {n}." for n in range(40)))
-    folder = tiny.folder("llama")
+    folder = kit.folder("llama")
     model = rl.ChatModel.load(str(folder), dtype="float32", device="cpu")
     direction = rl.Direction(
         torch.ones(model.d_model).double(),

@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ..activations import OnProgress, as_rendered
+from ..activations import as_rendered
 from ..chat import Rendered
 from ..directions import Direction
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel
+from ..progress import Progress
 from .heads import Head, HeadWriter, check_target, columns_of
 from .reading import StreamReading
 
@@ -136,7 +137,7 @@ def attribute(
     layer: int | None = None,
     positions: Sequence[int] = (-1,),
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> Attribution:
     """Split ``<resid_pre[l*], r^>`` over heads, MLPs and embeddings, exactly.
 
@@ -149,7 +150,7 @@ def attribute(
         positions: negative, counted back from the last token of each prompt.
         batch_size: prompts per forward pass; memory beyond the model's own is one number per
             head, since W_O is projected on r^ before it meets z.
-        on_progress: called with (prompts done, prompts in all).
+        on_progress: called with ("components", prompts done, prompts in all).
 
     Raises:
         InputError: the direction is another model's; the layer or a position is out of range; or
@@ -172,5 +173,5 @@ def attribute(
             whole[rows.cpu()] = values
         done += len(batch)
         if on_progress is not None:
-            on_progress(done, len(rendered))
+            on_progress("components", done, len(rendered))
     return Attribution(**fields, positions=where, layer=target)

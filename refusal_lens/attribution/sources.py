@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ..activations import OnProgress, as_rendered
+from ..activations import as_rendered
 from ..chat import Rendered
 from ..directions import Direction
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..model import ChatModel, Hook, Site
+from ..progress import Progress
 from ..shapes import as_float64
 from .heads import Head, HeadWriter, by_head, check_heads, check_target, scaled
 from .reading import rounding
@@ -91,7 +92,7 @@ def attribute_sources(
     regions: Regions | None = None,
     layer: int | None = None,
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> SourceAttribution:
     """Split chosen heads' attribution at the last token over the tokens that they attend to.
 
@@ -127,7 +128,7 @@ def attribute_sources(
         dfa[rows] = reading.gathered(reading.dfa)
         done += len(batch)
         if on_progress is not None:
-            on_progress(done, len(rendered))
+            on_progress("sources", done, len(rendered))
     where = Regions.of(rendered) if regions is None else regions
     return SourceAttribution(chosen, contribution, attention, dfa, where, target)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Float64, Int
@@ -11,10 +11,9 @@ from torch import Tensor
 from ..conversations import Prompt
 from ..judges import Judge
 from ..model import ChatModel
+from ..progress import Progress
 from ..shapes import PerPrompt
 from .words import Words
-
-OnProgress = Callable[[int, int], None]
 
 
 @runtime_checkable
@@ -39,7 +38,7 @@ class Behaviour(Protocol):
         prompts: Sequence[Prompt],
         *,
         batch_size: int = 32,
-        on_progress: OnProgress | None = None,
+        on_progress: Progress | None = None,
     ) -> PerPrompt:
         """The score of every prompt, float64 on the CPU, under the edits that are installed."""
 

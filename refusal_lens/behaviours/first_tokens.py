@@ -20,8 +20,9 @@ from ..errors import InputError
 from ..judges import Judge, phrase_judge
 from ..metrics import METRIC_EPSILON, first_token_log_odds
 from ..model import ChatModel
+from ..progress import Progress
 from ..shapes import PerPrompt
-from .behaviour import OnProgress, Reading
+from .behaviour import Reading
 from .words import REFUSAL, Words
 
 LARGEST = math.log1p(METRIC_EPSILON) - math.log(METRIC_EPSILON)
@@ -82,7 +83,7 @@ class FirstTokens:
         prompts: Sequence[Prompt],
         *,
         batch_size: int = 32,
-        on_progress: OnProgress | None = None,
+        on_progress: Progress | None = None,
     ) -> PerPrompt:
         """The log-odds of every prompt under the edits that are installed."""
         number = partial(first_token_log_odds, ids=self.ids, against=self.against)

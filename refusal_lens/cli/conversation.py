@@ -153,7 +153,7 @@ def make_edit(name: EditName, direction: Direction, scale: float) -> Any:
     if name == "ablate":
         return interventions.ablate(direction, strength=scale)
     make = interventions.add if name == "add" else interventions.subtract
-    return make(direction, coefficient=scale)
+    return make(direction, strength=scale)
 
 
 def _edit_name(text: str) -> EditName:

@@ -53,6 +53,7 @@ def suffix(
         raise typer.BadParameter("give one of the two", param_hint="--suffix and --suffix-file")
 
     from refusal_lens.pipeline.suffix_job import run_suffix_study
+    from refusal_lens.report.folder import RunFolder
     from refusal_lens.report.sections.suffix import headline
     from refusal_lens.studies.suffix import read_suffix
     from refusal_lens.studies.suffix.suffixes import checked_suffix
@@ -76,9 +77,9 @@ def suffix(
             trust_remote_code=trust_remote_code,
             on_progress=on_progress,
         )
-    page = (run / "report.html").resolve()
+    page, labels = (run / "report.html").resolve(), RunFolder.open(run).labels
     if json:
-        deliver_json({"headline": headline(summary), "report": page, "summary": summary})
+        deliver_json({"headline": headline(summary, labels), "report": page, "summary": summary})
     else:
-        show(headline(summary))
+        show(headline(summary, labels))
         show(f"report: {page}")

@@ -1,7 +1,7 @@
 """Directions: candidates from means, their scores, the selection rule, and the value itself."""
 
+from ..direction import Direction
 from .candidates import Candidates
-from .direction import Direction
 from .finding import Selection, find_direction
 from .refusal_tokens import NoRefusalTokens
 from .selection import Choice, NoCandidateError, Thresholds, select

@@ -12,13 +12,13 @@ import torch
 
 from ..activations import Means
 from ..chat import ChatFormat
+from ..direction import Direction
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..runs import Tensors, read_safetensors, write_safetensors
 from ..runs.schema import CandidateFacts, converted
 from ..shapes import PositionLayerVectors
-from .direction import Direction
 
 FORMAT = "refusal_lens candidates 1"
 

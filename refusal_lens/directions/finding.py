@@ -10,17 +10,17 @@ import pandas as pd
 import torch
 
 from ..activations import map_last_logits, mean_residuals
+from ..direction import Direction
 from ..display import shown
 from ..door import at_least, checked
 from ..errors import InputError
 from ..judges import Judge, phrase_judge
 from ..metrics import first_token_log_odds
 from ..model import ChatModel
-from ..progress import Progress
+from ..progress import Progress, named
 from ..prompts import Contrast, PromptPair
 from ..shapes import PerPrompt
 from .candidates import Candidates, provenance_of
-from .direction import Direction
 from .refusal_tokens import RefusalTokens, choose_refusal_tokens, parse_refusal_tokens
 from .selection import Choice, Thresholds, select
 from .sweep import score_candidates
@@ -123,7 +123,7 @@ def observe_behaviour(
             prompts,
             number=metric,
             batch_size=batch_size,
-            on_progress=None if on_progress is None else partial(on_progress, f"metric, {kind}"),
+            on_progress=named(on_progress, f"metric, {kind}"),
         )
         for kind, prompts in (("positive", pair.positive), ("negative", pair.negative))
     )
@@ -165,7 +165,7 @@ def extract_candidates(
     """Difference-of-means candidates from one pair of prompt sets."""
     means = []
     for kind, prompts in (("positive", pair.positive), ("negative", pair.negative)):
-        said = None if on_progress is None else partial(on_progress, f"{kind} activations")
+        said = named(on_progress, f"{kind} activations")
         means.append(mean_residuals(model, prompts, batch_size=batch_size, on_progress=said))
     facts = provenance_of(
         model.chat,
@@ -173,6 +173,7 @@ def extract_candidates(
         model=model.name,
         revision=model.revision,
         data_sha256=data_sha256,
+        weights_sha256=model.weights_sha256,
     )
     return Candidates.from_means(*means, **facts)
 
@@ -229,7 +230,7 @@ def find_direction(
         refusal_tokens=tokens.ids,
         mode=mode,
         rule=rule,
-        on_progress=None if on_progress is None else partial(on_progress, "scores"),
+        on_progress=on_progress,
     )
     choice = select(
         table,

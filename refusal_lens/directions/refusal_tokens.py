@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import pandas as pd
 import torch
@@ -18,7 +17,7 @@ from ..door import checked
 from ..errors import InputError
 from ..judges import Judge, phrase_judge
 from ..model import ChatModel
-from ..progress import Progress
+from ..progress import Progress, named
 from ..prompts import PromptPair
 from ..shapes import Probabilities, as_float64
 
@@ -149,7 +148,7 @@ def choose_refusal_tokens(
             model,
             prompts[:at_most],
             batch_size=batch_size,
-            on_progress=None if on_progress is None else partial(on_progress, f"first tokens, {kind}"),
+            on_progress=named(on_progress, f"first tokens, {kind}"),
         )
         for kind, prompts in (("positive", pair.positive), ("negative", pair.negative))
     )
@@ -224,7 +223,7 @@ def discover_refusal_tokens(
             rendered,
             max_new_tokens=model.reply_room(rendered, REPLY_TOKENS),
             batch_size=batch_size,
-            on_batch=None if on_progress is None else partial(on_progress, "short replies"),
+            on_progress=named(on_progress, "short replies"),
         )
         refused = torch.tensor([bool(judge(reply).value) for reply in replies])
         yes, no = int(refused[:n].sum()), int((~refused[n:]).sum())

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from ..activations import OnProgress, cache_residuals
+from ..activations import cache_residuals
+from ..direction import Direction
 from ..door import checked
 from ..errors import InputError
-from ..interventions import HasVector
 from ..metrics import cosine_similarity
 from ..model import ChatModel
+from ..progress import Progress
 
 
 @checked
@@ -26,11 +27,11 @@ def agreement(mine: Sequence[str], theirs: Sequence[str]) -> float:
 def cosine_in_both(
     chat: ChatModel,
     base: ChatModel,
-    direction: HasVector,
+    direction: Direction,
     *,
     prompts: Mapping[str, Sequence[str]],
     batch_size: int = 32,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Cosine of resid_pre at the last position with the chat model's r, in both models, by layer.
 
@@ -43,7 +44,7 @@ def cosine_in_both(
             streams = cache_residuals(model, each, positions=[-1], batch_size=batch_size)
             done += len(each)
             if on_progress is not None:
-                on_progress(done, total)
+                on_progress("cosines", done, total)
             cosines = cosine_similarity(streams[:, 0], direction.vector)
             mean, sd = cosines.mean(0).tolist(), cosines.std(0, unbiased=False).tolist()
             shared = {"kind": kind, "condition": name, "position": -1, "n": len(cosines)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from ..interventions import Edit, applied
 from ..judges import Judge, paper_judge, phrase_judge
 from ..metrics import binomial_standard_error, first_token_log_odds
 from ..model import ChatModel
+from ..progress import Progress
 
 
 @shown()
@@ -54,7 +55,7 @@ def complete(
     judge: Judge = phrase_judge,
     max_new_tokens: int | None = None,
     batch_size: int = 64,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> list[Completion]:
     """Greedy replies under an edit (or none), judged, with the refusal metric of each prompt.
 
@@ -71,7 +72,7 @@ def complete(
                 model, rendered, number=metric, batch_size=batch_size
             ).tolist()
         replies = model.replies(
-            rendered, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_progress
+            rendered, max_new_tokens=max_new_tokens, batch_size=batch_size, on_progress=on_progress
         )
     return [
         Completion(

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
 
 from ..activations import cache_residuals
+from ..direction import Direction
 from ..door import checked
 from ..errors import InputError
-from ..interventions import Edit, HasVector, applied
+from ..interventions import Edit, applied
 from ..metrics import cosine_similarity
 from ..model import ChatModel
+from ..progress import Progress
 from ..shapes import PromptActivations, as_float64
 
 
 @checked
 def cosine_by_layer(
     model: ChatModel,
-    direction: HasVector,
+    direction: Direction,
     *,
     prompts: Mapping[str, Sequence[str]],
     edits: Mapping[str, Mapping[str, Edit | None]],
     batch_size: int = 32,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Cosine of resid_pre at the last position with r, per kind of prompt, condition and layer.
 
@@ -58,7 +60,7 @@ def cosine_by_layer(
                 for layer in range(model.n_layers)
             ]
             if on_progress is not None:
-                on_progress(sum(1 for row in rows if row["layer"] == 0), total)
+                on_progress("cosines", sum(1 for row in rows if row["layer"] == 0), total)
     return pd.DataFrame(rows)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..interventions import Edit, applied
 from ..metrics import cross_entropy
 from ..model import ChatModel
+from ..progress import Progress
 
 LOGIT_BUDGET = 2**27
 """How many logits one batch may hold (0.5 GiB in float32)."""
@@ -42,7 +43,7 @@ def reply_loss(
     replies: Sequence[Sequence[int]],
     *,
     edit: Edit | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Loss:
     """Mean CE over the ids that were generated, without the end of turn (paper, Table 9, "on-distribution").
 
@@ -73,5 +74,5 @@ def reply_loss(
             )
             total, n, done = total + loss, n + tokens, done + len(batch)
             if on_progress is not None:
-                on_progress(done, len(rendered))
+                on_progress("losses", done, len(rendered))
     return Loss(total / n if n else math.nan, n)

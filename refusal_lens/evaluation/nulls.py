@@ -9,11 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..direction import Direction
 from ..door import at_least, at_most, checked
-from ..interventions import Ablate, Add, Edit, HasVector, NormMatchedMove, applied
+from ..interventions import Ablate, Add, Edit, NormMatchedMove, applied
 from ..judges import Judge, phrase_judge
 from ..metrics import first_token_log_odds
 from ..model import ChatModel
+from ..progress import Progress
 from ..shapes import as_float64
 
 MOST = 1_000_000
@@ -35,7 +37,7 @@ def random_units(n: int, d_model: int, *, seed: int) -> Tensor:
 @checked
 def nulls(
     model: ChatModel,
-    direction: HasVector,
+    direction: Direction,
     *,
     positive: Sequence[str],
     negative: Sequence[str],
@@ -47,7 +49,7 @@ def nulls(
     max_new_tokens: int = 16,
     batch_size: int = 64,
     judge: Judge = phrase_judge,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Refusal under random edits: columns null, index, kind, metric, refusal_rate, n (prompts).
 
@@ -85,8 +87,8 @@ def nulls(
     return pd.DataFrame(rows)[["null", "index", "kind", "metric", "refusal_rate", "n"]]
 
 
-def _tell(on_progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
-    on_progress(before + done, total)
+def _tell(on_progress: Progress, before: int, total: int, done: int) -> None:
+    on_progress("nulls", before + done, total)
 
 
 def _measure(

@@ -59,7 +59,7 @@ def write_gguf(
         writer.add_string("controlvector.model_hint", architecture)
         writer.add_uint32("controlvector.layer_count", 1)
         writer.add_string("refusal_lens.provenance", json.dumps(provenance, sort_keys=True))
-        values = (edit.coefficient * edit.vector).float().numpy()
+        values = (edit.strength * edit.vector).float().numpy()
         writer.add_tensor(f"direction.{edit.layer - 1}", values)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -115,7 +115,7 @@ def write_steered(
         entries = {_inside(site, base): _clamp(edit.vector) for site in sites}
     else:
         site = _entry(writers, edit.layer)
-        entries = {_inside(site, base): _added(edit.coefficient * edit.vector)}
+        entries = {_inside(site, base): _added(edit.strength * edit.vector)}
     path = Path(path)
     beside = path.with_suffix(".json")
     with appearing_files([beside, path], recorded=recorded) as hidden:

@@ -10,7 +10,7 @@ import copy
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -24,9 +24,11 @@ from ..chat import ChatFormat, Rendered
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
+from ..progress import Progress
 from ..shapes import LastLogits, Logits, TokenMask
 from .adapters import Adapter
 from .check import Probe, ask, check_cache, self_check
+from .fingerprint import weights_sha256
 from .generation import Reply, first_logits, generate_by_bridge, generate_by_hf, until_stop
 from .loading import bridge_of, load_pretrained, loading, require_embedded
 from .room import max_positions, reply_length, require_room
@@ -65,10 +67,12 @@ class ChatModel:
         max_positions: tokens that the model was made for, None where nothing bounds them.
         unread: tensors of the checkpoint that are in no parameter of the model.
         adapter: the PEFT adapter that was merged when the model was loaded.
+        weights_sha256: what tells these weights from others, whatever they are called; "" where it cannot be told.
     """
 
     unread: tuple[str, ...] = ()
     adapter: Adapter | None = None
+    weights_sha256: str = ""
 
     def __init__(self, bridge: Any, chat: ChatFormat, *, name: str, revision: str | None) -> None:
         self.bridge = bridge
@@ -322,7 +326,7 @@ class ChatModel:
         batch_size: int = 64,
         stop: bool = True,
         use_cache: bool = True,
-        on_batch: Callable[[int, int], None] | None = None,
+        on_progress: Progress | None = None,
         **sampling: Any,
     ) -> list[str]:
         """The texts of `replies`, special tokens left out."""
@@ -332,7 +336,7 @@ class ChatModel:
             batch_size=batch_size,
             stop=stop,
             use_cache=use_cache,
-            on_batch=on_batch,
+            on_progress=on_progress,
             **sampling,
         )
         return [reply.text for reply in found]
@@ -347,7 +351,7 @@ class ChatModel:
         batch_size: int = 64,
         stop: bool = True,
         use_cache: bool = True,
-        on_batch: Callable[[int, int], None] | None = None,
+        on_progress: Progress | None = None,
         **sampling: Any,
     ) -> list[Reply]:
         """Replies with their ids, greedy unless ``do_sample=True, temperature=...`` say otherwise.
@@ -379,8 +383,8 @@ class ChatModel:
                 kept = until_stop(ids, self.stop_ids if stop else ())
                 found[int(row)] = Reply(self.chat.decode(kept), tuple(kept))
             done += len(batch)
-            if on_batch is not None:
-                on_batch(done, len(rendered))
+            if on_progress is not None:
+                on_progress("replies", done, len(rendered))
         return found
 
     @checked
@@ -476,6 +480,7 @@ class ChatModel:
             self_check(model, loaded.probe)
             model.uses_cache = check_cache(model, loaded.probe)
         model.unread, model.adapter = loaded.unread, loaded.adapter
+        model.weights_sha256 = weights_sha256(model.hf)
         return model
 
     @classmethod
@@ -518,6 +523,7 @@ class ChatModel:
         wrapped = cls(bridge, chat, name=name or known or type(bridge).__name__, revision=revision)
         self_check(wrapped, probe)
         wrapped.uses_cache = check_cache(wrapped, probe)
+        wrapped.weights_sha256 = weights_sha256(bridge if wrapped.hf is None else wrapped.hf)
         return wrapped
 
 

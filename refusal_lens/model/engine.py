@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from ..chat import ChatFormat, Rendered
 from ..conversations import Prompt
+from ..progress import Progress
 from ..shapes import LastLogits
 from .generation import Reply
 
@@ -27,7 +28,7 @@ class Engine(Protocol):
         *,
         max_new_tokens: int | None = None,
         batch_size: int = 64,
-        on_batch: Callable[[int, int], None] | None = None,
+        on_progress: Progress | None = None,
     ) -> list[Reply]:
         """Greedy replies, in the order of the prompts."""
 

@@ -1,11 +1,15 @@
-"""What identifies a model's weights without loading them."""
+"""What identifies a model's weights: by its files, without loading them, and once they are loaded."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from ..errors import InputError
 from .boundary import loading
@@ -16,6 +20,8 @@ EVERY_BYTE = 16 << 30
 BLOCK = 1 << 20
 BLOCKS = 256
 """Blocks that stand for a weight file of a larger model."""
+SAMPLES = 4096
+"""Values that stand for a parameter of a loaded model."""
 WHOLE = "every byte"
 SAMPLED = "of files above 1 MiB: size, time of change, header and 256 blocks of 1 MiB; every byte of others"
 
@@ -46,6 +52,41 @@ def fingerprint(
         **_files(source.adapter, _model_files(source.adapter)),
         "base": base,
     }
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 of a loaded model's parameters: names, shapes and up to 4096 values of each, as bfloat16.
+
+    The same for a folder, a copy of it under another name and the plain model that a bridge wraps, in float32 and in
+    bfloat16; a fine-tune, a merge and an edit have others. A parameter of zeros counts for nothing, since a bridge
+    may add one. Empty where weights are not in memory.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in _plain_parameters(model, "", set()):
+        if parameter.is_meta:
+            return ""
+        values = parameter.detach().reshape(-1)
+        n = min(SAMPLES, len(values))
+        values = values[(torch.arange(n) * (len(values) - 1) // max(1, n - 1)).to(values.device)].cpu()
+        if bool(values.any()):
+            values = values.to(torch.bfloat16) if values.is_floating_point() else values
+            digest.update(f"{name}\0{tuple(parameter.shape)}\0".encode())
+            digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _plain_parameters(
+    module: nn.Module, prefix: str, seen: set[int]
+) -> Iterator[tuple[str, Tensor]]:
+    """Names and parameters as they are without a bridge, which keeps what it wraps and adds split copies."""
+    module = module._modules.get("_original_component") or module
+    for name, parameter in module._parameters.items():
+        if parameter is not None and id(parameter) not in seen:
+            seen.add(id(parameter))
+            yield f"{prefix}{name}", parameter
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _plain_parameters(child, f"{prefix}{name}.", seen)
 
 
 def _weights(source: Source, trust_remote_code: bool) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class _Export:
         c = self.config
         if c.edit == "ablate":
             return orthogonalise(self.direction, strength=c.strength, keep_norms=c.norm_preserving)
-        return shift(self.direction, coefficient=c.strength if c.edit == "add" else -c.strength)
+        return shift(self.direction, strength=c.strength if c.edit == "add" else -c.strength)
 
     @cached_property
     def source(self) -> Path:
@@ -421,7 +421,7 @@ class _Export:
         """
         edit = self.edit
         if not isinstance(edit, Orthogonalise):
-            return applied(model, add(self.direction, coefficient=edit.coefficient))
+            return applied(model, add(self.direction, strength=edit.strength))
         if edit.strength != 1:
             module = huggingface(model)
             return hooked(module, writers_of(module), edit)

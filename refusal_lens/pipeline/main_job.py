@@ -14,13 +14,14 @@ from .. import __version__
 from ..door import checked
 from ..evaluation.conditions import OF_KIND
 from ..model import fingerprint
+from ..progress import Progress
 from ..report import write_report
 from ..runs import Run, Step, read_csv, read_json, read_jsonl
 from . import steps
 from .behaviour import behaviour
 from .config import RunConfig, chat_options
 from .flags import Measured, find_flags
-from .steps import Job, OnProgress
+from .steps import Job
 from .summary import (
     SCHEMA_VERSION,
     base_summary,
@@ -51,7 +52,7 @@ class Task:
 
 @checked
 def run_pipeline(
-    config: RunConfig, out: str | Path, *, on_progress: OnProgress | None = None
+    config: RunConfig, out: str | Path, *, on_progress: Progress | None = None
 ) -> dict[str, Any]:
     """Find, test and describe the direction of a model; returns what summary.json holds.
 

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from ..evaluation.conditions import OF_KIND
 from ..interventions import Edit, ablate, add, subtract
 from ..model import ChatModel
 from ..model.loading import resolve_device, resolve_dtype
+from ..progress import Progress, named
 from ..prompts import Contrast, PromptPair
 from ..prompts.files import FORMATS
 from ..runs import Run, Step, read_csv, read_json, read_jsonl
@@ -45,8 +46,6 @@ from .config import RunConfig, chat_options
 
 log = logging.getLogger(__name__)
 
-OnProgress = Callable[[str, int, int], None]
-"""Called with (what, done, in all)."""
 
 SMALL_MODEL = 100_000_000
 """Parameters below which starting a pass costs more than the passes of 64 prompts themselves."""
@@ -55,7 +54,7 @@ SMALL_MODEL = 100_000_000
 class Job:
     """One run's settings, folder and model; the model is loaded when a step first needs it."""
 
-    def __init__(self, config: RunConfig, run: Run, on_progress: OnProgress | None) -> None:
+    def __init__(self, config: RunConfig, run: Run, on_progress: Progress | None) -> None:
         self.config = config
         self.run = run
         self.on_progress = on_progress
@@ -116,9 +115,9 @@ class Job:
         """A file of the run."""
         return self.run.path / name
 
-    def said(self, what: str) -> Callable[[int, int], None] | None:
+    def said(self, what: str) -> Progress | None:
         """Progress of one step, or None when nobody listens."""
-        return None if self.on_progress is None else partial(self.on_progress, what)
+        return named(self.on_progress, what)
 
     def made(self, step: str, name: str) -> bool:
         """Whether a step that is done left this file."""

@@ -374,6 +374,7 @@ class CandidateFacts(Struct):
     revision: str | None = None
     template_sha256: str = ""
     data_sha256: str = ""
+    weights_sha256: str = ""
     more: dict[str, Any] = {}
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..direction import Direction
 from ..display import shown
 from ..door import checked
-from ..interventions import HasVector
 from .checkpoint import Added, Job, configuration, prepare
 from .edits import Columns, Project, changed_rows, layout, orthogonalise, pieces, precise
 from .moving import bytes_of, read_all
@@ -73,7 +73,7 @@ class FilesProof:
 def verify_files(
     original: str | Path,
     edited: str | Path,
-    direction: HasVector,
+    direction: Direction,
     *,
     strength: float = 1.0,
     keep_norms: bool = False,

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..direction import Direction, unit
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..interventions import HasVector, unit
 from ..model.stream.writers import Treatment, Writer, Writers
 from ..shapes import Vector
 from .norms import Gain
@@ -68,10 +68,10 @@ class Shift:
 
     vector: Vector
     layer: int
-    coefficient: float = 1.0
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_finite(self.vector, self.coefficient)
+        _require_finite(self.vector, self.strength)
         layer: Any = self.layer
         if isinstance(layer, bool) or not isinstance(layer, int):
             raise InputError(
@@ -81,7 +81,7 @@ class Shift:
     @property
     def name(self) -> str:
         """As the command line has it."""
-        return "add" if self.coefficient >= 0 else "subtract"
+        return "add" if self.strength >= 0 else "subtract"
 
 
 WeightEdit = Orthogonalise | Shift
@@ -111,7 +111,7 @@ def _vector_of(direction: Any) -> Tensor:
 
 @checked
 def orthogonalise(
-    direction: HasVector | Vector, *, strength: float = 1.0, keep_norms: bool = False
+    direction: Direction | Vector, *, strength: float = 1.0, keep_norms: bool = False
 ) -> Orthogonalise:
     """Directional ablation in the weights (paper, equation 5): `interventions.ablate` without hooks.
 
@@ -123,18 +123,18 @@ def orthogonalise(
 
 
 @checked
-def shift(direction: HasVector, *, coefficient: float = 1.0) -> Shift:
+def shift(direction: Direction, *, strength: float = 1.0) -> Shift:
     """Activation addition in the weights (paper, equation 3): `interventions.add` without hooks.
 
-    direction.vector is the raw r [d_model], added coefficient times at the entry of direction.layer.
-    Raises InputError when the vector or the coefficient is not finite.
+    direction.vector is the raw r [d_model], times strength added at the entry of direction.layer.
+    Raises InputError when the vector or the strength is not finite.
     """
     if not hasattr(direction, "layer"):
         raise InputError(
             f"direction of an addition: got {type(direction).__name__}, need a Direction, which knows its layer; "
             "try Shift(vector, layer)"
         )
-    return Shift(_vector_of(direction), direction.layer, coefficient)
+    return Shift(_vector_of(direction), direction.layer, strength)
 
 
 # ------------------------------------------------------------------------------- what changes
@@ -209,7 +209,7 @@ def _offset(writers: Writers, edit: Shift) -> Change:
             f"layer of the direction for {writers.architecture}: got {edit.layer}, need 0 to "
             f"{writers.n_layers - 1}"
         )
-    target = edit.coefficient * edit.vector
+    target = edit.strength * edit.vector
     writer = bias_before(writers, edit.layer)
     if writer is not None and writer.scale:
         if writer.role.endswith("bias") or writer.lookup:

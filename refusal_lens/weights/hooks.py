@@ -103,7 +103,7 @@ def _projected_beside(
 @contextmanager
 def shifted_entry(module: nn.Module, writers: Writers, edit: Shift) -> Iterator[None]:
     """``x + c r`` on what enters block ``layer``."""
-    add = Add(edit.vector, edit.layer, edit.coefficient)
+    add = Add(edit.vector, edit.layer, edit.strength)
 
     def move(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         if args:

@@ -16,6 +16,7 @@ from ...door import at_least, checked
 from ...errors import InputError
 from ...metrics import check_token_ids
 from ...model import ChatModel
+from ...progress import Progress
 from ..candidates import Candidates
 from .batches import Load, common_prefix, unpadded
 from .budget import Memory, Shape, load_for, memory_of
@@ -52,7 +53,7 @@ def score_candidates(
     budget: int | None = None,
     memory: int | None = None,
     batch_size: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
     resume: Checkpoint | None = None,
     on_block: Callable[[Checkpoint], None] | None = None,
 ) -> pd.DataFrame:
@@ -91,7 +92,7 @@ def sweep(
     budget: int | None = None,
     memory: int | None = None,
     batch_size: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
     resume: Checkpoint | None = None,
     on_block: Callable[[Checkpoint], None] | None = None,
 ) -> Sweep:
@@ -108,7 +109,7 @@ def sweep(
     passes may hold, by default a quarter of what is free, in powers of two. The same sweep gives
     the same bits each time, stopped and resumed or not, while device, threads and memory are the
     same; `Stats.load` tells the size of its passes. batch_size: at most so many prompts side by side.
-    on_progress: called with work done and work in all (tokens times blocks; an estimate in lazy
+    on_progress: called with "scores", work done and work in all (tokens times blocks; an estimate in lazy
     mode). on_block: called with a checkpoint after each block of candidates; resume: one of these,
     to go on from. Raises InputError for NaN logits of the unedited model, and for a checkpoint of
     another sweep.
@@ -182,7 +183,7 @@ def _run(
     index: Sequence[Index],
     mode: Mode,
     rule: Rule | None,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Progress | None,
     on_block: Callable[[Checkpoint], None] | None,
     key: str,
 ) -> None:
@@ -196,14 +197,14 @@ def _run(
     start = engine.count.units
     for number, task in enumerate(tasks):
         if number == 0 and on_progress is not None:
-            on_progress(0, max(1, round(task.units + task.rest())))
+            on_progress("scores", 0, max(1, round(task.units + task.rest())))
         passes = engine.count.passes
         task.do()
         if on_block is not None and engine.count.passes > passes:
             on_block(_checkpoint(engine, key))
         if on_progress is not None:
             done = engine.count.units - start
-            on_progress(round(done), max(1, round(done + task.rest())))
+            on_progress("scores", round(done), max(1, round(done + task.rest())))
 
 
 def _resumed(resume: Checkpoint | None) -> Scores:

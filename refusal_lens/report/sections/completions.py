@@ -43,23 +43,25 @@ def render(run: RunFolder) -> Section | None:
 
 def _kind(run: RunFolder, side: int, replies: dict[str, list[Row]]) -> list[Html]:
     n = min(len(rows) for rows in replies.values())
-    first = list(range(min(n, _FIRST)))
-    failed = [i for i in range(n) if i not in first and _failed(side, replies, i)][:_EXCEPTIONS]
+    condition, expected = _EXPECTED[side]
+    shows = [_shows(run, row) for row in replies.get(condition, [])[:n]]
+    failed = [i for i, shown in enumerate(shows) if i >= _FIRST and shown is (not expected)]
     title = capital(run.labels.prompts(side))
-    parts = [Html(f"<h3>{text(title)}</h3>"), *(_block(run, replies, i) for i in first)]
+    parts = [Html(f"<h3>{text(title)}</h3>"), *(_block(run, replies, i) for i in range(min(n, _FIRST)))]
     if failed:
         surprise = _SURPRISES[side].format(noun=run.words.noun)
         parts.append(Html(f"<h4>{text(f'{title} {surprise}')}</h4>"))
-        parts += [_block(run, replies, i) for i in failed]
+        parts += [_block(run, replies, i) for i in failed[:_EXCEPTIONS]]
     return parts
 
 
-def _failed(side: int, replies: dict[str, list[Row]], index: int) -> bool:
-    condition, expected = _EXPECTED[side]
-    if condition not in replies:
-        return False
-    shows = replies[condition][index].get("shows")
-    return isinstance(shows, bool) and shows is not expected
+def _shows(run: RunFolder, row: Row) -> bool | None:
+    """Whether a reply shows the behaviour by its judge, or where there is none its prompt by the score."""
+    score = row.get("score")
+    if run.behaviour.get("judge") is not None or score is None:
+        shows: bool | None = row.get("shows")
+        return shows
+    return bool(score > run.labels.threshold)
 
 
 def _block(run: RunFolder, replies: dict[str, list[Row]], index: int) -> Html:

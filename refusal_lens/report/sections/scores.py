@@ -17,11 +17,10 @@ def render(run: RunFolder) -> Section | None:
     title = f"{capital(words.score)} of each prompt"
     if scores["score"].isna().all():
         return Section("scores", title, (paragraph(_not_measured(run)),))
-    meaning = score_meaning(run)
+    meaning, threshold = score_meaning(run), f"{run.labels.threshold:g}"
     caption = (
-        f"One count per test prompt. {capital(words.score)}"
-        f"{f': {meaning}' if meaning else ''}. Dotted: {run.labels.threshold:g}, above which a prompt "
-        f"counts as {words.noun}."
+        f"One count per test prompt.{f' {capital(words.score)}: {meaning}.' if meaning else ''} Dotted: the "
+        f"{words.number} above which a prompt counts as {words.noun}, {threshold}."
     )
     plot = Plot("score_histograms", score_histograms(scores, labels=run.labels), caption)
     return Section("scores", title, (plot,))
