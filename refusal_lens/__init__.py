@@ -37,7 +37,8 @@ _ROOMS = {
         "score_candidates",
         "select",
     ),
-    "evaluation": ("complete", "phrase_judge", "refusal_rate"),
+    "evaluation": ("complete", "rate"),
+    "judges": ("phrase_judge",),
     "attribution": ("attribute", "attribute_sources"),
     "report": ("write_report",),
     "pipeline": ("RunConfig", "run_pipeline"),
@@ -59,8 +60,9 @@ if TYPE_CHECKING:
         select,
     )
     from refusal_lens.errors import InputError, UnmetError
-    from refusal_lens.evaluation import complete, phrase_judge, refusal_rate
+    from refusal_lens.evaluation import complete, rate
     from refusal_lens.interventions import Edit, ablate, add, affine, applied, clamp, subtract
+    from refusal_lens.judges import phrase_judge
     from refusal_lens.metrics import first_token_log_odds, kl_divergence
     from refusal_lens.model import ChatModel, Site
     from refusal_lens.pipeline import RunConfig, run_pipeline
@@ -101,7 +103,7 @@ __all__ = [
     "kl_divergence",
     "mean_residuals",
     "phrase_judge",
-    "refusal_rate",
+    "rate",
     "run_pipeline",
     "score_candidates",
     "select",

@@ -21,6 +21,7 @@ from .display import shown
 from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
+from .model.engine import Engine
 from .progress import Progress
 from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, as_float64
 
@@ -85,7 +86,7 @@ def cache_residuals(
 
 @checked
 def map_last_logits(
-    model: ChatModel,
+    model: Engine,
     prompts: Sequence[Prompt] | Rendered,
     *,
     number: Callable[[LastLogits], Tensor] = Tensor.cpu,
@@ -124,7 +125,7 @@ def mean_next_token_probabilities(
     return total / len(rendered)
 
 
-def as_rendered(model: ChatModel, prompts: Sequence[Prompt] | Rendered) -> Rendered:
+def as_rendered(model: Engine, prompts: Sequence[Prompt] | Rendered) -> Rendered:
     """Instructions rendered with the model's template; what is rendered already stays as it is.
 
     Raises InputError, naming a prompt, for one that is longer than the model's positions.

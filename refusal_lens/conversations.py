@@ -139,6 +139,25 @@ def prompt_json(prompt: Prompt) -> str | list[dict[str, str]]:
     return prompt if isinstance(prompt, str) else prompt.to_json()
 
 
+def unanswered(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts without the replies that some have."""
+    return [
+        prompt if isinstance(prompt, str) else prompt.with_reply(None).prompt for prompt in prompts
+    ]
+
+
+def row_of_prompt(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as the fields of a JSON row: its instruction, and its messages where it is a conversation."""
+    row: dict[str, Any] = {"instruction": instruction_of(prompt)}
+    return row if isinstance(prompt, str) else row | {"messages": prompt.to_json()}
+
+
+def prompt_of_row(row: Mapping[str, Any]) -> Prompt:
+    """The prompt that `row_of_prompt` wrote. Raises InputError for messages that are none."""
+    messages = row.get("messages")
+    return str(row["instruction"]) if messages is None else Conversation.of(messages).prompt
+
+
 def _message(number: int, message: Any) -> Message:
     if isinstance(message, Mapping):
         fields = message.get("role"), message.get("content")

@@ -25,6 +25,7 @@ from .display import shown
 from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
+from .model.engine import Engine
 from .model.sites import whole
 from .shapes import Vectors, as_float64
 
@@ -216,7 +217,7 @@ def affine(direction: Direction, reference: Vectors, *, strength: float = 1.0) -
 
 @contextmanager
 def applied(
-    model: ChatModel,
+    model: Engine,
     edit: Edit | Sequence[Edit],
     *,
     at: Sequence[Site | int] | None = None,

@@ -37,7 +37,7 @@ class Concept:
 
     name: str = "refusal"
     labels: Labels = LABELS
-    judge: str | None = "phrase"
+    judge: str | None = "phrases"
     first_tokens: bool = True
     places: tuple[str, ...] = ()
 

@@ -20,6 +20,7 @@ from refusal_lens.attribution import (
     random_head_sets,
     replaced_heads,
 )
+from refusal_lens.behaviours import FirstTokens
 from refusal_lens.chat import Rendered
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
@@ -86,7 +87,7 @@ def test_removing_a_head_of_the_last_layer_removes_its_contribution(architecture
     """A head just below l* acts on resid_pre[l*] only directly, up to what the norms rescale."""
     model, r, head = kit.load(architecture), direction(layer=1), Head(0, 2)
     gone = head_effects(
-        model, rendered(architecture), r, heads=[head], values=None, refusal_tokens=[5], edit="zero"
+        model, rendered(architecture), r, heads=[head], values=None, behaviour=FirstTokens((5,)), edit="zero"
     )
     by_set = {name: rows["projection"].to_numpy() for name, rows in gone.groupby("heads")}
     drop = torch.from_numpy(by_set["none"] - by_set["top"])
@@ -250,7 +251,7 @@ def test_bad_directions_and_heads_get_a_line() -> None:
             direction(),
             heads=[Head(2, 1)],
             values=None,
-            refusal_tokens=[5],
+            behaviour=FirstTokens((5,)),
             edit="zero",
         )
 
@@ -285,7 +286,7 @@ def test_patching_every_head_of_a_layer_moves_its_output() -> None:
         r,
         heads=[Head(0, h) for h in range(kit.HEADS)],
         values=given,
-        refusal_tokens=[5, 6],
+        behaviour=FirstTokens((5, 6)),
         edit="patch",
     ).set_index("heads")
 
@@ -299,8 +300,8 @@ def test_patching_every_head_of_a_layer_moves_its_output() -> None:
     with torch.no_grad():
         logits = model.hf(input_ids=ids).logits[:, -1]
     handle.remove()
-    assert effects.loc["top", "metric"] == pytest.approx(float(first_token_log_odds(logits, [5, 6])[0]))
-    assert effects.loc["none", "metric"] != pytest.approx(effects.loc["top", "metric"])
+    assert effects.loc["top", "score"] == pytest.approx(float(first_token_log_odds(logits, [5, 6])[0]))
+    assert effects.loc["none", "score"] != pytest.approx(effects.loc["top", "score"])
 
 
 def test_patching_with_its_own_outputs_changes_nothing() -> None:
@@ -312,12 +313,12 @@ def test_patching_with_its_own_outputs_changes_nothing() -> None:
         direction(),
         heads=heads,
         values=own,
-        refusal_tokens=[5],
+        behaviour=FirstTokens((5,)),
         edit="patch",
         n_random=2,
         batch_size=3,
     )
-    spread = effects.groupby("prompt")[["projection", "metric"]].agg(lambda x: x.max() - x.min())
+    spread = effects.groupby("prompt")[["projection", "score"]].agg(lambda x: x.max() - x.min())
     assert float(spread.to_numpy().max()) < 1e-5
     mean = mean_head_outputs(own, {0: own[0] * 0, 1: own[1] * 0})
     torch.testing.assert_close(mean[1][0], own[1].double().mean(0) / 2)

@@ -15,6 +15,7 @@ import torch
 import transformers as hf
 
 from refusal_lens.activations import map_last_logits, mean_residuals
+from refusal_lens.behaviours import FirstTokens
 from refusal_lens.chat import ChatFormat
 from refusal_lens.errors import InputError
 from refusal_lens.evaluation import complete, reply_loss
@@ -23,6 +24,7 @@ from refusal_lens.model import ChatModel, Reply, Site
 from refusal_lens.model.room import max_positions
 
 PROMPTS = ["Name a river", "Go", "How does one bake bread?"]
+BEHAVIOUR = FirstTokens((5,))
 R = torch.randn(kit.WIDTH, generator=torch.Generator().manual_seed(5))
 SIZES = {"vocab_size": 259, "pad_token_id": 258, "eos_token_id": 257}
 ALIBI = {
@@ -108,7 +110,7 @@ def test_replies_carry_what_was_generated() -> None:
         assert alone == reply
         assert model.chat.decode(reply.ids) == reply.text
         assert not set(reply.ids) & {*model.stop_ids, model.chat.pad_id}
-    [one] = complete(model, prompts[:1], refusal_tokens=[5], max_new_tokens=16)
+    [one] = complete(model, prompts[:1], behaviour=BEHAVIOUR, max_new_tokens=16)
     assert (one.response, one.reply_ids) == (replies[0].text, replies[0].ids)
     assert isinstance(replies[0], Reply)
 
@@ -196,7 +198,7 @@ def test_what_does_not_fit_is_refused_before_any_pass(load: Callable[[], ChatMod
     try:
         for call in (
             lambda: model.replies(PROMPTS, max_new_tokens=rest + 1),
-            lambda: complete(model, PROMPTS, refusal_tokens=[5], max_new_tokens=rest + 1),
+            lambda: complete(model, PROMPTS, behaviour=BEHAVIOUR, max_new_tokens=rest + 1),
         ):
             with pytest.raises(
                 InputError, match=rf"prompt 2 .*'How does.*{limit}.*max_new_tokens={rest} "

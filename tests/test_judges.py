@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
+from refusal_lens.conversations import Conversation, Exchange
 from refusal_lens.errors import InputError
 from refusal_lens.judges import (
     OTHER_LANGUAGES,
     REFUSAL_PHRASES,
+    Judge,
+    PhraseJudge,
+    Score,
     disagreement,
+    judge_from_json,
+    judge_replies,
+    judged,
     paper_judge,
     phrase_judge,
     plain_typography,
@@ -46,8 +58,8 @@ TYPOGRAPHY = {
 @pytest.mark.parametrize("name", TYPOGRAPHY)
 def test_a_phrase_in_other_typography_is_the_same_phrase(name: str) -> None:
     reply, phrase = TYPOGRAPHY[name]
-    assert phrase_judge(reply) == type(phrase_judge(""))(1.0, phrase, "phrases")
-    assert paper_judge(reply).value == 0.0
+    assert phrase_judge.score(reply) == Score(1.0, phrase, "phrases")
+    assert paper_judge.score(reply).value == 0.0
 
 
 COMPLIANCE = (
@@ -73,7 +85,7 @@ COMPLIANCE = (
 
 @pytest.mark.parametrize("reply", COMPLIANCE)
 def test_compliance_stays_compliance(reply: str) -> None:
-    assert phrase_judge(reply).value == phrase_judge(reply, exact=True).value == 0.0
+    assert phrase_judge.score(reply).value == paper_judge.score(reply).value == 0.0
 
 
 LANGUAGES = {
@@ -96,24 +108,24 @@ LANGUAGES = {
 
 @pytest.mark.parametrize("name", LANGUAGES)
 def test_refusals_in_other_languages_show_their_phrase(name: str) -> None:
-    score = phrase_judge(LANGUAGES[name])
+    score = phrase_judge.score(LANGUAGES[name])
     assert score.value == 1.0
     assert any(score.evidence in phrases for phrases in OTHER_LANGUAGES.values())
-    assert paper_judge(LANGUAGES[name]).value == 0.0
+    assert paper_judge.score(LANGUAGES[name]).value == 0.0
 
 
 def test_every_listed_phrase_is_found() -> None:
     for phrase in (p for known in OTHER_LANGUAGES.values() for p in known):
-        assert phrase_judge(f"{phrase.replace('…', 'x y')} z").value == 1.0, phrase
+        assert phrase_judge.score(f"{phrase.replace('…', 'x y')} z").value == 1.0, phrase
     for phrase in REFUSAL_PHRASES:
-        assert phrase_judge(f"Well, {phrase} so").evidence == phrase
+        assert phrase_judge.score(f"Well, {phrase} so").evidence == phrase
 
 
 def test_the_exact_count_is_the_paper_s() -> None:
     for reply in ("HI CANNOT", "so i'm sorry", "as an ai", *(r for r, _ in TYPOGRAPHY.values())):
         paper = any(phrase.lower() in reply.lower() for phrase in REFUSAL_PHRASES)
-        assert paper_judge(reply).value == float(paper)
-        assert (phrase_judge(reply).value or 0.0) >= float(paper)
+        assert paper_judge.score(reply).value == float(paper)
+        assert (phrase_judge.score(reply).value or 0.0) >= float(paper)
 
 
 def test_typography_is_settled_after_one_pass() -> None:
@@ -121,9 +133,108 @@ def test_typography_is_settled_after_one_pass() -> None:
         assert plain_typography(plain_typography(reply)) == plain_typography(reply)
 
 
-def test_disagreement_counts_by_direction() -> None:
-    found = disagreement([4.7, 2.0, -1.0, -3.0, 0.0], [False, True, True, False, False])
-    assert (found.n, found.metric_only, found.judge_only, found.share) == (5, 1, 1, 0.4)
+def test_disagreement_counts_by_direction_what_was_judged() -> None:
+    scores = [4.7, 2.0, -1.0, -3.0, 0.0, 5.0, math.nan]
+    found = disagreement(scores, [False, True, True, False, False, None, True])
+    assert (found.n, found.score_only, found.judge_only, found.share) == (5, 1, 1, 0.4)
     assert disagreement([], []).share == 0.0
+    assert disagreement([0.4, 0.6], [False, True], threshold=0.5).share == 0.0
     with pytest.raises(InputError, match="got 1, need one for each of 2"):
         disagreement([1.0, 2.0], [True])
+
+
+EXCHANGES = [Exchange(Conversation.of(text), text.upper()) for text in ("a rose", "no", "?")]
+
+
+class TestJudges:
+    def test_a_judge_sees_exchanges_in_one_batch(self) -> None:
+        seen = []
+
+        class Echo:
+            name = "echo"
+
+            def __call__(self, exchanges: Sequence[Exchange]) -> list[Score]:
+                seen.append(exchanges)
+                return [
+                    Score(float(e.conversation.instruction.upper() == e.reply), e.reply, self.name)
+                    for e in exchanges
+                ]
+
+        assert isinstance(Echo(), Judge)
+        assert [score.evidence for score in judged(Echo(), EXCHANGES)] == ["A ROSE", "NO", "?"]
+        assert seen == [EXCHANGES]
+        assert [score.value for score in phrase_judge(EXCHANGES)] == [0.0] * 3
+
+    def test_without_a_judge_nobody_can_tell(self) -> None:
+        assert [score.shows for score in judged(None, EXCHANGES)] == [None] * 3
+
+    def test_a_function_of_the_reply_says_true_a_number_or_none(self) -> None:
+        answers = iter((True, 0.25, None))
+        scores = judged(judge_replies(lambda reply: next(answers), "mine"), EXCHANGES)
+        assert [score.value for score in scores] == [1.0, 0.25, None]
+        assert [score.shows for score in scores] == [True, False, None]
+        assert {score.judge for score in scores} == {"mine"}
+
+    @pytest.mark.parametrize("verdict", ["yes", math.nan, math.inf, [1.0], {}])
+    def test_another_verdict_is_named_with_its_reply(self, verdict: Any) -> None:
+        with pytest.raises(InputError, match=r"judge mine on 'A ROSE': got .*need True, False"):
+            judged(judge_replies(lambda reply: verdict, "mine"), EXCHANGES)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ([Score(1.0, "", "bad")], "judge bad: got 1 scores, need one for each of 3"),
+            ([1.0, 0.0, None], "judge bad at exchange 0: got 1.0, need a Score; try judge_replies"),
+            (None, "judge bad: got None, need a list of scores"),
+        ],
+    )
+    def test_a_judge_that_gives_no_scores_is_named(self, given: Any, message: str) -> None:
+        class Bad:
+            name = "bad"
+
+            def __call__(self, exchanges: Any) -> Any:
+                return given
+
+        with pytest.raises(InputError, match=message):
+            judged(Bad(), EXCHANGES)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, "1", [1.0]])
+    def test_a_score_is_a_finite_number_or_none(self, value: Any) -> None:
+        with pytest.raises(InputError, match=r"need (a number or None|a finite number)"):
+            Score(value, "", "mine")
+
+
+class TestPhraseJudge:
+    def test_phrases_of_another_concept_in_any_typography(self) -> None:
+        judge = PhraseJudge(["Roses aren\u2019t red"], others=["o … rose"], name="poem")
+        assert judge.score("My **roses aren't** red.") == Score(
+            1.0, "Roses aren\u2019t red", "poem"
+        )
+        assert judge.score("O red, red rose").evidence == ""
+        assert judge.score("O red red rose").evidence == "o … rose"
+        assert judge.score("I cannot.").value == 0.0
+
+    def test_it_is_a_value_that_its_json_gives_back(self) -> None:
+        for judge in (phrase_judge, paper_judge, PhraseJudge(["o rose"], name="poem")):
+            again = judge_from_json(json.loads(json.dumps(judge.to_json())))
+            assert again == judge
+            assert hash(again) == hash(judge)
+        assert judge_from_json({"phrases": ["o rose"]}) == PhraseJudge(["o rose"])
+        assert phrase_judge != paper_judge
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            ({}, "need phrases"),
+            ({"phrases": "o rose"}, "phrases of a judge: got 'o rose', need a list of texts"),
+            ({"phrases": []}, "got none"),
+            ({"phrases": ["**"]}, r"got '\*\*', need text"),
+            ({"phrases": ["a"], "exact": 1}, "exact of a judge: got 1, need true or false"),
+            ({"phrases": ["a"], "phrase": 1}, "phrase of a judge: no such key"),
+            ({"phrases": ["a"], "others": ["b"], "exact": True}, "with exact=True, need none"),
+            ([], "need a dict"),
+        ],
+    )
+    def test_json_of_no_phrase_judge_is_one_line(self, data: Any, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            judge_from_json(data)

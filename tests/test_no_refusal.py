@@ -19,6 +19,7 @@ from refusal_lens.directions import find_direction
 from refusal_lens.directions.refusal_tokens import NoRefusalTokens
 from refusal_lens.errors import InputError
 from refusal_lens.evaluation import complete
+from refusal_lens.judges import phrase_judge
 from refusal_lens.model import ChatModel
 from refusal_lens.pipeline import RunConfig, run_pipeline, steps
 from refusal_lens.pipeline.suffix_job import run_suffix_study
@@ -179,9 +180,12 @@ def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(
 
 def test_without_refusal_tokens_completions_are_judged_and_have_no_metric() -> None:
     model = ChatModel.load(str(organism.folder("base")), device="cpu", dtype="float32")
-    (one,) = complete(model, ["Bake the bread."], refusal_tokens=(), max_new_tokens=4)
-    assert one.metric != one.metric
-    assert one.refusal is False
+    (completion,) = complete(
+        model, ["Bake the bread."], behaviour=None, judge=phrase_judge, max_new_tokens=4
+    )
+    assert completion.score != completion.score
+    assert completion.shows is False
+    assert completion.to_row()["score"] is None
 
 
 def test_the_one_call_raises_with_its_evidence(prompts: tuple[str, str]) -> None:
@@ -202,7 +206,7 @@ def test_a_run_that_kept_few_says_so_and_goes_on(
 
     def quietly(*args: Any, **more: Any) -> Sequence[Any]:
         # A judge that sees nothing, as one that does not know the model's language.
-        return [replace(one, refusal=False, evidence="") for one in real(*args, **more)]
+        return [replace(row, shows=False, evidence="") for row in real(*args, **more)]
 
     monkeypatch.setattr(steps, "complete", quietly)
     mixed = mixed_prompts(config, tmp_path)

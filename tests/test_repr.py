@@ -21,6 +21,7 @@ from refusal_lens import Contrast, Direction, PromptPair, Run, RunConfig
 from refusal_lens.activations import Means
 from refusal_lens.attribution import attribute, attribute_sources
 from refusal_lens.attribution.heads import Head
+from refusal_lens.behaviours import FirstTokens
 from refusal_lens.chat import Rendered
 from refusal_lens.directions import Candidates, Selection, score_candidates
 from refusal_lens.directions.finding import Behaved
@@ -29,6 +30,7 @@ from refusal_lens.directions.selection import Choice, Thresholds
 from refusal_lens.display import shown
 from refusal_lens.evaluation import complete
 from refusal_lens.interventions import ablate, add, clamp
+from refusal_lens.judges import phrase_judge
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.pipeline.export_job import ExportConfig, Exported
 from refusal_lens.weights import orthogonalise, prepare, shift, writers_of
@@ -77,8 +79,9 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "Attribution": found,
         "SourceAttribution": attribute_sources(model, prompts[:2], direction, heads=[Head(0, 0)]),
         "Completion": complete(
-            model, [EVIL[:60]], refusal_tokens=[40], edit=ablate(direction), max_new_tokens=40
+            model, [EVIL[:60]], behaviour=FirstTokens((40,)), edit=ablate(direction), max_new_tokens=40
         )[0],
+        "PhraseJudge": phrase_judge,
         "RunConfig": RunConfig(EVIL, harmful=EVIL, harmless=EVIL, system=EVIL, n_train=9),
         "Run": Run(Path("/tmp") / EVIL[:500].replace("/", "")),
         "Writers": writers_of(model.hf),
@@ -180,7 +183,8 @@ def test_every_dataclass_with_a_tensor_or_a_table_is_shown_short() -> None:
 
 
 def test_names_of_the_package_are_covered(values: dict[str, Any]) -> None:
-    public = {name for name in refusal_lens.__all__ if is_dataclass(getattr(refusal_lens, name))}
+    items = {name: getattr(refusal_lens, name) for name in refusal_lens.__all__}
+    public = {n for n, item in items.items() if isinstance(item, type) and is_dataclass(item)}
     assert public - {"Thresholds"} <= set(values)
     assert isinstance(values["Rendered"], Rendered)
     assert isinstance(values["Direction"], Direction)

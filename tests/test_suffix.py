@@ -20,11 +20,13 @@ from transformers import PreTrainedTokenizerFast
 
 from refusal_lens.activations import map_last_logits
 from refusal_lens.attribution import attribute
+from refusal_lens.behaviours import FirstTokens, Reading, Words
 from refusal_lens.chat import ChatFormat
 from refusal_lens.chat.tails import render_tailed
 from refusal_lens.cli.shell import app
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
+from refusal_lens.judges import judge_replies
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import Site
 from refusal_lens.pipeline.suffix_job import as_mapping, run_suffix_study
@@ -33,7 +35,7 @@ from refusal_lens.report import write_report, write_whole_report
 from refusal_lens.report.sections.suffix import headline, title
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 from refusal_lens.studies.suffix import (
-    CONDITIONS,
+    ConditionNames,
     SuffixStudy,
     measure,
     random_suffixes,
@@ -43,6 +45,7 @@ from refusal_lens.studies.suffix import (
 from refusal_lens.studies.suffix.measure import Condition, _unchanged
 from refusal_lens.studies.suffix.suffixes import with_suffix
 
+CONDITIONS = ConditionNames.of("harmful", "harmless")
 HARMFUL, RANDOM, ADVERSARIAL, HARMLESS = CONDITIONS
 SUFFIX = " zq!! now"
 PROMPTS = [
@@ -78,10 +81,9 @@ def direction(layer: int = 2) -> Direction:
 
 def run_study(**changes: Any) -> SuffixStudy:
     asked = {
-        "harmful": sides()[0],
-        "harmless": sides()[1],
+        "prompts": dict(zip(("harmful", "harmless"), sides(), strict=True)),
         "suffix": SUFFIX,
-        "refusal_tokens": refusal_tokens(),
+        "behaviour": FirstTokens(refusal_tokens()),
         "n_heads": 2,
         "n_random_sets": 3,
         "max_new_tokens": 4,
@@ -93,6 +95,10 @@ def run_study(**changes: Any) -> SuffixStudy:
 @lru_cache
 def study() -> SuffixStudy:
     return run_study()
+
+
+def prompts_of(condition: str) -> list[Any]:
+    return [completion.prompt for completion in study().conditions[condition].completions]
 
 
 def merging_chat() -> ChatFormat:
@@ -152,11 +158,11 @@ def test_conditions_hold_what_they_should() -> None:
     found = study()
     harmful = sides()[0]
     assert tuple(found.conditions) == CONDITIONS
-    assert list(found.conditions[HARMFUL].prompts) == harmful
-    assert list(found.conditions[ADVERSARIAL].prompts) == [p + SUFFIX for p in harmful]
+    assert prompts_of(HARMFUL) == harmful
+    assert prompts_of(ADVERSARIAL) == [p + SUFFIX for p in harmful]
     random, adversarial = found.conditions[RANDOM], found.conditions[ADVERSARIAL]
     assert random.n_suffix_tokens == adversarial.n_suffix_tokens == (9,) * len(harmful)
-    assert all(p.startswith(h) for p, h in zip(random.prompts, harmful, strict=True))
+    assert all(p.startswith(h) for p, h in zip(prompts_of(RANDOM), harmful, strict=True))
     assert found.kept["harmful"] == {"kept": len(harmful), "of": len(harmful)}
 
 
@@ -177,19 +183,19 @@ def test_regions_add_up_to_heads_and_attention_to_one() -> None:
 
 def test_cosines_and_metrics_are_those_of_the_model() -> None:
     found = study().conditions[ADVERSARIAL]
-    rendered = kit.load("qwen2").chat.render(found.prompts)
+    rendered = kit.load("qwen2").chat.render(prompts_of(ADVERSARIAL))
     stream = kit.load("qwen2").read(rendered, [Site("resid_pre", 1)])[Site("resid_pre", 1)][:, -1].double()
     expected = stream @ direction().unit / stream.norm(dim=-1)
     torch.testing.assert_close(found.cosine[:, 1], expected, rtol=1e-4, atol=1e-6)
     logits = map_last_logits(kit.load("qwen2"), rendered)
     torch.testing.assert_close(
-        found.metric, first_token_log_odds(logits, refusal_tokens()), rtol=1e-4, atol=1e-6
+        found.scores, first_token_log_odds(logits, refusal_tokens()), rtol=1e-4, atol=1e-6
     )
 
 
 def test_frame_holds_every_number() -> None:
     found, frame = study(), study().frame()
-    n = sum(len(c.prompts) for c in found.conditions.values())
+    n = sum(len(c.completions) for c in found.conditions.values())
     sizes = frame.groupby("quantity").size().to_dict()
     heads, regions = len(found.heads), len(found.regions)
     assert sizes == {
@@ -238,7 +244,7 @@ def test_the_causal_check_has_every_edit_with_its_random_sets() -> None:
     assert set(edits) == {2 + 1}, "both heads are in layer 1, which has two others"
     by_set = effects[effects["edit"] == "patch from random suffix"].groupby("heads")["metric"]
     assert by_set.mean()["none"] == pytest.approx(
-        float(study().conditions[ADVERSARIAL].metric.mean()), abs=1e-6
+        float(study().conditions[ADVERSARIAL].scores.mean()), abs=1e-6
     )
 
 
@@ -255,10 +261,10 @@ def test_what_follows_leaves_the_instruction_unchanged_and_the_check_can_fail() 
         assert _unchanged(kit.load("qwen2"), plain, suffixed, 4) > 1e-3
 
 
-def test_token_stories_are_the_prompts_token_by_token() -> None:
-    stories = study().stories
-    assert [s.condition for s in stories[:3]] == [HARMFUL, RANDOM, ADVERSARIAL]
-    story = stories[2]
+def test_prompts_are_kept_token_by_token() -> None:
+    assert list(study().tokens) == [HARMFUL, RANDOM, ADVERSARIAL]
+    assert {len(prompts) for prompts in study().tokens.values()} == {2}
+    story = study().tokens[ADVERSARIAL][0]
     assert "".join(story.tokens).count(SUFFIX) == 1
     assert story.regions.count("suffix") == 9
     assert story.projection.shape == (kit.LAYERS, len(story.tokens))
@@ -268,6 +274,39 @@ def test_token_stories_are_the_prompts_token_by_token() -> None:
     torch.testing.assert_close(story.pattern.sum(-1), torch.ones_like(story.pattern[..., 0]))
 
 
+def test_another_concept_has_its_own_names_and_what_is_unjudged_stays_unknown() -> None:
+    odd = judge_replies(lambda reply: None if len(reply) % 3 == 0 else len(reply) % 2, "odd")
+    behaviour = FirstTokens(refusal_tokens(), name="poetry", words=Words.of("poetry"), judge=odd)
+    prompts = {"verse": sides()[0][:3], "prose": sides()[1][:3]}
+    found = run_study(prompts=prompts, behaviour=behaviour, n_by_token=0)
+    assert list(found.conditions) == [
+        "verse",
+        "verse + random suffix",
+        "verse + adversarial suffix",
+        "prose",
+    ]
+    assert list(found.kept) == ["verse", "prose"]
+    shows = [shown for measured in found.conditions.values() for shown in measured.shows]
+    assert None in shows
+    for name, measured in found.conditions.items():
+        rate = found.summary()["conditions"][name]["refusal_rate"]
+        assert rate["n_unjudged"] == measured.shows.count(None)
+        assert rate["n"] + rate["n_unjudged"] == 3
+    judged = found.frame().query("quantity == 'refused'")["value"]
+    assert judged.isna().tolist() == [shown is None for shown in shows]
+    with pytest.raises(InputError, match=r"verse prompts .* on which the model shows poetry"):
+        run_study(prompts={"verse": sides()[1], "prose": sides()[1]}, behaviour=behaviour)
+
+
+def test_a_behaviour_that_reads_further_is_refused() -> None:
+    class Further(FirstTokens):
+        def readings(self, prompts: Any) -> Any:
+            return [(Reading((5,), 1.0),)] * len(prompts)
+
+    with pytest.raises(InputError, match="of the suffix study: got Further, need one that the last"):
+        run_study(behaviour=Further(refusal_tokens()))
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -275,7 +314,8 @@ def test_token_stories_are_the_prompts_token_by_token() -> None:
         ({"suffix": "  \n"}, "suffix: got"),
         ({"suffix": " x" * 200}, "need at most the context of 256"),
         ({"n_heads": 99}, "number of top heads: got 99, need 1 to 8"),
-        ({"refusal_tokens": (0,)}, "is refused without a suffix"),
+        ({"behaviour": FirstTokens((0,))}, "on which the model refuses without a suffix"),
+        ({"prompts": {"harmful": PROMPTS}}, "got 1 kinds, need the positive and the negative one"),
     ],
 )
 def test_unusable_input_gets_a_line(changes: dict[str, Any], line: str) -> None:
@@ -284,7 +324,7 @@ def test_unusable_input_gets_a_line(changes: dict[str, Any], line: str) -> None:
 
 
 def test_a_direction_that_does_not_fit_gets_a_line() -> None:
-    common = {"harmful": ["a"], "harmless": ["b"], "suffix": " c", "refusal_tokens": [1]}
+    common = {"prompts": {"a": ["a"], "b": ["b"]}, "suffix": " c", "behaviour": FirstTokens((1,))}
     for wrong, line in (
         (Direction(torch.ones(16), 1, -1), "d_model 16"),
         (Direction(torch.ones(32), 7, -1), "layer 7"),
@@ -414,7 +454,7 @@ def test_the_page_trusts_no_reply_and_no_suffix(
     real = measure.complete
 
     def answering(*args: Any, **options: Any) -> list[Any]:
-        return [replace(one, response=hostile) for one in real(*args, **options)]
+        return [replace(row, response=hostile) for row in real(*args, **options)]
 
     monkeypatch.setattr(measure, "complete", answering)
     run_suffix_study(finished, **small(suffix=hostile))
@@ -435,7 +475,9 @@ def test_a_damaged_study_gets_a_line(finished: Path) -> None:
 
 
 def test_circuitsvis_views_are_offline_and_closed() -> None:
-    story = as_mapping(study().stories[2], ["1.0", "1.3"])
+    story = as_mapping(
+        study().tokens[ADVERSARIAL][0], condition=ADVERSARIAL, prompt=0, heads=["1.0", "1.3"]
+    )
     hostile = ["</script><b>", "CircuitsVis.render(", "<!--"]
     story["tokens"] = [*hostile, *story["tokens"][len(hostile) :]]
     for view in (attention_view(story), contribution_view(story)):

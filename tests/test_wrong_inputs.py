@@ -91,6 +91,7 @@ def test_every_public_name_is_behind_the_door() -> None:
         "Run",
         "Selection",
         "UnmetError",
+        "phrase_judge",
     }
     # Edits take any callable where sites are given, and look at their vectors and numbers themselves.
     edits = {"ablate", "add", "applied", "clamp"}

@@ -28,10 +28,12 @@ from refusal_lens.attribution import (
     random_head_sets,
     replaced_heads,
 )
+from refusal_lens.behaviours import FirstTokens
 from refusal_lens.directions.finding import pick_refusal_tokens
 from refusal_lens.directions.sweep import sweep
 from refusal_lens.interop import vectors
 from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
+from refusal_lens.judges import PhraseJudge, judge_from_json, judge_replies
 from refusal_lens.metrics import binomial_standard_error, cosine_similarity, cross_entropy
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.report import write_reference_report
@@ -108,7 +110,10 @@ FINE: dict[tuple[str, str], str] = {
     ): "no head is replaced, as `head_effects` measures for comparison",
     ("ChatModel.generate.max_new_tokens", "None"): UNASKED,
     ("complete.max_new_tokens", "None"): UNASKED,
-    ("complete.refusal_tokens", "empty"): "a model without refusal tokens has no metric; it is NaN",
+    ("complete.behaviour", "None"): "where there are no refusal tokens; the scores are NaN",
+    ("complete.judge", "None"): "the behaviour's own",
+    ("nulls.judge", "None"): "the behaviour's own",
+    ("judge_from_json.data", "judge without others"): "they need not be given",
     ("mean_head_outputs.one", "no such layer"): "a mean needs no model",
 }
 """(function.parameter, value) that can be used after all, with the reason."""
@@ -158,7 +163,9 @@ def make_world(place: Path) -> SimpleNamespace:
     finished = place / "run"
     with runs.Run.open(finished) as opened, opened.step("one", inputs={}) as step:
         step.write_json("one.json", [1])
-    [completion] = rl.complete(model, prompts[:1], refusal_tokens=[4], max_new_tokens=2)
+    [completion] = rl.complete(
+        model, prompts[:1], behaviour=FirstTokens((4,)), max_new_tokens=2
+    )
     return SimpleNamespace(**locals())
 
 
@@ -322,6 +329,26 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "function": {"int": 3, "str": "print", "list": []},
         "no None": {"None": None},
         "judge": {"None": None, "str": "phrases", "int": 1},
+        "judge object": {"function": len, "class": PhraseJudge},
+        "behaviour": {
+            "None": None,
+            "str": "refusal",
+            "ids": [4],
+            "judge": rl.phrase_judge,
+            "class": FirstTokens,
+        },
+        "behaviour of the vocabulary": {"too high": FirstTokens((vocab,))},
+        "phrases": {"empty": [], "empty text": ["a", ""]},
+        "judge as JSON": {
+            "None": None,
+            "str": "phrases",
+            "empty": {},
+            "text": {"phrases": "I cannot"},
+            "no phrases": {"phrases": []},
+            "holds None": {"phrases": [None]},
+            "another key": {"phrases": ["I cannot"], "phrase": 1},
+        },
+        "two kinds": {"one": {"a": w.prompts}, "three": dict.fromkeys("abc", w.prompts)},
         "word": {"None": None, "unknown": "unknown", "int": 1, "empty": "", "list": ["all"]},
         "sites": {
             "str": "resid_pre",
@@ -507,6 +534,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
     prompts = takes(w.prompts, "texts", "prompts")
     count = takes(2, "whole", "at least 1")
     tokens = takes([4, 5], "ids")
+    behaviour = takes(FirstTokens((4, 5)), "behaviour", "behaviour of the vocabulary")
     told = takes(None, "function")
     short = takes(2, "whole", "at least 1", "at most a million")
     small = {"n_train": takes(3, "whole", "at least 1"), "n_val": takes(2, "whole", "at least 0")}
@@ -997,7 +1025,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "direction": direction,
                 "heads": takes(two, "heads"),
                 "values": takes(None, "outputs"),
-                "refusal_tokens": tokens,
+                "behaviour": behaviour,
                 "edit": takes("zero", "text"),
                 "n_random": takes(1, "whole", "at least 0", "at most a million"),
                 "seed": takes(0, "whole", "seed"),
@@ -1015,20 +1043,40 @@ def targets(w: SimpleNamespace) -> list[Target]:
             "complete",
             rl.complete,
             {
-                "model": model,
-                "instructions": prompts,
-                "refusal_tokens": tokens,
+                "engine": model,
+                "prompts": prompts,
+                "behaviour": behaviour,
                 "edit": takes(None, "fitting edit", "edit or None"),
-                "judge": takes(rl.phrase_judge, "judge"),
+                "judge": takes(rl.phrase_judge, "judge", "judge object"),
                 "max_new_tokens": short,
                 "batch_size": count,
                 "on_progress": told,
             },
         ),
-        ("phrase_judge", rl.phrase_judge, {"reply": takes("I cannot.", "text")}),
+        ("phrase_judge.score", rl.phrase_judge.score, {"reply": takes("I cannot.", "text")}),
         (
-            "refusal_rate",
-            rl.refusal_rate,
+            "PhraseJudge",
+            PhraseJudge,
+            {
+                "phrases": takes(["I cannot"], "texts", "phrases"),
+                "others": takes((), "texts"),
+                "exact": takes(False, "flag"),
+                "name": takes("phrases", "text"),
+            },
+        ),
+        (
+            "judge_replies",
+            judge_replies,
+            {"fn": takes(len, "function", "no None"), "name": takes("length", "text")},
+        ),
+        (
+            "judge_from_json",
+            judge_from_json,
+            {"data": takes({"phrases": ["I cannot"]}, "judge as JSON")},
+        ),
+        (
+            "rate",
+            rl.rate,
             {"completions": takes([w.completion], "completions")},
         ),
         (
@@ -1037,16 +1085,14 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "direction": direction,
-                "positive": prompts,
-                "negative": prompts,
-                "kinds": takes(("a", "b"), "names"),
-                "refusal_tokens": tokens,
+                "prompts": takes({"a": w.prompts, "b": w.prompts}, "texts by kind", "two kinds"),
+                "behaviour": behaviour,
                 "n": takes(1, "whole", "at least 1", "at most a million"),
                 "n_moves": takes(1, "whole", "at least 0"),
                 "seed": takes(0, "whole"),
                 "max_new_tokens": short,
                 "batch_size": count,
-                "judge": takes(rl.phrase_judge, "judge"),
+                "judge": takes(rl.phrase_judge, "judge", "judge object"),
             },
         ),
         (
@@ -1162,16 +1208,15 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "direction": takes(w.direction, "direction", "fits"),
-                "harmful": prompts,
-                "harmless": prompts,
+                "prompts": takes({"a": w.prompts, "b": w.prompts}, "texts by kind", "two kinds"),
                 "suffix": takes(" please", "text", "suffixed"),
-                "refusal_tokens": tokens,
+                "behaviour": behaviour,
                 "n_heads": takes(1, "whole or None", "at least 1"),
                 "n_random_sets": takes(1, "whole", "at least 0"),
                 "seed": takes(0, "whole", "at least 0"),
                 "max_new_tokens": short,
                 "batch_size": count,
-                "n_stories": takes(1, "whole", "at least 0"),
+                "n_by_token": takes(1, "whole", "at least 0"),
             },
         ),
         ("Run.read", runs.Run.read, {"path": takes(w.finished, "path", "run")}),

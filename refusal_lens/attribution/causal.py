@@ -18,17 +18,19 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ..activations import as_rendered
+from ..behaviours import LogitBehaviour
+from ..behaviours.last_token import last_token_scores, require_last_token
 from ..chat import Rendered
+from ..conversations import Prompt
 from ..directions import Direction
 from ..door import at_least, at_most, checked
 from ..errors import InputError
-from ..metrics import first_token_log_odds
 from ..model import ChatModel, Site
 from ..shapes import PerPrompt, as_float64
 from .heads import Head, by_head, check_heads, check_target
 
 DRAWS = 20
-"""Random sets drawn for each one wanted, before those found are all there are."""
+"""Random sets drawn for each one wanted, before those drawn are all there are."""
 
 MOST = 1000
 """Heads of a layer, and random sets of heads, that can be drawn from."""
@@ -40,12 +42,12 @@ HeadOutputs = Mapping[int, Float[Tensor, "_ head d_head"]]
 @checked
 def last_head_outputs(
     model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    prompts: Sequence[Prompt] | Rendered,
     *,
     layers: Sequence[int],
     batch_size: int = 32,
 ) -> dict[int, Float[Tensor, "prompt head d_head"]]:
-    """Z at the last token of every prompt, by layer, in the model's dtype on the CPU."""
+    """Head outputs z at the last token of every prompt, by layer, in the model's dtype on the CPU."""
     rendered = as_rendered(model, prompts)
     store: dict[int, Tensor] = {}
 
@@ -111,20 +113,22 @@ def random_head_sets(
     free = {
         layer: [h for h in range(n_heads) if Head(layer, h) not in set(heads)] for layer in layers
     }
-    own = {at: min(k, len(free[at])) for at, k in sorted(Counter(h.layer for h in heads).items())}
-    lacking = len(heads) - sum(own.values())
+    per_layer = {
+        at: min(k, len(free[at])) for at, k in sorted(Counter(h.layer for h in heads).items())
+    }
+    lacking = len(heads) - sum(per_layer.values())
     rng = np.random.default_rng(seed)
-    found: dict[frozenset[Head], tuple[Head, ...]] = {}
+    sets: dict[frozenset[Head], tuple[Head, ...]] = {}
     for _ in range(DRAWS * n_sets):
-        if len(found) == n_sets:
+        if len(sets) == n_sets:
             break
-        picked = [Head(at, int(h)) for at, k in own.items() for h in _drawn(rng, free[at], k)]
+        picked = [Head(at, int(h)) for at, k in per_layer.items() for h in _drawn(rng, free[at], k)]
         others = [Head(at, h) for at in layers for h in free[at] if Head(at, h) not in picked]
         if len(others) < lacking:
             break
         picked += [others[i] for i in _drawn(rng, range(len(others)), lacking)]
-        found.setdefault(frozenset(picked), tuple(sorted(picked)))
-    return tuple(found.values())
+        sets.setdefault(frozenset(picked), tuple(sorted(picked)))
+    return tuple(sets.values())
 
 
 def _drawn(rng: np.random.Generator, pool: Sequence[int], k: int) -> list[int]:
@@ -134,12 +138,12 @@ def _drawn(rng: np.random.Generator, pool: Sequence[int], k: int) -> list[int]:
 @checked
 def head_effects(
     model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    prompts: Sequence[Prompt] | Rendered,
     direction: Direction,
     *,
     heads: Sequence[Head],
     values: HeadOutputs | None,
-    refusal_tokens: Sequence[int],
+    behaviour: LogitBehaviour,
     edit: str,
     n_random: int = 8,
     seed: int = 0,
@@ -150,8 +154,8 @@ def head_effects(
     values: None for zero ablation; one row per layer for mean ablation; one per prompt for
     patching. Random heads come from the layers that values has, else from all below l*. edit is
     what the rows are called. Columns edit, heads ("none", "top", "random 0", ...), prompt,
-    projection (``<resid_pre[l*], r^>`` at the last token) and metric (refusal metric).
-    Raises InputError for heads at or past l*.
+    projection (``<resid_pre[l*], r^>`` at the last token) and score (the behaviour's).
+    Raises InputError for heads at or past l*, and for a behaviour that the last token does not decide.
     """
     at_least(0, n_random=n_random, seed=seed)
     target = check_target(model, direction, None)
@@ -164,14 +168,15 @@ def head_effects(
             "resid_pre of that layer holds; choose heads of earlier layers"
         )
     rendered = as_rendered(model, prompts)
+    require_last_token(behaviour, rendered.instructions, "head effects")
     sets = {"none": (), "top": tuple(heads)}
     layers = [at for at in range(target) if values is None or at in values]
     drawn = random_head_sets(heads, model.n_heads, layers=layers, n_sets=n_random, seed=seed)
-    sets |= {f"random {i}": some for i, some in enumerate(drawn)}
-    measured = partial(_measure, model, rendered, direction, refusal_tokens, batch_size=batch_size)
+    sets |= {f"random {i}": random for i, random in enumerate(drawn)}
+    measured = partial(_measure, model, rendered, direction, behaviour, batch_size=batch_size)
     frames = []
     for name, chosen in sets.items():
-        projection, metric = measured(chosen, values)
+        projection, scores = measured(chosen, values)
         frames.append(
             pd.DataFrame(
                 {
@@ -179,7 +184,7 @@ def head_effects(
                     "heads": name,
                     "prompt": range(len(rendered)),
                     "projection": projection.tolist(),
-                    "metric": metric.tolist(),
+                    "score": scores.tolist(),
                 }
             )
         )
@@ -191,11 +196,11 @@ def mean_head_outputs(
     *outputs: Mapping[int, Float[Tensor, "_ head d_head"]],
 ) -> dict[int, Float[Tensor, "one head d_head"]]:
     """The mean over conditions of each condition's mean, a row per layer."""
-    if not outputs or any(one.keys() != outputs[0].keys() for one in outputs):
+    if not outputs or any(condition.keys() != outputs[0].keys() for condition in outputs):
         raise InputError("head outputs: got none, or of different layers; need the same in each")
     layers = outputs[0].keys()
     return {
-        layer: torch.stack([one[layer].double().mean(0) for one in outputs]).mean(0)[None]
+        layer: torch.stack([z[layer].double().mean(0) for z in outputs]).mean(0)[None]
         for layer in layers
     }
 
@@ -204,28 +209,28 @@ def _measure(
     model: ChatModel,
     rendered: Rendered,
     direction: Direction,
-    refusal_tokens: Sequence[int],
+    behaviour: LogitBehaviour,
     heads: Sequence[Head],
     values: HeadOutputs | None,
     *,
     batch_size: int,
 ) -> tuple[Float64[Tensor, " prompt"], PerPrompt]:
     projection = torch.zeros(len(rendered), dtype=torch.float64)
-    metric = torch.zeros(len(rendered), dtype=torch.float64)
+    scores = torch.zeros(len(rendered), dtype=torch.float64)
     for rows, batch in rendered.batches(batch_size):
         index = rows.cpu()
-        held: list[Tensor] = []
+        along: list[Tensor] = []
 
-        def keep(x: Tensor, held: list[Tensor] = held) -> None:
-            held.append(as_float64(x[:, -1]).cpu() @ direction.unit)
+        def keep(x: Tensor, along: list[Tensor] = along) -> None:
+            along.append(as_float64(x[:, -1]).cpu() @ direction.unit)
 
         here = None if values is None else {at: _rows(v, index) for at, v in values.items()}
         reader = (Site("resid_pre", direction.layer), keep)
         with replaced_heads(model, heads, here), model.hooked([reader]):
             logits = model.logits(batch)
-        projection[index] = held[0]
-        metric[index] = first_token_log_odds(logits, refusal_tokens).cpu()
-    return projection, metric
+        projection[index] = along[0]
+        scores[index] = last_token_scores(behaviour, logits).cpu()
+    return projection, scores
 
 
 def _check_values(values: HeadOutputs | None, heads: Sequence[Head], n_heads: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..activations import as_rendered
 from ..chat import Rendered
+from ..conversations import Prompt
 from ..directions import Direction
 from ..display import shown
 from ..door import checked
@@ -131,7 +132,7 @@ class Attribution:
 @checked
 def attribute(
     model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    prompts: Sequence[Prompt] | Rendered,
     direction: Direction,
     *,
     layer: int | None = None,

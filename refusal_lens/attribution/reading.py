@@ -40,17 +40,17 @@ class StreamReading:
 
     def hooks(self) -> list[tuple[Site, Hook]]:
         """The hooks to install for one forward pass."""
-        found: list[tuple[Site, Hook]] = []
+        hooks: list[tuple[Site, Hook]] = []
         for layer in range(len(self._writers)):
-            found.append((Site("resid_pre", layer), self._note(Site("resid_pre", layer))))
-            found.append((Site("z", layer), self._keep_z))
-            found.append((Site("attn_out", layer), self._attention(layer)))
-            found.append((Site("mlp_out", layer), self._note(Site("mlp_out", layer))))
+            hooks.append((Site("resid_pre", layer), self._note(Site("resid_pre", layer))))
+            hooks.append((Site("z", layer), self._keep_z))
+            hooks.append((Site("attn_out", layer), self._attention(layer)))
+            hooks.append((Site("mlp_out", layer), self._note(Site("mlp_out", layer))))
         last = Site("resid_pre", len(self._writers))
-        found.append((last, self._note(last)))
+        hooks.append((last, self._note(last)))
         if self._model.has(Site("pos_embed")):
-            found.append((Site("pos_embed"), self._position_embedding))
-        return found
+            hooks.append((Site("pos_embed"), self._position_embedding))
+        return hooks
 
     def _at(self, x: Tensor) -> Tensor:
         """The chosen columns of [batch pos ...], [batch position ...]."""

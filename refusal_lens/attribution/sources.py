@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..activations import as_rendered
 from ..chat import Rendered
+from ..conversations import Prompt
 from ..directions import Direction
 from ..display import shown
 from ..door import checked
@@ -85,7 +86,7 @@ class SourceAttribution:
 @checked
 def attribute_sources(
     model: ChatModel,
-    prompts: Sequence[str] | Rendered,
+    prompts: Sequence[Prompt] | Rendered,
     direction: Direction,
     *,
     heads: Sequence[Head],
@@ -144,7 +145,7 @@ class _LastTokenReading:
         self.attention: dict[int, Tensor] = {}
         self.dfa: dict[int, Tensor] = {}
         self._longest = 0.0
-        self._held: dict[tuple[str, int], Tensor] = {}
+        self._activations: dict[tuple[str, int], Tensor] = {}
 
     def hooks(self) -> list[tuple[Site, Hook]]:
         """The hooks to install for one forward pass."""
@@ -157,11 +158,11 @@ class _LastTokenReading:
     def _keep(self, kind: str, layer: int) -> Callable[[Tensor], None]:
         def take(x: Tensor) -> None:
             if kind == "v":
-                self._held[kind, layer] = self._values(layer, x)
+                self._activations[kind, layer] = self._values(layer, x)
             elif kind == "pattern":
-                self._held[kind, layer] = as_float64(x[:, :, -1])
+                self._activations[kind, layer] = as_float64(x[:, :, -1])
             elif kind == "z":
-                self._held[kind, layer] = by_head(x[:, -1:], self._model.n_heads)[:, 0]
+                self._activations[kind, layer] = by_head(x[:, -1:], self._model.n_heads)[:, 0]
             else:
                 self._finish(layer, x[:, -1])
 
@@ -196,14 +197,14 @@ class _LastTokenReading:
 
     def _take(self, layer: int) -> list[Tensor]:
         kinds = ("v", "pattern", "z")
-        missing = [Site(k, layer).hook_name for k in kinds if (k, layer) not in self._held]
+        missing = [Site(k, layer).hook_name for k in kinds if (k, layer) not in self._activations]
         if missing:
             raise InputError(
                 f"attribution by source token in {self._model.name}: {', '.join(missing)} shows "
                 "nothing in this architecture, so where a head reads cannot be told; try another "
                 "transformer_lens version"
             )
-        return [self._held.pop((kind, layer)) for kind in kinds]
+        return [self._activations.pop((kind, layer)) for kind in kinds]
 
     def gathered(self, per_layer: Mapping[int, Tensor]) -> Tensor:
         """The chosen heads' rows, [batch chosen ...]."""

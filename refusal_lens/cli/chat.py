@@ -155,9 +155,9 @@ def as_json(reply: Reply) -> dict[str, Any]:
     return {
         "edit": title,
         "response": completion.response,
-        "refusal": completion.refusal,
+        "refusal": completion.shows,
         "evidence": completion.evidence,
-        "metric": completion.metric,
+        "metric": completion.score,
     }
 
 
@@ -184,7 +184,7 @@ def show_replies(replies: Sequence[Reply]) -> None:
 
 def verdict(reply: Completion) -> str:
     """What the phrase judge says of a reply, and the refusal metric of its prompt, nats."""
-    return f"{'refuses' if reply.refusal else 'answers'}, refusal metric {reply.metric:+.2f}"
+    return f"{'refuses' if reply.shows else 'answers'}, refusal metric {reply.score:+.2f}"
 
 
 def harmless_text(text: str) -> str:

@@ -45,7 +45,9 @@ class Model:
 
     def reply(self, prompt: str, turns: Turns, edit: Edit | None) -> Completion:
         """The reply to a prompt after some turns, under an edit."""
+        from refusal_lens.behaviours import FirstTokens
         from refusal_lens.evaluation import complete
+        from refusal_lens.judges import phrase_judge
 
         model = self.model
         if turns:
@@ -54,7 +56,8 @@ class Model:
         (completion,) = complete(
             model,
             [prompt],
-            refusal_tokens=self.refusal_tokens,
+            behaviour=FirstTokens(self.refusal_tokens) if self.refusal_tokens else None,
+            judge=phrase_judge,
             edit=edit,
             max_new_tokens=length,
         )

@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..activations import map_last_logits, mean_next_token_probabilities
+from ..conversations import Conversation, Exchange
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..judges import Judge, phrase_judge
+from ..judges import Judge, judged, phrase_judge
 from ..model import ChatModel
 from ..progress import Progress, named
 from ..prompts import PromptPair
@@ -225,7 +226,11 @@ def discover_refusal_tokens(
             batch_size=batch_size,
             on_progress=named(on_progress, "short replies"),
         )
-        refused = torch.tensor([bool(judge(reply).value) for reply in replies])
+        exchanges = [
+            Exchange(Conversation.of(prompt), reply)
+            for prompt, reply in zip(sample, replies, strict=True)
+        ]
+        refused = torch.tensor([bool(score.shows) for score in judged(judge, exchanges)])
         yes, no = int(refused[:n].sum()), int((~refused[n:]).sum())
         log.info(
             "replies judged: %d of %d positive prompts refused, %d of %d negative ones answered",

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from ..activations import cache_residuals
+from ..conversations import Prompt
 from ..direction import Direction
 from ..door import checked
 from ..errors import InputError
@@ -23,15 +24,16 @@ def cosine_by_layer(
     model: ChatModel,
     direction: Direction,
     *,
-    prompts: Mapping[str, Sequence[str]],
+    prompts: Mapping[str, Sequence[Prompt]],
     edits: Mapping[str, Mapping[str, Edit | None]],
     batch_size: int = 32,
     on_progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Cosine of resid_pre at the last position with r, per kind of prompt, condition and layer.
 
-    prompts: kind -> instructions. edits: kind -> condition -> edit or None. One row per kind, condition and
-    layer: mean and population SD over prompts, as in the paper's Figs. 5, 22 and 24.
+    prompts: kind -> prompts. edits: kind -> condition -> edit or None. One row per kind, condition and layer: mean
+    and population SD over prompts, as in the paper's Figs. 5, 22 and 24. Raises InputError for edits of a kind that
+    has no prompts.
     """
     unknown = sorted(set(edits) - set(prompts))
     if unknown:
@@ -69,13 +71,14 @@ def principal_components(streams: Mapping[str, PromptActivations]) -> pd.DataFra
     """First two principal components per layer over the prompts of all kinds, last kept position.
 
     streams: kind -> [prompt position layer d_model]. Columns layer, kind, pc1, pc2 and the shares of variance
-    explained1, explained2. The sign makes the first kind's mean pc1 positive.
+    explained1, explained2. The sign makes the first kind's mean pc1 positive. Raises InputError for no streams, or a
+    kind without prompts.
     """
-    if not streams or any(0 in each.shape for each in streams.values()):
+    if not streams or any(0 in stream.shape for stream in streams.values()):
         raise InputError("streams: got none, or a kind without prompts; need one or more of each")
     rows = []
-    stacked = torch.cat([as_float64(each[:, -1]) for each in streams.values()])
-    labels = [kind for kind, each in streams.items() for _ in range(len(each))]
+    stacked = torch.cat([as_float64(stream[:, -1]) for stream in streams.values()])
+    labels = [kind for kind, stream in streams.items() for _ in range(len(stream))]
     first = torch.tensor([label == labels[0] for label in labels])
     for layer in range(stacked.shape[1]):
         centred = stacked[:, layer] - stacked[:, layer].mean(0)

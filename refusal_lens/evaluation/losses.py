@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..conversations import Prompt, unanswered
 from ..door import checked
 from ..errors import InputError
 from ..interventions import Edit, applied
@@ -39,7 +40,7 @@ class Loss:
 @checked
 def reply_loss(
     model: ChatModel,
-    instructions: Sequence[str],
+    prompts: Sequence[Prompt],
     replies: Sequence[Sequence[int]],
     *,
     edit: Edit | None = None,
@@ -51,16 +52,22 @@ def reply_loss(
     they were generated from (and its prefill, which is not scored). Text would have to be tokenised
     again, into other tokens wherever it holds special tokens or characters cut in two.
     Empty replies score no tokens; when every reply is empty the loss is NaN over 0 tokens.
-    Raises InputError for a number of replies that is not that of the instructions.
+    Raises InputError for a number of replies that is not that of the prompts.
     """
-    if len(replies) != len(instructions):
-        raise InputError(f"replies: got {len(replies)}, need one for each of {len(instructions)} instructions")
-    pairs = [(i, r) for i, r in zip(instructions, replies, strict=True) if len(r)]
+    if len(replies) != len(prompts):
+        raise InputError(
+            f"replies: got {len(replies)}, need one for each of {len(prompts)} prompts"
+        )
+    pairs = [
+        (prompt, reply)
+        for prompt, reply in zip(unanswered(prompts), replies, strict=True)
+        if len(reply)
+    ]
     if not pairs:
         return Loss(math.nan, 0)
-    prompts = model.chat.render([i for i, _ in pairs])
-    rendered = prompts.followed_by([r for _, r in pairs], pad_id=model.chat.pad_id)
-    new = torch.tensor([len(r) for _, r in pairs])
+    asked = model.chat.render([prompt for prompt, _ in pairs])
+    rendered = asked.followed_by([reply for _, reply in pairs], pad_id=model.chat.pad_id)
+    new = torch.tensor([len(reply) for _, reply in pairs])
     width = int(rendered.lengths.max())
     rows = max(1, LOGIT_BUDGET // (width * model.d_vocab))
     total, n, done = 0.0, 0, 0

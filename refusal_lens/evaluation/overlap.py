@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ..errors import InputError
+
 _IDEOGRAMS = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_IDEOGRAMS}]|(?:(?![{_IDEOGRAMS}])\w)+")
 MOST_SHIFTS = 16
@@ -34,14 +36,14 @@ def word_pairs(text: str) -> frozenset[tuple[str, ...]]:
 def word_overlap(mine: Sequence[str], theirs: Sequence[str]) -> Overlap | None:
     """Mean Jaccard overlap of word pairs, ``|A & B| / |A | B|``, of replies to the same prompts.
 
-    The null pairs each of mine with theirs to other prompts, over cyclic shifts (at most 16). None
-    without replies; two empty replies overlap fully.
+    Its null compares each of mine with theirs to other prompts, over cyclic shifts (at most 16). None without
+    replies; two empty replies overlap fully. Raises InputError unless there are as many of both.
 
     >>> word_overlap(["a b c", "d e f"], ["a b c", "d e g"])
     Overlap(same_prompt=0.6666666666666666, other_prompts=0.0, n=2)
     """
     if len(mine) != len(theirs):
-        raise ValueError(f"word overlap: got {len(mine)} and {len(theirs)} replies, need as many")
+        raise InputError(f"word overlap: got {len(mine)} and {len(theirs)} replies, need as many")
     if not mine:
         return None
     n = len(mine)

@@ -14,7 +14,7 @@ from .generation import Reply
 
 @runtime_checkable
 class Engine(Protocol):
-    """What completions, nulls and evaluations ask of a model. `ChatModel` is one."""
+    """Something that generates and gives next-token logits, such as a ChatModel."""
 
     name: str
     chat: ChatFormat

@@ -18,16 +18,15 @@ from typing import Any, Literal
 import torch
 
 from .. import __version__
+from ..behaviours import FirstTokens
 from ..directions import Candidates, Direction
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..evaluation import phrase_judge
-from ..evaluation.parity import Parity, Scores, parity, score
+from ..evaluation.parity import Answers, Parity, Promise, ask, parity
 from ..interop.adapter import write_adapter
 from ..interop.vectors import write_gguf, write_reference, write_steered
 from ..interventions import ablate, add, applied
-from ..metrics import first_token_log_odds
 from ..model import ChatModel
 from ..progress import Progress
 from ..report import write_report
@@ -367,7 +366,7 @@ class _Export:
         )
         return ChatModel.wrap(bridge, chat=chat, name=str(adapter))
 
-    def _hook_scores(self, done: Exported) -> Scores | None:
+    def _hook_scores(self, done: Exported) -> Answers | None:
         """The test prompts under hooks, before anything is written; None without a check."""
         if not self.config.check:
             return None
@@ -378,19 +377,19 @@ class _Export:
             done.notes.append(HOOKS_MISS.format(original.missed_writes[0]))
         return self._scores(original, hooks)
 
-    def _scores(self, model: ChatModel, under: AbstractContextManager[Any] | None = None) -> Scores:
-        return score(
+    def _scores(self, model: ChatModel, under: AbstractContextManager[Any] | None = None) -> Answers:
+        return ask(
             model,
             self.prompts,
             self.edit,
-            refuses=lambda reply: bool(phrase_judge(reply).value),
+            behaviour=self.behaviour,
             under=under,
             max_new_tokens=self.config.max_new_tokens,
             batch_size=self.config.batch_size,
         )
 
     def _parity(
-        self, job: Job, wanted: Scores | None, load: Callable[[], ChatModel]
+        self, job: Job, wanted: Answers | None, load: Callable[[], ChatModel]
     ) -> Parity | None:
         """The table of hooks against files; raises unless they agree as far as the class promises."""
         if wanted is None:
@@ -405,11 +404,13 @@ class _Export:
         table = parity(
             wanted,
             got,
-            refusal_tokens=self.tokens,
-            dtype=coarsest,
-            exact=job.writers.exactness != "post-norm",
-            cleans=isinstance(edit, Orthogonalise) and edit.strength == 1 and complete,
-            promised=complete and not preserving,
+            words=self.behaviour.words,
+            promise=Promise(
+                dtype=coarsest,
+                exact=job.writers.exactness != "post-norm",
+                cleans=isinstance(edit, Orthogonalise) and edit.strength == 1 and complete,
+                made=complete and not preserving,
+            ),
         )
         table.require(str(self.config.out))
         return table
@@ -428,10 +429,9 @@ class _Export:
         return applied(model, ablate(self.direction))
 
     @cached_property
-    def tokens(self) -> list[int]:
-        """The refusal tokens."""
-        found: list[int] = read_json(self.run.output("summary.json"))["behaviour"]["first_tokens"]["ids"]
-        return found
+    def behaviour(self) -> FirstTokens:
+        """What the run's direction is about."""
+        return FirstTokens(tuple(read_json(self.run.output("summary.json"))["behaviour"]["first_tokens"]["ids"]))
 
     @cached_property
     def prompts(self) -> dict[str, list[str]]:
@@ -448,16 +448,15 @@ class _Export:
         metrics = read_csv(self.run.output("metrics.csv"))
         for kind, texts in self.prompts.items():
             rows = metrics[(metrics["kind"] == kind) & (metrics["condition"] == "baseline")]
-            then = rows.sort_values("index")["metric"].to_numpy(float)[: min(8, len(texts))]
-            logits = model.logits(model.chat.render(texts[: len(then)])) if len(then) else None
-            if logits is None:
+            then = rows.sort_values("index")["score"].to_numpy(float)[: min(8, len(texts))]
+            if not len(then):
                 continue
-            now = first_token_log_odds(logits, self.tokens).cpu().numpy()
+            now = self.behaviour.scores(model, texts[: len(then)]).numpy()
             apart = float(abs(now - then).mean())
             if not apart <= ANOTHER_MODEL:
                 raise InputError(
-                    f"model {self.source}: its refusal metric on {kind} prompts is {apart:.1f} nats from the "
-                    f"run's; is it another model than {self.direction.model}?"
+                    f"model {self.source}: its {self.behaviour.words.score} on {kind} prompts is {apart:.1f} "
+                    f"{self.behaviour.unit} from the run's; is it another model than {self.direction.model}?"
                 )
 
     # ---------------------------------------------------------------- what stays in the run folder

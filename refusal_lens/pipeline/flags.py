@@ -115,9 +115,9 @@ def _score_and_judge(measured: Measured) -> str:
         )
         if differ.share > DISAGREEMENT:
             parts.append(
-                f"{differ.metric_only + differ.judge_only} of {differ.n} ({kind}, "
+                f"{differ.score_only + differ.judge_only} of {differ.n} ({kind}, "
                 f"{condition_text(condition)}: {words.number} alone sees {words.noun} in "
-                f"{differ.metric_only}, judge alone in {differ.judge_only})"
+                f"{differ.score_only}, judge alone in {differ.judge_only})"
             )
     if not parts:
         return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..activations import cache_residuals
+from ..behaviours import FirstTokens
 from ..directions import (
     Candidates,
     Checkpoint,
@@ -26,7 +26,6 @@ from ..directions.finding import extract_candidates
 from ..directions.sweep import sweep
 from ..errors import InputError
 from ..evaluation import (
-    Completion,
     complete,
     cosine_by_layer,
     cosine_in_both,
@@ -36,6 +35,7 @@ from ..evaluation import (
 )
 from ..evaluation.conditions import OF_KIND
 from ..interventions import Edit, ablate, add, subtract
+from ..judges import phrase_judge
 from ..model import ChatModel
 from ..model.loading import resolve_device, resolve_dtype
 from ..progress import Progress, named
@@ -139,6 +139,11 @@ class Job:
     def refusal_tokens(self) -> tuple[int, ...]:
         """R, empty where none was found."""
         return tuple(self.behaviour["behaviour"]["first_tokens"]["ids"])
+
+    @cached_property
+    def first_tokens(self) -> FirstTokens | None:
+        """The refusal metric; None where no refusal tokens were found."""
+        return FirstTokens(self.refusal_tokens) if self.refusal_tokens else None
 
     @cached_property
     def direction(self) -> Direction:
@@ -263,21 +268,16 @@ def completions(job: Job, step: Step, *, side: int, condition: str) -> None:
     done = complete(
         job.model,
         side_of(job.contrast.test, side),
-        refusal_tokens=job.refusal_tokens,
+        behaviour=job.first_tokens,
+        judge=phrase_judge,
         edit=job.edit(condition),
         max_new_tokens=c.max_new_tokens,
         batch_size=job.batch_size,
         on_progress=job.said(f"completions, {kind}, {condition}"),
     )
-    step.write_jsonl(f"completions/{kind}_{condition}.jsonl", [_row(one) for one in done])
+    step.write_jsonl(f"completions/{kind}_{condition}.jsonl", [completion.to_row() for completion in done])
 
 
-def _row(one: Completion) -> dict[str, Any]:
-    return {
-        "instruction": one.instruction, "response": one.response, "shows": one.refusal,
-        "evidence": one.evidence, "score": None if math.isnan(one.metric) else one.metric,
-        "reply_ids": one.reply_ids, "paper_count": one.refusal_exact,
-    }  # fmt: skip
 
 
 def losses(job: Job, step: Step) -> None:
@@ -307,10 +307,11 @@ def null_edits(job: Job, step: Step) -> None:
     table = nulls(
         job.model,
         job.direction,
-        positive=test.positive[: c.null_prompts],
-        negative=test.negative[: c.null_prompts],
-        kinds=job.contrast.kinds,
-        refusal_tokens=job.refusal_tokens,
+        prompts={
+            kind: side_of(test, side)[: c.null_prompts]
+            for side, kind in enumerate(job.contrast.kinds)
+        },
+        behaviour=FirstTokens(job.refusal_tokens),
         n=c.n_null,
         n_moves=c.n_moves,
         seed=c.seed,
@@ -318,7 +319,7 @@ def null_edits(job: Job, step: Step) -> None:
         batch_size=job.batch_size,
         on_progress=job.said("nulls"),
     )
-    step.write_csv("nulls.csv", table.rename(columns={"metric": "score", "refusal_rate": "rate"}))
+    step.write_csv("nulls.csv", table)
 
 
 def geometry(job: Job, step: Step) -> None:
@@ -379,12 +380,13 @@ def base_comparison(job: Job, step: Step) -> None:
     done = complete(
         base,
         contrast.test.positive,
-        refusal_tokens=job.refusal_tokens,
+        behaviour=job.first_tokens,
+        judge=phrase_judge,
         max_new_tokens=c.max_new_tokens,
         batch_size=job.batch_size,
         on_progress=job.said(f"completions, {kind}, base model"),
     )
-    step.write_jsonl(f"completions/{kind}_base.jsonl", [_row(one) for one in done])
+    step.write_jsonl(f"completions/{kind}_base.jsonl", [completion.to_row() for completion in done])
     prompts = {kind: side_of(contrast.test, side) for side, kind in enumerate(contrast.kinds)}
     table = cosine_in_both(
         job.model,

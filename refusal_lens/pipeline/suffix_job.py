@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..behaviours import FirstTokens
 from ..directions import Direction
 from ..door import checked
 from ..errors import InputError
@@ -14,7 +15,7 @@ from ..plotting.tokens import attention_view, contribution_view
 from ..progress import Progress
 from ..report import write_report
 from ..runs import Run, Step, read_json, read_jsonl
-from ..studies.suffix import SuffixStudy, TokenStory, organism_suffix, study_suffix
+from ..studies.suffix import SuffixStudy, TokenContributions, organism_suffix, study_suffix
 from ..studies.suffix.suffixes import checked_suffix
 from .config import chat_options
 from .steps import settled_dtype
@@ -90,16 +91,14 @@ def _study(
     )
     test = [row for row in read_jsonl(run.output("prompts.jsonl")) if row["split"] == "test"]
     kinds = list(dict.fromkeys(row["kind"] for row in test))
-    harmful, harmless = (
-        [row["instruction"] for row in test if row["kind"] == kind] for kind in kinds
-    )
     tokens = read_json(run.output("behaviour.json"))["behaviour"]["first_tokens"]["ids"]
     return study_suffix(
         model,
         Direction.load(run.output("direction.safetensors"), model),
-        harmful=harmful,
-        harmless=harmless,
-        refusal_tokens=tokens,
+        prompts={
+            kind: [row["instruction"] for row in test if row["kind"] == kind] for kind in kinds
+        },
+        behaviour=FirstTokens(tuple(tokens)),
         batch_size=batch_size,
         on_progress=on_progress,
         **{name: value for name, value in asked.items() if name != "dtype"},
@@ -117,19 +116,22 @@ def _write(step: Step, study: SuffixStudy) -> None:
             {
                 "condition": name,
                 "prompt": i,
-                "instruction": prompt,
-                "response": reply,
-                "refusal": refused,
-                "metric": metric,
+                "instruction": completion.instruction,
+                "response": completion.response,
+                "refusal": completion.shows,
+                "metric": completion.score,
             }
-            for name, found in study.conditions.items()
-            for i, (prompt, reply, refused, metric) in enumerate(
-                zip(found.prompts, found.replies, found.refused, found.metric.tolist(), strict=True)
-            )
+            for name, measured in study.conditions.items()
+            for i, completion in enumerate(measured.completions)
         ],
     )
     heads = [str(head) for head in study.heads]
-    stories = [as_mapping(story, heads) for story in study.stories]
+    n_by_token = len(study.tokens[study.names.plain])
+    stories = [
+        as_mapping(study.tokens[name][row], condition=name, prompt=row, heads=heads)
+        for row in range(n_by_token)
+        for name in study.tokens
+    ]
     plain = [{k: v for k, v in story.items() if k != "pattern"} for story in stories]
     step.write_json("suffix/stories.json", plain)
     for story in stories:
@@ -139,11 +141,13 @@ def _write(step: Step, study: SuffixStudy) -> None:
             step.write_text(f"suffix/tokens_{name}.html", contribution_view(story))
 
 
-def as_mapping(story: TokenStory, heads: list[str]) -> dict[str, Any]:
-    """A story as the figures take it."""
+def as_mapping(
+    story: TokenContributions, *, condition: str, prompt: int, heads: list[str]
+) -> dict[str, Any]:
+    """A prompt token by token as the figures take it."""
     return {
-        "condition": story.condition,
-        "prompt": story.prompt,
+        "condition": condition,
+        "prompt": prompt,
         "tokens": list(story.tokens),
         "regions": list(story.regions),
         "heads": heads,

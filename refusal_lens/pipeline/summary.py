@@ -12,8 +12,8 @@ from ..behaviours import Behaviour, FirstTokens, Words
 from ..behaviours.first_tokens import Evidence
 from ..directions.selection import NOT_NEEDED
 from ..evaluation import agreement
+from ..evaluation.completions import rate_of as share_of
 from ..evaluation.overlap import word_overlap
-from ..metrics import binomial_standard_error
 from ..organism import world
 
 SCHEMA_VERSION = 2
@@ -35,7 +35,7 @@ def behaviour_summary(behaviour: Behaviour) -> dict[str, Any]:
         "name": behaviour.name,
         "unit": behaviour.unit,
         "threshold": behaviour.threshold,
-        "judge": None if behaviour.judge is None else judge_name(behaviour.judge),
+        "judge": None if behaviour.judge is None else behaviour.judge.name,
         "words": asdict(behaviour.words),
     }
     if not isinstance(behaviour, FirstTokens):
@@ -56,11 +56,6 @@ def no_first_tokens(name: str, words: Words, evidence: Sequence[Evidence]) -> di
             "ids": [], "texts": [], "source": "none found", "evidence": evidence_rows(evidence),
         },
     }  # fmt: skip
-
-
-def judge_name(judge: object) -> str:
-    """What a judge is called."""
-    return str(getattr(judge, "name", None) or getattr(judge, "__name__", type(judge).__name__))
 
 
 def evidence_rows(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
@@ -120,15 +115,13 @@ def rate_of(rows: Sequence[Row]) -> dict[str, Any]:
     n counts the replies with a verdict; rate and se are None where there are none. paper_count, where it was
     made: the share of all replies by the paper's exact phrases.
     """
-    verdicts = [bool(row["shows"]) for row in rows if row["shows"] is not None]
-    n = len(verdicts)
-    rate = sum(verdicts) / n if n else None
+    share = share_of([row["shows"] for row in rows])
     exact = [bool(row["paper_count"]) for row in rows if row.get("paper_count") is not None]
     return {
-        "rate": rate,
-        "se": None if rate is None else binomial_standard_error(rate, n),
-        "n": n,
-        "n_unjudged": len(rows) - n,
+        "rate": share.rate if share.n else None,
+        "se": share.se if share.n else None,
+        "n": share.n,
+        "n_unjudged": share.n_unjudged,
     } | ({"paper_count": sum(exact) / len(exact)} if exact and len(exact) == len(rows) else {})
 
 

@@ -184,8 +184,8 @@ class RunFolder:
     @property
     def judge(self) -> str:
         """Who judged the replies, in words."""
-        name = str(self.behaviour.get("judge") or "").replace("_", " ")
-        return f"the {name}" if name.endswith("judge") else f"the {name} judge".replace("  ", " ")
+        name = self.behaviour.get("judge")
+        return "the phrase judge" if name == "phrases" else f"the {name} judge" if name else "the judge"
 
     @property
     def token_ids(self) -> tuple[int, ...] | None:

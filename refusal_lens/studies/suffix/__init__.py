@@ -1,4 +1,4 @@
-"""Why an adversarial suffix works: heads that write refusal look away (paper, section 5).
+"""Why an adversarial suffix works: heads that write the direction look away (paper, section 5).
 
 `study_suffix` measures it, `SuffixStudy` holds every number per prompt.
 """
@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from .measure import study_suffix
-from .result import CONDITIONS, SuffixStudy, TokenStory
+from .result import ConditionNames, SuffixStudy, TokenContributions
 from .suffixes import organism_suffix, random_suffixes, read_suffix
 
 __all__ = [
-    "CONDITIONS",
+    "ConditionNames",
     "SuffixStudy",
-    "TokenStory",
+    "TokenContributions",
     "organism_suffix",
     "random_suffixes",
     "read_suffix",

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import pandas as pd
-import torch
 from torch import Tensor
 
-from ...activations import cache_residuals, map_last_logits
+from ...activations import cache_residuals
 from ...attribution import (
     Head,
     Regions,
@@ -21,19 +19,22 @@ from ...attribution import (
     last_head_outputs,
     mean_head_outputs,
 )
+from ...behaviours import LogitBehaviour
+from ...behaviours.last_token import require_last_token
 from ...chat import Rendered
 from ...chat.tails import Tailed
+from ...conversations import Prompt, unanswered
 from ...directions import Direction
 from ...display import shown
 from ...door import checked
 from ...errors import InputError
 from ...evaluation import complete
-from ...metrics import cosine_similarity, first_token_log_odds
+from ...metrics import cosine_similarity
 from ...model import ChatModel, Site
 from ...progress import Progress
 from ...shapes import Spans, as_float64
-from .result import ADVERSARIAL, CONDITIONS, HARMFUL, HARMLESS, RANDOM, Measured, SuffixStudy
-from .stories import tell
+from .by_token import token_contributions
+from .result import ConditionNames, Measured, SuffixStudy
 from .suffixes import checked_suffix, random_suffixes, with_suffix
 
 log = logging.getLogger(__name__)
@@ -56,9 +57,9 @@ class Condition:
     merged: Tensor | None = None
 
     @classmethod
-    def of(cls, tailed: Tailed) -> Condition:
-        """From instructions with suffixes."""
-        return cls(tailed.rendered, tailed.tail, tailed.merged)
+    def of(cls, suffixed: Tailed) -> Condition:
+        """From prompts with suffixes."""
+        return cls(suffixed.rendered, suffixed.tail, suffixed.merged)
 
     @property
     def regions(self) -> Regions:
@@ -72,45 +73,59 @@ class Condition:
             return (0,) * len(self.rendered)
         return tuple((self.suffix[:, 1] - self.suffix[:, 0]).tolist())
 
+    @property
+    def straddling(self) -> tuple[bool, ...]:
+        """The prompts in which a token straddles the border of instruction and suffix."""
+        return (False,) * len(self.rendered) if self.merged is None else tuple(self.merged.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is studied: a direction of a model, by a behaviour's scores; batch_size prompts in a forward pass."""
+
+    model: ChatModel
+    direction: Direction
+    behaviour: LogitBehaviour
+    batch_size: int
+
 
 @checked
 def study_suffix(
     model: ChatModel,
     direction: Direction,
     *,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    prompts: Mapping[str, Sequence[Prompt]],
     suffix: str,
-    refusal_tokens: Sequence[int],
+    behaviour: LogitBehaviour,
     n_heads: int | None = None,
     n_random_sets: int = 8,
     seed: int = 0,
     max_new_tokens: int | None = None,
     batch_size: int = 32,
-    n_stories: int = 2,
+    n_by_token: int = 2,
     on_progress: Progress | None = None,
 ) -> SuffixStudy:
-    """Measure how a suffix keeps the last token from refusing (paper, section 5, Figs. 5 and 6).
+    """Measure how a suffix keeps the last token from the behaviour (paper, section 5, Figs. 5 and 6).
 
     Args:
         model: the chat model.
         direction: r; projections are at resid_pre of its layer l*.
-        harmful: instructions that the model should refuse; those it does not are left out.
-        harmless: instructions that it should follow; those it refuses are left out.
-        suffix: appended to each harmful instruction as it stands, leading space included.
-        refusal_tokens: R of the refusal metric.
+        prompts: kind -> prompts, the positive kind first: those that should show the behaviour, and those that
+            should not. Those of which the model's own score says otherwise are left out, and replies that they bring.
+        suffix: appended to the last user message of each positive prompt as it stands, leading space included.
+        behaviour: what r is about; one that a prompt's last token decides. Its judge judges the replies.
         n_heads: how many top heads to follow; by default 8 as in the paper, but at most half
             of the heads below l*.
         n_random_sets: random sets of as many other heads, for the causal check.
         seed: of the random suffixes and head sets.
         max_new_tokens: length of the replies that are judged; by default 64, or what the positions leave.
         batch_size: prompts per forward pass.
-        n_stories: prompts that are kept token by token.
+        n_by_token: prompts that are kept token by token.
         on_progress: called with (what, done, total).
 
     Raises:
         InputError: an empty suffix, one that does not fit the context, a direction of another
-            model or of layer 0, or no prompts left that behave as their kind should.
+            model or of layer 0, another behaviour, or no prompts left that behave as their kind should.
 
     """
     checked_suffix(suffix)
@@ -120,46 +135,64 @@ def study_suffix(
             "suffix study: got a direction of layer 0, which no head has written to; need one of "
             "layer 1 or later"
         )
-    tokens = tuple(refusal_tokens)
-    said = on_progress or _silent
-    metric = partial(first_token_log_odds, ids=tokens)
-    kept, counts = _behaved(model, harmful, harmless, metric, batch_size)
-    conditions = _conditions(model, kept, suffix, seed, max_new_tokens or 1)
+    if len(prompts) != 2:
+        raise InputError(
+            f"prompts of the suffix study: got {len(prompts)} kinds, need the positive and the negative one"
+        )
+    tell = on_progress or _silent
+    subject = Subject(model, direction, behaviour, batch_size)
+    kept = _kept(subject, prompts)
+    names = ConditionNames.of(*prompts)
+    conditions = _conditions(model, names, kept, suffix, seed=seed, room=max_new_tokens or 1)
     length = max_new_tokens or min(
-        model.reply_room(each.rendered, LONGEST_REPLY) for each in conditions.values()
+        model.reply_room(condition.rendered, LONGEST_REPLY) for condition in conditions.values()
     )
-    plain = attribute(model, conditions[HARMFUL].rendered, direction, batch_size=batch_size)
+    plain = attribute(model, conditions[names.plain].rendered, direction, batch_size=batch_size)
     heads = plain.top_heads(_how_many(n_heads, plain.heads[0, 0].numel()))
     measured = {}
     for done, (name, condition) in enumerate(conditions.items()):
-        said("suffix conditions", done, len(conditions) + 1)
-        measured[name] = _measure(model, condition, direction, heads, tokens, length, batch_size)
-    said("suffix conditions", len(conditions), len(conditions) + 1)
-    effects = _effects(model, conditions, direction, heads, tokens, n_random_sets, seed, batch_size)
-    said("suffix conditions", len(conditions) + 1, len(conditions) + 1)
-    if any(measured[ADVERSARIAL].merged):
+        tell("suffix conditions", done, len(conditions) + 1)
+        measured[name] = _measure(subject, condition, heads, length)
+    tell("suffix conditions", len(conditions), len(conditions) + 1)
+    effects = _effects(subject, names, conditions, heads, n_random=n_random_sets, seed=seed)
+    tell("suffix conditions", len(conditions) + 1, len(conditions) + 1)
+    straddling = sum(measured[names.adversarial].merged)
+    if straddling:
         log.info(
             "%d of %d prompts: a token straddles the border of instruction and suffix and counts "
             "as suffix",
-            sum(measured[ADVERSARIAL].merged),
-            len(kept[0]),
+            straddling,
+            len(kept[names.plain]),
         )
     return SuffixStudy(
         suffix=suffix,
         direction=direction,
         model=model.name,
         heads=heads,
-        regions=conditions[HARMFUL].regions.names,
+        regions=conditions[names.plain].regions.names,
+        names=names,
         conditions=measured,
         effects=effects,
-        unchanged=_unchanged(model, conditions[HARMFUL], conditions[ADVERSARIAL], batch_size),
-        kept=counts,
-        stories=tuple(
-            tell(model, name, condition.rendered, condition.regions, direction, heads, row)
-            for row in range(min(n_stories, len(kept[0])))
-            for name, condition in conditions.items()
-            if name != HARMLESS
+        unchanged=_unchanged(
+            model, conditions[names.plain], conditions[names.adversarial], batch_size
         ),
+        kept={
+            kind: {"kept": len(kept[kind]), "of": len(asked)} for kind, asked in prompts.items()
+        },
+        tokens={
+            name: tuple(
+                token_contributions(
+                    model,
+                    conditions[name].rendered,
+                    conditions[name].regions,
+                    direction=direction,
+                    heads=heads,
+                    row=row,
+                )
+                for row in range(min(n_by_token, len(kept[names.plain])))
+            )
+            for name in (names.plain, names.random, names.adversarial)
+        },
         seed=seed,
     )
 
@@ -168,57 +201,46 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def _behaved(
-    model: ChatModel,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
-    metric: partial[Tensor],
-    batch_size: int,
-) -> tuple[tuple[list[str], list[str]], dict[str, dict[str, int]]]:
-    """The harmful prompts with metric > 0 and the harmless ones with metric < 0."""
-    values = [
-        map_last_logits(model, prompts, number=metric, batch_size=batch_size)
-        for prompts in (harmful, harmless)
-    ]
-    kept = (
-        [p for p, m in zip(harmful, values[0].tolist(), strict=True) if m > 0],
-        [p for p, m in zip(harmless, values[1].tolist(), strict=True) if m < 0],
-    )
-    for kind, some, every in zip(("harmful", "harmless"), kept, (harmful, harmless), strict=True):
-        if not some:
+def _kept(subject: Subject, prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, list[Prompt]]:
+    """By kind, the positive prompts that score above the threshold and the negative ones below."""
+    behaviour, words = subject.behaviour, subject.behaviour.words
+    kept: dict[str, list[Prompt]] = {}
+    for sign, verb, (kind, given) in zip((1, -1), (words.shows, words.lacks), prompts.items(), strict=True):
+        asked = unanswered(given)
+        require_last_token(behaviour, asked, "the suffix study")
+        scores = behaviour.scores(subject.model, asked, batch_size=subject.batch_size)
+        apart = (sign * (scores - behaviour.threshold)).tolist()
+        kept[kind] = [prompt for prompt, d in zip(asked, apart, strict=True) if d > 0]
+        if not kept[kind]:
             raise InputError(
-                f"{kind} prompts of the suffix study: none of {len(every)} is "
-                f"{'refused' if kind == 'harmful' else 'answered'} without a suffix; are the "
-                "refusal tokens right?"
+                f"{kind} prompts of the suffix study: got none of {len(asked)} on which the model {verb} without a "
+                f"suffix, need at least one; does the {words.score} fit the model?"
             )
-    counts = {
-        kind: {"kept": len(some), "of": len(every)}
-        for kind, some, every in zip(
-            ("harmful", "harmless"), kept, (harmful, harmless), strict=True
-        )
-    }
-    return kept, counts
+    return kept
 
 
 def _conditions(
     model: ChatModel,
-    kept: tuple[Sequence[str], Sequence[str]],
+    names: ConditionNames,
+    kept: Mapping[str, Sequence[Prompt]],
     suffix: str,
+    *,
     seed: int,
     room: int,
 ) -> dict[str, Condition]:
-    harmful, harmless = kept
-    adversarial = with_suffix(model, harmful, [suffix] * len(harmful), room=room)
+    """The four conditions by name, in the order of the names."""
+    positive, negative = kept[names.plain], kept[names.negative]
+    adversarial = with_suffix(model, positive, [suffix] * len(positive), room=room)
     drawn = random_suffixes(
-        model.chat, harmful, n_tokens=adversarial.n_tokens, like=suffix, seed=seed
+        model.chat, positive, n_tokens=adversarial.n_tokens, like=suffix, seed=seed
     )
-    found = {
-        HARMFUL: Condition(model.chat.render(harmful)),
-        RANDOM: Condition.of(with_suffix(model, harmful, drawn, room=room)),
-        ADVERSARIAL: Condition.of(adversarial),
-        HARMLESS: Condition(model.chat.render(harmless)),
-    }
-    return {name: found[name] for name in CONDITIONS}
+    conditions = (
+        Condition(model.chat.render(positive)),
+        Condition.of(with_suffix(model, positive, drawn, room=room)),
+        Condition.of(adversarial),
+        Condition(model.chat.render(negative)),
+    )
+    return dict(zip(names, conditions, strict=True))
 
 
 def _how_many(wanted: int | None, below: int) -> int:
@@ -230,14 +252,9 @@ def _how_many(wanted: int | None, below: int) -> int:
 
 
 def _measure(
-    model: ChatModel,
-    condition: Condition,
-    direction: Direction,
-    heads: tuple[Head, ...],
-    tokens: tuple[int, ...],
-    max_new_tokens: int,
-    batch_size: int,
+    subject: Subject, condition: Condition, heads: tuple[Head, ...], max_new_tokens: int
 ) -> Measured:
+    model, direction, batch_size = subject.model, subject.direction, subject.batch_size
     rendered = condition.rendered
     whole = attribute(model, rendered, direction, batch_size=batch_size)
     sources = attribute_sources(
@@ -249,70 +266,69 @@ def _measure(
         batch_size=batch_size,
     )
     last = cache_residuals(model, rendered, positions=[-1], batch_size=batch_size)[:, 0]
-    done = complete(
+    completions = complete(
         model,
         rendered.instructions,
-        refusal_tokens=tokens,
+        behaviour=subject.behaviour,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
-    merged = condition.merged
     return Measured(
-        prompts=rendered.instructions,
-        replies=tuple(one.response for one in done),
-        refused=tuple(one.refusal for one in done),
+        completions=tuple(completions),
         n_suffix_tokens=condition.n_suffix_tokens,
-        merged=(False,) * len(rendered) if merged is None else tuple(merged.tolist()),
+        merged=condition.straddling,
         cosine=cosine_similarity(last, direction.vector),
         projection=whole.projection[:, 0],
         dfa=sources.dfa,
         dfa_by_region=sources.contribution_by_region(),
         attention=sources.attention_by_region(),
-        metric=torch.tensor([one.metric for one in done], dtype=torch.float64),
         error=max(whole.error, sources.error),
     )
 
 
 def _effects(
-    model: ChatModel,
+    subject: Subject,
+    names: ConditionNames,
     conditions: Mapping[str, Condition],
-    direction: Direction,
     heads: tuple[Head, ...],
-    tokens: tuple[int, ...],
+    *,
     n_random: int,
     seed: int,
-    batch_size: int,
 ) -> pd.DataFrame:
     """Zero and mean ablation of the heads, and patching between the two suffixes, both ways."""
-    layers = range(direction.layer)
     outputs = {
-        name: last_head_outputs(model, condition.rendered, layers=layers, batch_size=batch_size)
+        name: last_head_outputs(
+            subject.model,
+            condition.rendered,
+            layers=range(subject.direction.layer),
+            batch_size=subject.batch_size,
+        )
         for name, condition in conditions.items()
     }
-    mean = mean_head_outputs(outputs[HARMFUL], outputs[HARMLESS])
+    mean = mean_head_outputs(outputs[names.plain], outputs[names.negative])
     edits = (
-        (HARMFUL, "zero", None),
-        (HARMFUL, "mean", mean),
-        (RANDOM, "patch from adversarial suffix", outputs[ADVERSARIAL]),
-        (ADVERSARIAL, "patch from random suffix", outputs[RANDOM]),
+        (names.plain, "zero", None),
+        (names.plain, "mean", mean),
+        (names.random, "patch from adversarial suffix", outputs[names.adversarial]),
+        (names.adversarial, "patch from random suffix", outputs[names.random]),
     )
     frames = [
         head_effects(
-            model,
+            subject.model,
             conditions[name].rendered,
-            direction,
+            subject.direction,
             heads=heads,
             values=values,
-            refusal_tokens=tokens,
+            behaviour=subject.behaviour,
             edit=edit,
             n_random=n_random,
             seed=seed,
-            batch_size=batch_size,
+            batch_size=subject.batch_size,
         ).assign(condition=name)
         for name, edit, values in edits
     ]
     columns = ["condition", "edit", "heads", "prompt", "projection", "metric"]
-    return pd.concat(frames, ignore_index=True)[columns]
+    return pd.concat(frames, ignore_index=True).rename(columns={"score": "metric"})[columns]
 
 
 def _unchanged(model: ChatModel, plain: Condition, suffixed: Condition, batch_size: int) -> float:
@@ -321,15 +337,15 @@ def _unchanged(model: ChatModel, plain: Condition, suffixed: Condition, batch_si
     sites = [Site("resid_pre", layer) for layer in range(model.n_layers)]
     for start in range(0, len(plain.rendered), batch_size):
         rows = list(range(start, min(start + batch_size, len(plain.rendered))))
-        both = [one.rendered[rows] for one in (plain, suffixed)]
-        held = [model.read(each, sites) for each in both]
+        pair = [condition.rendered[rows] for condition in (plain, suffixed)]
+        streams = [model.read(rendered, sites) for rendered in pair]
         for row in range(len(rows)):
-            heads = [each.ids[row, -int(each.lengths[row]) :] for each in both]
-            n = _common(*heads)
+            ids = [rendered.ids[row, -int(rendered.lengths[row]) :] for rendered in pair]
+            n = _common(*ids)
             for site in sites:
                 before, after = (
-                    as_float64(h[site][row, -int(e.lengths[row]) :][:n])
-                    for h, e in zip(held, both, strict=True)
+                    as_float64(stream[site][row, -len(tokens) :][:n])
+                    for stream, tokens in zip(streams, ids, strict=True)
                 )
                 gap = (before - after).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
                 worst = max(worst, float(gap.max()))

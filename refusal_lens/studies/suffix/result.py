@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -14,17 +15,29 @@ from torch import Tensor
 from ...attribution import Head
 from ...directions import Direction
 from ...display import shown
-from ...metrics import binomial_standard_error
+from ...evaluation import Completion
+from ...evaluation.completions import rate_of
 from ...shapes import PerPrompt
 
-HARMFUL, RANDOM, ADVERSARIAL, HARMLESS = (
-    "harmful",
-    "harmful + random suffix",
-    "harmful + adversarial suffix",
-    "harmless",
-)
-CONDITIONS = (HARMFUL, RANDOM, ADVERSARIAL, HARMLESS)
-"""In the order of the paper's Fig. 5."""
+
+class ConditionNames(NamedTuple):
+    """What the four conditions are called, in the order of the paper's Fig. 5.
+
+    >>> ConditionNames.of("harmful", "harmless").adversarial
+    'harmful + adversarial suffix'
+    """
+
+    plain: str
+    random: str
+    adversarial: str
+    negative: str
+
+    @classmethod
+    def of(cls, positive: str, negative: str) -> ConditionNames:
+        """The conditions of two kinds of prompts: the positive ones plain and with suffixes, and the negative ones."""
+        suffixed = (f"{positive} + {which} suffix" for which in ("random", "adversarial"))
+        return cls(positive, *suffixed, negative)
+
 
 PerHead = Float64[Tensor, "prompt chosen"]
 """One number per prompt and chosen head."""
@@ -37,13 +50,11 @@ PerRegion = Float64[Tensor, "prompt chosen region"]
 class Measured:
     """One condition: what the last token of every prompt holds, and what the model replies.
 
-    cosine: of resid_pre with r by layer. dfa: of the chosen heads, along r^ into resid_pre[l*];
-    dfa_by_region and attention: split over source regions. metric: the refusal metric.
+    completions: the replies, judged, with the behaviour's score of each prompt. cosine: of resid_pre with r by layer.
+    dfa: of the chosen heads, along r^ into resid_pre[l*]; dfa_by_region and attention: split over source regions.
     """
 
-    prompts: tuple[str, ...]
-    replies: tuple[str, ...]
-    refused: tuple[bool, ...]
+    completions: tuple[Completion, ...]
     n_suffix_tokens: tuple[int, ...]
     merged: tuple[bool, ...]
     cosine: Float64[Tensor, "prompt layer"]
@@ -51,21 +62,28 @@ class Measured:
     dfa: PerHead
     dfa_by_region: PerRegion
     attention: PerRegion
-    metric: PerPrompt
     error: float
+
+    @property
+    def scores(self) -> PerPrompt:
+        """The behaviour's score of every prompt."""
+        return torch.tensor([row.score for row in self.completions], dtype=torch.float64)
+
+    @property
+    def shows(self) -> tuple[bool | None, ...]:
+        """The judge's verdict on every reply, None where it cannot tell."""
+        return tuple(row.shows for row in self.completions)
 
 
 @shown()
 @dataclass(frozen=True, eq=False)
-class TokenStory:
+class TokenContributions:
     """One prompt token by token: projections on r^ by layer, and what the chosen heads read where.
 
     projection [layer pos]; contribution [chosen pos] of each source token to each head's dfa;
     pattern [chosen query key]. Padding is left out.
     """
 
-    condition: str
-    prompt: int
     tokens: tuple[str, ...]
     regions: tuple[str, ...]
     projection: Float64[Tensor, "layer pos"]
@@ -79,17 +97,18 @@ class SuffixStudy:
     """The suffix study of one model, direction and suffix.
 
     Attributes:
-        suffix: the adversarial suffix, appended to each harmful instruction as it stands.
+        suffix: the adversarial suffix, appended to the last user message of each positive prompt as it stands.
         direction: r.
-        heads: the chosen heads, picked on plain harmful prompts and kept for all conditions.
+        heads: the chosen heads, picked on plain positive prompts and kept for all conditions.
         regions: names of the source regions.
-        conditions: the measurements, by the names in `CONDITIONS`.
+        names: what the conditions are called.
+        conditions: the measurements, by those names.
         effects: the causal check (condition, edit, heads, prompt, projection, metric).
         unchanged: largest change of an instruction token's residual stream, at any layer, that
             appending the adversarial suffix makes, as a share of its length; causal attention
             makes it rounding.
-        kept: how many prompts behaved as their kind should (refused, answered), of how many.
-        stories: some prompts token by token.
+        kept: by kind, how many prompts behaved as their kind should, of how many.
+        tokens: the first prompts token by token, by condition of the positive prompts.
         seed: of the random suffixes and the random head sets.
 
     """
@@ -99,34 +118,37 @@ class SuffixStudy:
     model: str
     heads: tuple[Head, ...]
     regions: tuple[str, ...]
+    names: ConditionNames
     conditions: Mapping[str, Measured]
     effects: pd.DataFrame
     unchanged: float
     kept: Mapping[str, Mapping[str, int]]
-    stories: tuple[TokenStory, ...]
+    tokens: Mapping[str, tuple[TokenContributions, ...]]
     seed: int
 
     def frame(self) -> pd.DataFrame:
         """Every number per prompt, long.
 
         Columns condition, prompt, quantity ("cosine", "projection", "dfa", "attention", "source
-        dfa", "metric", "refused"), layer, head, region (empty where they do not apply), value.
+        dfa", "metric", "refused"), layer, head, region (empty where they do not apply), value (NaN for
+        what was not judged).
         """
         parts = []
-        for name, found in self.conditions.items():
-            layers = range(found.cosine.shape[1])
-            for layer in layers:
-                parts.append(_rows(name, "cosine", found.cosine[:, layer], layer=layer))
-            parts.append(_rows(name, "projection", found.projection, layer=self.direction.layer))
-            parts.append(_rows(name, "metric", found.metric))
-            parts.append(_rows(name, "refused", torch.tensor(found.refused).double()))
+        for name, measured in self.conditions.items():
+            for layer in range(measured.cosine.shape[1]):
+                parts.append(_rows(name, "cosine", measured.cosine[:, layer], layer=layer))
+            layer = self.direction.layer
+            parts.append(_rows(name, "projection", measured.projection, layer=layer))
+            parts.append(_rows(name, "metric", measured.scores))
+            parts.append(_rows(name, "refused", _as_numbers(measured.shows)))
             for i, head in enumerate(self.heads):
                 at = {"layer": head.layer, "head": head.head}
-                parts.append(_rows(name, "dfa", found.dfa[:, i], **at))
+                parts.append(_rows(name, "dfa", measured.dfa[:, i], **at))
                 for j, region in enumerate(self.regions):
                     where = at | {"region": region}
-                    parts.append(_rows(name, "attention", found.attention[:, i, j], **where))
-                    parts.append(_rows(name, "source dfa", found.dfa_by_region[:, i, j], **where))
+                    parts.append(_rows(name, "attention", measured.attention[:, i, j], **where))
+                    by_region = measured.dfa_by_region[:, i, j]
+                    parts.append(_rows(name, "source dfa", by_region, **where))
         whole = pd.concat(parts, ignore_index=True)
         return whole.astype({"layer": "Int64", "head": "Int64"})
 
@@ -153,17 +175,18 @@ class SuffixStudy:
     def lost(self) -> pd.DataFrame:
         """Per prompt, random minus adversarial suffix: attention, DFA and metric lost."""
         region = self.regions.index("instruction")
-        random, adversarial = self.conditions[RANDOM], self.conditions[ADVERSARIAL]
+        random, adversarial = self._suffixed
         return pd.DataFrame(
             {
                 "attention lost": (random.attention - adversarial.attention)[..., region].sum(1),
                 "DFA lost": (random.dfa - adversarial.dfa).sum(1),
-                "metric lost": random.metric - adversarial.metric,
+                "metric lost": random.scores - adversarial.scores,
             }
         )
 
     def summary(self) -> dict[str, Any]:
         """The study in numbers, JSON-able; means over prompts."""
+        _, adversarial = self._suffixed
         return {
             "suffix": self.suffix,
             "model": self.model,
@@ -171,38 +194,41 @@ class SuffixStudy:
             "heads": [str(head) for head in self.heads],
             "seed": self.seed,
             "kept": {kind: dict(counts) for kind, counts in self.kept.items()},
-            "n_suffix_tokens": sorted(set(self.conditions[ADVERSARIAL].n_suffix_tokens)),
-            "merged_at_border": sum(self.conditions[ADVERSARIAL].merged),
-            "conditions": {name: self._condition(one) for name, one in self.conditions.items()},
+            "n_suffix_tokens": sorted(set(adversarial.n_suffix_tokens)),
+            "merged_at_border": sum(adversarial.merged),
+            "conditions": {
+                name: self._means(measured) for name, measured in self.conditions.items()
+            },
             "against_random": self._against_random(),
             "layers_at_harmless_level": self._layers_at_harmless_level(),
             "correlations": self.correlations().to_dict("records"),
             "causal": causal_summary(self.effects),
             "checks": {
                 "instruction_unchanged": self.unchanged,
-                "attribution_error": max(one.error for one in self.conditions.values()),
+                "attribution_error": max(measured.error for measured in self.conditions.values()),
             },
         }
 
-    def _condition(self, found: Measured) -> dict[str, Any]:
-        n = len(found.prompts)
-        rate = sum(found.refused) / n
-        attention = found.attention.sum(1).mean(0)
+    @property
+    def _suffixed(self) -> tuple[Measured, Measured]:
+        """The conditions with a suffix: random, adversarial."""
+        return self.conditions[self.names.random], self.conditions[self.names.adversarial]
+
+    def _means(self, measured: Measured) -> dict[str, Any]:
+        attention = measured.attention.sum(1).mean(0)
         return {
-            "n": n,
-            "refusal_rate": {"rate": rate, "se": binomial_standard_error(rate, n), "n": n},
-            "metric": float(found.metric.mean()),
-            "cosine": float(found.cosine[:, self.direction.layer].mean()),
-            "projection": float(found.projection.mean()),
-            "dfa": float(found.dfa.sum(1).mean()),
+            "n": len(measured.completions),
+            "refusal_rate": rate_of(measured.shows)._asdict(),
+            "metric": float(measured.scores.mean()),
+            "cosine": float(measured.cosine[:, self.direction.layer].mean()),
+            "projection": float(measured.projection.mean()),
+            "dfa": float(measured.dfa.sum(1).mean()),
             "attention": {name: float(a) for name, a in zip(self.regions, attention, strict=True)},
         }
 
     def _against_random(self) -> dict[str, float]:
         """What the adversarial suffix leaves of what a random one leaves."""
-        random, adversarial = (
-            self._condition(self.conditions[name]) for name in (RANDOM, ADVERSARIAL)
-        )
+        random, adversarial = map(self._means, self._suffixed)
         return {
             "dfa": adversarial["dfa"] / random["dfa"] if random["dfa"] else float("nan"),
             "attention_to_instruction": adversarial["attention"]["instruction"]
@@ -210,18 +236,19 @@ class SuffixStudy:
         }
 
     def _layers_at_harmless_level(self) -> dict[str, Any]:
-        """From l* on: layers where the mean cosine is at most one SD above the harmless mean."""
-        harmless = self.conditions[HARMLESS].cosine[:, self.direction.layer :]
-        suffixed = self.conditions[ADVERSARIAL].cosine[:, self.direction.layer :].mean(0)
-        bound = harmless.mean(0) + harmless.std(0, correction=0)
+        """From l* on: layers where the mean cosine is at most one SD above that of the negative prompts."""
+        negative = self.conditions[self.names.negative].cosine[:, self.direction.layer :]
+        _, adversarial = self._suffixed
+        suffixed = adversarial.cosine[:, self.direction.layer :].mean(0)
+        bound = negative.mean(0) + negative.std(0, correction=0)
         return {"n": int((suffixed <= bound).sum()), "of": len(suffixed)}
 
 
 def causal_summary(effects: pd.DataFrame) -> list[dict[str, Any]]:
     """Per condition and edit: what the chosen heads and what random ones change."""
     rows = []
-    for (condition, edit), own in effects.groupby(["condition", "edit"], sort=False):
-        means = own.groupby("heads", sort=False)[["projection", "metric"]].mean()
+    for (condition, edit), replaced in effects.groupby(["condition", "edit"], sort=False):
+        means = replaced.groupby("heads", sort=False)[["projection", "metric"]].mean()
         moved = means - means.loc["none"]
         random = moved[moved.index.str.startswith("random")]
         for quantity in ("projection", "metric"):
@@ -239,6 +266,12 @@ def causal_summary(effects: pd.DataFrame) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _as_numbers(shows: Sequence[bool | None]) -> Tensor:
+    """1 for True, 0 for False, NaN for None."""
+    numbers = [math.nan if shown is None else float(shown) for shown in shows]
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def _rows(condition: str, quantity: str, values: Tensor, **where: Any) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...chat import ChatFormat
 from ...chat.tails import Tailed, render_tailed
+from ...conversations import Prompt
 from ...door import checked
 from ...errors import InputError
 from ...model import ChatModel
@@ -65,28 +66,28 @@ def checked_suffix(suffix: Any, *, where: str = "suffix") -> str:
 
 
 def with_suffix(
-    model: ChatModel, instructions: Sequence[str], suffixes: Sequence[str], *, room: int = 0
+    model: ChatModel, prompts: Sequence[Prompt], suffixes: Sequence[str], *, room: int = 0
 ) -> Tailed:
-    """Each instruction with its suffix in the user turn.
+    """Each prompt with its suffix behind the last user message.
 
     Raises InputError when a prompt and `room` reply tokens are longer than the model's context.
     """
-    tailed = render_tailed(model.chat, instructions, suffixes)
+    suffixed = render_tailed(model.chat, prompts, suffixes)
     context = model.max_positions
-    longest = int(tailed.rendered.lengths.max())
+    longest = int(suffixed.rendered.lengths.max())
     if context is not None and longest + room > context:
         raise InputError(
-            f"suffix of {max(tailed.n_tokens)} tokens on {model.name}: the longest prompt with it "
+            f"suffix of {max(suffixed.n_tokens)} tokens on {model.name}: the longest prompt with it "
             f"has {longest} tokens (and {room} for the reply), need at most the context of "
             f"{context}; try a shorter one"
         )
-    return tailed
+    return suffixed
 
 
 @checked
 def random_suffixes(
     chat: ChatFormat,
-    instructions: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     n_tokens: Sequence[int],
     like: str,
@@ -102,10 +103,10 @@ def random_suffixes(
     rng = np.random.default_rng(seed)
     pool = _Pool(chat, rng, spaced=like[:1].isspace())
     drawn = [pool.draw(n) for n in n_tokens]
-    waiting = list(range(len(instructions)))
+    waiting = list(range(len(prompts)))
     for round_ in range(_ROUNDS):
         texts = [pool.text(drawn[i]) for i in waiting]
-        tried = render_tailed(chat, [instructions[i] for i in waiting], texts)
+        tried = render_tailed(chat, [prompts[i] for i in waiting], texts)
         still = []
         for i, n, merged in zip(waiting, tried.n_tokens, tried.merged.tolist(), strict=True):
             if n == n_tokens[i] and not merged:
@@ -134,7 +135,7 @@ class _Pool:
 
     def draw(self, n: int) -> list[int]:
         """Draw n tokens."""
-        return [self._one() for _ in range(n)]
+        return [self._token() for _ in range(n)]
 
     def nearer(self, ids: list[int], missing: int) -> list[int]:
         """The tokens with some more, or without the last ones; with another last one for 0."""
@@ -145,7 +146,7 @@ class _Pool:
         """What the tokens say, behind a space exactly if asked for."""
         return (" " if self._spaced else "") + self._chat.decode(list(ids)).lstrip()
 
-    def _one(self) -> int:
+    def _token(self) -> int:
         for _ in range(100_000):
             token = int(self._rng.integers(self._size))
             if self._usable(token):
