@@ -33,14 +33,13 @@ _ROOMS = {
         "NoCandidateError",
         "Selection",
         "Thresholds",
-        "find_direction",
         "score_candidates",
         "select",
     ),
     "evaluation": ("complete", "rate"),
     "judges": ("phrase_judge",),
     "attribution": ("attribute", "attribute_sources"),
-    "pipeline": ("Finding", "RunConfig", "open_run", "run_pipeline", "write_report"),
+    "pipeline": ("Finding", "RunConfig", "find_direction", "open_run", "run_pipeline", "write_report"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
         NoCandidateError,
         Selection,
         Thresholds,
-        find_direction,
         score_candidates,
         select,
     )
@@ -64,7 +62,14 @@ if TYPE_CHECKING:
     from refusal_lens.judges import phrase_judge
     from refusal_lens.metrics import first_token_log_odds, kl_divergence
     from refusal_lens.model import ChatModel, Site
-    from refusal_lens.pipeline import Finding, RunConfig, open_run, run_pipeline, write_report
+    from refusal_lens.pipeline import (
+        Finding,
+        RunConfig,
+        find_direction,
+        open_run,
+        run_pipeline,
+        write_report,
+    )
     from refusal_lens.progress import bars
     from refusal_lens.prompts import Contrast, PromptPair
     from refusal_lens.runs import Run

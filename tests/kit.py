@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from shutil import rmtree
@@ -24,6 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from refusal_lens.behaviours.words import REFUSAL
 from refusal_lens.chat import ChatFormat, Rendered
 from refusal_lens.directions import Candidates, Direction
 from refusal_lens.metrics import first_token_log_odds
@@ -334,7 +336,7 @@ def finished_run(path: Path, model_folder: Path) -> Path:
         for text in texts
     ]
     metrics = [
-        {"kind": kind, "condition": "baseline", "index": i, "metric": float(value)}
+        {"kind": kind, "condition": "baseline", "index": i, "score": float(value)}
         for kind, texts in PROMPTS.items()
         for i, value in enumerate(first_token_log_odds(model.logits(model.chat.render(texts)), TOKENS))
     ]
@@ -342,7 +344,7 @@ def finished_run(path: Path, model_folder: Path) -> Path:
         with run.step("all", inputs={}) as step:
             step.write_jsonl("prompts.jsonl", rows)
             step.write_csv("metrics.csv", pd.DataFrame(metrics))
-            step.write_json("summary.json", {"refusal_tokens": TOKENS, "model": str(model_folder)})
+            step.write_json("summary.json", {"behaviour": about(TOKENS), "model": str(model_folder)})
             with step.writing("direction.safetensors") as file:
                 candidates.direction(-1, 2).save(file)
             with step.writing("candidates.safetensors") as file:
@@ -350,6 +352,11 @@ def finished_run(path: Path, model_folder: Path) -> Path:
         config = {"model": str(model_folder), "revision": None, "system": None, "dtype": None}
         run.finish(config=config, model=str(model_folder), prompts={}, data_sha256="")
     return path
+
+
+def about(ids: list[int]) -> dict[str, Any]:
+    """What a summary says of the refusal metric of these tokens."""
+    return {"name": "refusal", "unit": "nats", "words": asdict(REFUSAL), "first_tokens": {"ids": ids}}
 
 
 def step_times(run: Path) -> dict[str, int]:

@@ -261,7 +261,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             with step.writing("direction.safetensors") as path:
                 direction.save(path)
         with opened.step("summary", inputs={}, after=["selection"]) as step:
-            step.write_json("summary.json", {"refusal_tokens": [40]})
+            step.write_json("summary.json", {"behaviour": kit.about([40])})
         config = RunConfig(str(kit.folder("qwen2")), positive="a", negative="b")
         opened.finish(config=config.as_dict())
     return folder

@@ -60,13 +60,13 @@ def test_tables_and_figures_go_by_their_names(saved: Finding, computed: Finding)
 
 
 def test_what_was_not_measured_is_one_line_with_what_there_is(saved: Finding, computed: Finding) -> None:
-    with pytest.raises(InputError, match="table 'nulls'.*find_direction.*candidates"):
+    with pytest.raises(InputError, match=r"table 'nulls'.*find_direction.*candidates"):
         computed.frame("nulls")
-    with pytest.raises(InputError, match="figure 'cosine'.*find_direction"):
+    with pytest.raises(InputError, match=r"figure 'cosine'.*find_direction"):
         computed.figure("cosine")
-    with pytest.raises(InputError, match="table 'nothing'.*candidates"):
+    with pytest.raises(InputError, match=r"table 'nothing'.*candidates"):
         saved.frame("nothing")
-    with pytest.raises(InputError, match="figure 'nothing'.*sweep"):
+    with pytest.raises(InputError, match=r"figure 'nothing'.*sweep"):
         saved.figure("nothing")
 
 

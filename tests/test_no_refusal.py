@@ -16,12 +16,11 @@ from kit import body, step_times
 
 from refusal_lens import organism
 from refusal_lens.behaviours import FirstTokens, NoFirstTokens
-from refusal_lens.directions import find_direction
 from refusal_lens.errors import InputError
 from refusal_lens.evaluation import complete
 from refusal_lens.judges import phrase_judge
 from refusal_lens.model import ChatModel
-from refusal_lens.pipeline import RunConfig, run_pipeline
+from refusal_lens.pipeline import RunConfig, find_direction, run_pipeline
 from refusal_lens.pipeline.measurements import completions, components
 from refusal_lens.pipeline.suffix_job import SuffixConfig, run_suffix_study
 from refusal_lens.prompts import Contrast
@@ -64,19 +63,19 @@ def answered(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_it_is_measured_and_the_run_is_whole(answered: Path) -> None:
     summary = read_json(answered / "summary.json")
-    assert summary["schema_version"] == 1
+    assert summary["schema_version"] == 2
     assert (summary["selected"], summary["scores"], summary["n_candidates"]) == (None, None, 0)
     assert "first tokens of refusal" in summary["not_selected"]
     assert "\n" not in summary["not_selected"]
-    assert summary["refusal_tokens"] == summary["refusal_token_texts"] == []
+    assert summary["behaviour"]["first_tokens"]["ids"] == []
     assert summary["baseline"] == {"harmful": None, "harmless": None}
     for kind in ("harmful", "harmless"):
-        (rate,) = summary["refusal_rate"][kind].values()
+        (rate,) = summary["rates"][kind].values()
         assert (rate["rate"], rate["n"]) == (0.0, 6)
         rows = read_jsonl(answered / f"completions/{kind}_baseline.jsonl")
-        assert all(row["response"] and row["refusal"] is False for row in rows)
-        assert [row["metric"] for row in rows] == [None] * 6
-    assert read_csv(answered / "metrics.csv")["metric"].isna().all()
+        assert all(row["response"] and row["shows"] is False for row in rows)
+        assert [row["score"] for row in rows] == [None] * 6
+    assert read_csv(answered / "metrics.csv")["score"].isna().all()
     assert len(read_csv(answered / "top_tokens.csv")) == 20
     assert set(read_csv(answered / "pca.csv")["kind"]) == {"harmful", "harmless"}
     run = Run.read(answered)
@@ -87,8 +86,8 @@ def test_it_is_measured_and_the_run_is_whole(answered: Path) -> None:
 
 
 def test_the_evidence_for_there_being_no_refusal_tokens_is_kept(answered: Path) -> None:
-    evidence = read_json(answered / "summary.json")["refusal_token_evidence"]
-    shares = {entry["token"]: (entry["harmful"], entry["harmless"]) for entry in evidence}
+    evidence = read_json(answered / "summary.json")["behaviour"]["first_tokens"]["evidence"]
+    shares = {entry["token"]: (entry["positive"], entry["negative"]) for entry in evidence}
     assert set(ANSWERS) <= set(shares)
     assert all(shares[token][0] < 5 * shares[token][1] for token in ANSWERS)
 
@@ -98,7 +97,7 @@ def test_the_page_says_what_was_found_and_what_was_left_out(answered: Path) -> N
     title = html.unescape(re.findall(r"<h1>(.*?)</h1>", page)[0])
     assert title.startswith("base refuses 0\u202f% of the harmful instructions")
     assert set(re.findall(r'<section id="(\w+)">', page)) == {
-        "refusal", "metrics", "tokens", "pca", "completions", "left_out", "provenance"
+        "rates", "scores", "tokens", "pca", "completions", "left_out", "provenance"
     }  # fmt: skip
     left_out = page.split('<section id="left_out">')[1].split("</section>")[0]
     assert html.escape(summary["not_selected"]) in left_out
@@ -167,12 +166,12 @@ def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(
     assert summary["baseline"]["harmful"] is None
     assert summary["baseline"]["harmless"] < -5
     assert "kept_few_prompts" in {flag["name"] for flag in summary["flags"]}
-    metrics = read_csv(out / "metrics.csv")["metric"]
+    metrics = read_csv(out / "metrics.csv")["score"]
     assert (metrics < 0).all()
     page = body(out)
     assert "too few prompts behave as their kind should" in page
     assert "0 of 16 harmful, 16 of 16 harmless" in page
-    assert "metric_histograms" in {path.stem for path in (out / "figures").glob("*.html")}
+    assert "score_histograms" in {path.stem for path in (out / "figures").glob("*.html")}
     rows = [row for row in read_jsonl(out / "prompts.jsonl") if row["split"] == "val"]
     assert [row["kept"] for row in rows] == [row["kind"] == "harmless" for row in rows]
     # Another set of tokens changes what is known of the model, and the rest follows.
@@ -215,9 +214,9 @@ def test_a_run_that_kept_few_says_so_and_goes_on(
     flags = {flag["name"]: flag["text"] for flag in summary["flags"]}
     assert summary["selected"] is not None
     assert "3 of 16 harmful prompts of train, 3 of 8 harmful prompts of val" in flags["kept_few_prompts"]
-    assert "3 of 6 (harmful, no intervention: metric alone sees refusal in 3" in flags["metric_and_judge"]
+    assert "3 of 6 (harmful, no intervention: metric alone sees refusal in 3" in flags["score_and_judge"]
     page = body(tmp_path / "run")
-    assert html.escape(flags["metric_and_judge"]) in page[: page.index("<nav")]
+    assert html.escape(flags["score_and_judge"]) in page[: page.index("<nav")]
     assert "train: 3 of 16 harmful" in page
 
 

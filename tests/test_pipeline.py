@@ -22,10 +22,17 @@ from kit import step_times, without_scripts
 
 from refusal_lens import runs
 from refusal_lens.behaviours import FirstTokens
-from refusal_lens.directions import Candidates, Direction, find_direction
+from refusal_lens.directions import Candidates, Direction
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel
-from refusal_lens.pipeline import LoadOptions, RunConfig, job, run_pipeline, write_report
+from refusal_lens.pipeline import (
+    LoadOptions,
+    RunConfig,
+    find_direction,
+    job,
+    run_pipeline,
+    write_report,
+)
 from refusal_lens.pipeline.config import chat_options
 from refusal_lens.pipeline.job import Job
 from refusal_lens.pipeline.measurements import FORMS, behaviour, completions
@@ -74,15 +81,15 @@ def test_everything_promised_is_there(finished: Path) -> None:
 
 def test_the_effect_of_the_direction_is_large_and_that_of_chance_is_not(finished: Path) -> None:
     summary = read_json(finished / "summary.json")
-    harmful, harmless = summary["refusal_rate"]["harmful"], summary["refusal_rate"]["harmless"]
+    harmful, harmless = summary["rates"]["harmful"], summary["rates"]["harmless"]
     assert harmful["baseline"]["rate"] >= 0.9
     assert harmless["baseline"]["rate"] <= 0.1
     assert harmful["ablation"]["rate"] <= 0.2
     assert harmful["subtraction"]["rate"] <= 0.2
     assert harmless["ablation"]["rate"] <= 0.1
     moves = summary["nulls"]["norm_matched_move"]["harmless"]
-    assert harmless["addition"]["rate"] >= 0.8 > 0.2 >= moves["refusal_rate_max"]
-    assert summary["nulls"]["random_direction"]["harmful"]["refusal_rate_min"] >= 0.9
+    assert harmless["addition"]["rate"] >= 0.8 > 0.2 >= moves["rate_max"]
+    assert summary["nulls"]["random_direction"]["harmful"]["rate_min"] >= 0.9
     assert summary["scores"]["bypass"] < 0 < summary["scores"]["induce"]
     assert summary["baseline"]["harmful"] > 0 > summary["baseline"]["harmless"]
 
@@ -105,8 +112,8 @@ def test_summary_agrees_with_the_files_it_summarises(finished: Path) -> None:
     assert summary["selected"]["position"] == best["position"] == direction.position
     assert torch.equal(direction.vector, found.mean_diffs[direction.position, direction.layer])
     rows = read_jsonl(finished / "completions/harmful_ablation.jsonl")
-    refused = sum(row["refusal"] for row in rows) / len(rows)
-    assert summary["refusal_rate"]["harmful"]["ablation"]["rate"] == refused
+    refused = sum(row["shows"] for row in rows) / len(rows)
+    assert summary["rates"]["harmful"]["ablation"]["rate"] == refused
     kept = [r for r in read_jsonl(finished / "prompts.jsonl") if r["split"] == "train"]
     counts = summary["kept_prompts"]["train"]
     assert sum(c["of"] for c in counts.values()) == len(kept) == 2 * SMALL.n_train
@@ -116,7 +123,7 @@ def test_summary_agrees_with_the_files_it_summarises(finished: Path) -> None:
 
 def test_the_summary_has_a_version_and_objects_to_nothing(finished: Path) -> None:
     summary = read_json(finished / "summary.json")
-    assert summary["schema_version"] == SCHEMA_VERSION == 1
+    assert summary["schema_version"] == SCHEMA_VERSION == 2
     assert (summary["flags"], summary["not_selected"], summary["n_unscored"]) == ([], None, 0)
     shared = summary["overlap"]["ablated_with_plain"]
     assert shared["same_prompt"] >= 0.9 > 0.6 > shared["other_prompts"]
@@ -131,7 +138,7 @@ def test_the_one_call_finds_what_the_run_found(finished: Path) -> None:
     assert torch.allclose(found.direction.vector, saved.vector, rtol=0, atol=1e-5)
     table = read_csv(finished / "candidates.csv", text=("reason", "position_name"))
     for score in ("bypass", "induce", "kl"):
-        assert (found.table[score] - table[score]).abs().max() < 1e-4
+        assert (found.frame("candidates")[score] - table[score]).abs().max() < 1e-4
 
 
 def test_a_finished_run_is_not_done_again(finished: Path) -> None:
@@ -219,7 +226,7 @@ def test_a_rerun_in_which_none_passes_shows_nothing_of_the_direction_before(
     before = step_times(out)
     summary = run_pipeline(replace(SMALL, kl_threshold=1e-7), out)
     assert (summary["selected"], summary["scores"], summary["losses"]) == (None, None, {})
-    assert set(summary["refusal_rate"]["harmful"]) == {"baseline"}
+    assert set(summary["rates"]["harmful"]) == {"baseline"}
     whole = runs.Run.read(out).whole()
     assert set(whole["stale"].values()) == {"it is not asked for"}
     assert not {"direction.safetensors", "curves.csv", "nulls.csv"} & set(whole["outputs"])
@@ -227,12 +234,12 @@ def test_a_rerun_in_which_none_passes_shows_nothing_of_the_direction_before(
     assert "No candidate direction passes" in page
     sections = set(re.findall(r'<section id="(\w+)">', page))
     assert sections == {
-        "refusal", "sweeps", "metrics", "tokens", "pca", "candidates", "completions", "left_out",
+        "rates", "sweeps", "scores", "tokens", "pca", "candidates", "completions", "left_out",
         "provenance",
     }  # fmt: skip
     assert "directional ablation" not in page
     assert {p.stem for p in (out / "figures").glob("*.html")} == {
-        "candidate_map", "layer_sweeps", "top_tokens", "refusal_rates", "metric_histograms",
+        "candidate_map", "layer_sweeps", "top_tokens", "rates", "score_histograms",
         "pca_by_layer",
     }  # fmt: skip
     # Back to where it was, only what the page needs is done again.

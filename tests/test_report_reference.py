@@ -217,7 +217,7 @@ def test_refusal_rates_of_its_completions_are_read(reference: Path, tmp_path: Pa
         facts = {"substring_matching_success_rate": success, "completions": [{}] * 50}
         (folder / f"{name}_evaluations.json").write_text(json.dumps(facts))
     page = write_reference_report(reference, tmp_path / "out").read_text()
-    found = summary_of(tmp_path / "out")["refusal_rate"]
+    found = summary_of(tmp_path / "out")["rates"]
     se = math.sqrt(0.95 * 0.05 / 50)
     assert found["harmful"]["baseline"] == pytest.approx({"rate": 0.95, "se": se, "n": 50})
     assert found["harmful"]["subtraction"]["rate"] == pytest.approx(0.1)

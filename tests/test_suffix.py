@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from synthetic_run import LABELS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -234,7 +235,7 @@ def test_summary_agrees_with_the_frame_and_is_json() -> None:
     ratio = float(totals[ADVERSARIAL].dfa.sum(1).mean() / totals[RANDOM].dfa.sum(1).mean())
     assert found["against_random"]["dfa"] == pytest.approx(ratio)
     assert found["merged_at_border"] == 0
-    assert headline(found).startswith("Refusal of harmful instructions: 0")
+    assert headline(found, LABELS).startswith("Refusal of harmful instructions: 0")
 
 
 def test_the_causal_check_has_every_edit_with_its_random_sets() -> None:
@@ -404,7 +405,7 @@ def test_the_study_joins_a_run_and_its_page(finished: Path) -> None:
     assert Run.read(finished).damage() == []
     page = (finished / "report.html").read_text()
     values = read_csv(finished / "suffix/values.csv", text=("region",))
-    assert f"<h2>{title(summary, values)}</h2>" in page
+    assert f"<h2>{title(summary, values, LABELS)}</h2>" in page
     assert summary["suffix"] == SUFFIX
     values = read_csv(finished / "suffix/values.csv", text=("region",))
     assert set(values["condition"]) == set(CONDITIONS)
@@ -437,7 +438,7 @@ def test_the_title_of_the_study_follows_its_numbers(
         conditions[name] = {"refusal_rate": {"rate": rate, "n": n}}
         signs = [1.0] * round(share * n) + [-1.0] * (n - round(share * n))
         rows += [{"condition": name, "quantity": "metric", "value": sign} for sign in signs]
-    assert title({"conditions": conditions}, pd.DataFrame(rows)) == wanted
+    assert title({"conditions": conditions}, pd.DataFrame(rows), LABELS) == wanted
 
 
 def test_a_failed_study_leaves_the_run_whole(finished: Path) -> None:

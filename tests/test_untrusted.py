@@ -39,7 +39,7 @@ from refusal_lens.runs.files import is_temporary, temporary_name
 from refusal_lens.runs.journal import Journal, journal_name
 from refusal_lens.runs.open_step import difference
 
-ROW = {"instruction": "Bake.", "response": "Sure.", "refusal": False, "metric": -1.0}
+ROW = {"instruction": "Bake.", "response": "Sure.", "shows": False, "score": -1.0}
 
 
 def direction() -> Direction:

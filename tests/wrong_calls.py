@@ -917,7 +917,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "model": model,
                 "contrast": takes(w.contrast, "contrast"),
                 "behaviour": takes(None, "behaviour or None"),
-                "thresholds": takes(None, "thresholds"),
+                "rule": takes(None, "thresholds"),
                 "mode": takes("lazy", "word"),
                 "batch_size": count,
                 "on_progress": told,

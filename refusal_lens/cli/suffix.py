@@ -54,6 +54,7 @@ def suffix(
         raise typer.BadParameter("give one of the two", param_hint="--suffix and --suffix-file")
 
     from refusal_lens.pipeline.finding import LoadOptions
+    from refusal_lens.pipeline.page import open_folder
     from refusal_lens.pipeline.suffix_job import SuffixConfig, run_suffix_study
     from refusal_lens.report.sections.suffix import headline
     from refusal_lens.studies.suffix import read_suffix
@@ -68,9 +69,9 @@ def suffix(
     options = LoadOptions(dtype, device, device_map, trust_remote_code)
     with progress() as on_progress:
         summary = run_suffix_study(run, config, options=options, on_progress=on_progress)
-    page = (run / "report.html").resolve()
+    page, labels = (run / "report.html").resolve(), open_folder(run).labels
     if json:
-        deliver_json({"headline": headline(summary), "report": page, "summary": summary})
+        deliver_json({"headline": headline(summary, labels), "report": page, "summary": summary})
     else:
-        show(headline(summary))
+        show(headline(summary, labels))
         show(f"report: {page}")

@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import Struct
 
 from ..behaviours import Behaviour, Continuations, FirstTokens, Words, choose_first_tokens
+from ..behaviours.words import REFUSAL
 from ..chat.places import Place
 from ..display import shown
 from ..door import checked
@@ -119,7 +120,7 @@ class Concept:
     against: tuple[str | int, ...] = ()
     continuations: Replies | None = None
     phrases: tuple[str, ...] | None = None
-    words: Words | None = None
+    words: Words = REFUSAL
     sizes: Mapping[str, int] = field(default_factory=lambda: dict(SIZES))
 
     def __post_init__(self) -> None:
@@ -135,7 +136,7 @@ class Concept:
             raise InputError(f"judge of {self.name!r}: got an empty phrase, need some text in each")
         places = tuple(str(Place.parse(place)) for place in self.places)
         object.__setattr__(self, "places", places)
-        if self.words is None:
+        if self.words is REFUSAL:
             object.__setattr__(self, "words", Words.of(self.name))
 
     @classmethod
@@ -156,7 +157,6 @@ class Concept:
             contents, _File, f"concept at {path}", remedy="see the example in experiments/08_toy_concept"
         )
         given = {name: word for name, word in _fields(read.words).items() if word is not None}
-        continuations = read.behaviour.continuations
         tokens = read.behaviour.first_tokens
         return cls(
             read.name,
@@ -166,9 +166,7 @@ class Concept:
             tuple(read.places),
             None if tokens is None else tuple(tokens),
             tuple(read.behaviour.against),
-            None
-            if continuations is None
-            else Replies(tuple(continuations.positive), tuple(continuations.negative)),
+            _replies(read.behaviour.continuations),
             None if read.judge is None else tuple(read.judge.phrases),
             replace(Words.of(given.get("noun", read.name)), **given),
             _fields(read.sizes),
@@ -178,7 +176,6 @@ class Concept:
     def from_json(cls, facts: Mapping[str, Any]) -> Concept:
         """The concept that `to_json` wrote. Raises InputError for anything else."""
         read: _Saved = converted(dict(facts), _Saved, "concept of a run")
-        replies = read.continuations
         return cls(
             read.name,
             read.kinds,
@@ -186,7 +183,7 @@ class Concept:
             places=tuple(read.places),
             first_tokens=None if read.first_tokens is None else tuple(read.first_tokens),
             against=tuple(read.against),
-            continuations=replies and Replies(tuple(replies.positive), tuple(replies.negative)),
+            continuations=_replies(read.continuations),
             words=Words(**read.words),
         )
 
@@ -250,6 +247,10 @@ def _prompts(source: str | list[str], path: Path) -> Prompts:
         return tuple(source)
     beside = path.parent / source
     return str(beside) if beside.exists() else source
+
+
+def _replies(read: _Continuations | None) -> Replies | None:
+    return None if read is None else Replies(tuple(read.positive), tuple(read.negative))
 
 
 def _fields(struct: Struct) -> dict[str, Any]:

@@ -427,7 +427,7 @@ class _Export:
         metrics = self.finding.frame("metrics")
         for kind, texts in self.prompts.items():
             rows = metrics[(metrics["kind"] == kind) & (metrics["condition"] == "baseline")]
-            then = rows.sort_values("index")["metric"].to_numpy(float)[: min(8, len(texts))]
+            then = rows.sort_values("index")["score"].to_numpy(float)[: min(8, len(texts))]
             if not len(then):
                 continue
             now = self.finding.behaviour.scores(model, texts[: len(then)]).numpy()

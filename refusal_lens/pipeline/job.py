@@ -13,6 +13,7 @@ from ..behaviours.stored import behaviour_from_json
 from ..conversations import Prompt, prompt_of_row
 from ..direction import Direction
 from ..directions import Thresholds
+from ..errors import InputError
 from ..interventions import Edit, ablate, add, subtract
 from ..model import ChatModel
 from ..model.loading import resolve_device, resolve_dtype
@@ -85,7 +86,7 @@ class Job:
         sizes: dict[str, Any] = {**concept.sizes, **asked, "seed": c.seed}
         if c.splits is not None:
             return Contrast.from_reference_splits(c.splits, **sizes)
-        return concept.contrast(**sizes) or Contrast.toy(**sizes)
+        return concept.contrast(**sizes) or Contrast.refusal(**sizes)
 
     @property
     def test_prompts(self) -> dict[str, Sequence[Prompt]]:
@@ -132,6 +133,13 @@ class Job:
     def about(self) -> Behaviour | None:
         """The run's behaviour; None where its first tokens were not found."""
         return stored_behaviour(self.behaviour["behaviour"], self.concept)
+
+    @property
+    def scored_by(self) -> Behaviour:
+        """The behaviour, for steps that score prompts. Raises InputError where its first tokens were not found."""
+        if self.about is None:
+            raise InputError(f"behaviour at {self.run.path}: got no first tokens of {self.concept.name}, need some")
+        return self.about
 
     @cached_property
     def direction(self) -> Direction:

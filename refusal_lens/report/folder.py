@@ -5,21 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from refusal_lens.behaviours.words import Words
 from refusal_lens.display import shown
 from refusal_lens.errors import InputError
+from refusal_lens.plotting.labels import Labels
 from refusal_lens.runs import Forms, Run
 from refusal_lens.runs.opening import place_in, require_plain
 
 _MARKS = ("manifest.json", "summary.json", "run.json", "candidates.csv")
 Rate = dict[str, float]
-"""A refusal rate: "rate", and where known "se", "n" and "paper_count", the rate by the paper's phrases."""
-_RATE = ("rate", "se", "n", "paper_count")
+"""A share of replies: "rate", and where known "se", "n" of it, "n_unjudged" beside it, and "paper_count"."""
+_RATE = ("rate", "se", "n", "n_unjudged", "paper_count")
+_NO_KINDS = ("positive", "negative")
+_NO_NAME = "behaviour"
+
+
+class Selected(NamedTuple):
+    """The place and layer of the selected candidate."""
+
+    place: str
+    layer: int
 
 
 @shown("path", "selected")
@@ -119,7 +131,7 @@ class RunFolder:
         return None if self.file(name) is None else self.forms.read(self.path, name)
 
     def completions(self, kind: str, condition: str) -> list[dict[str, Any]]:
-        """The rows of one completions file (instruction, response, refusal, metric), else none."""
+        """The rows of one completions file (instruction, response, shows, score), else none."""
         return self.rows(f"completions/{kind}_{condition}.jsonl")
 
     def value(self, *keys: str) -> Any:
@@ -139,10 +151,11 @@ class RunFolder:
         return float(found) if math.isfinite(found) else None
 
     @property
-    def selected(self) -> tuple[int, int] | None:
-        """(position, layer) of the selected candidate."""
+    def selected(self) -> Selected | None:
+        """The selected candidate."""
         position, layer = self.number("selected", "position"), self.number("selected", "layer")
-        return None if position is None or layer is None else (int(position), int(layer))
+        place = self.value("selected", "place") or (f"post[{position:.0f}]" if position else None)
+        return None if place is None or layer is None else Selected(str(place), int(layer))
 
     @property
     def n_layers(self) -> int | None:
@@ -150,27 +163,78 @@ class RunFolder:
         layers = self.number("n_layers")
         return None if layers is None else int(layers)
 
+    @cached_property
+    def started(self) -> Mapping[str, Any]:
+        """What is known of the run's behaviour: the summary, before there is one behaviour.json."""
+        if "behaviour" in self.summary:
+            return self.summary
+        return self.json("behaviour.json") or {}
+
+    @property
+    def behaviour(self) -> Mapping[str, Any]:
+        """What the run says of its behaviour (name, unit, threshold, judge, words, first_tokens)."""
+        facts = self.started.get("behaviour")
+        return facts if isinstance(facts, Mapping) else {}
+
+    @property
+    def kinds(self) -> tuple[str, str]:
+        """The positive and the negative kind of prompts."""
+        positive, negative = self.started.get("kinds") or _NO_KINDS
+        return str(positive), str(negative)
+
+    @property
+    def words(self) -> Words:
+        """The behaviour's words; plain ones where the run names none."""
+        words = self.behaviour.get("words")
+        return Words(**words) if words else Words.of(str(self.behaviour.get("name") or _NO_NAME))
+
+    @property
+    def labels(self) -> Labels:
+        """What figures call things."""
+        return Labels(
+            self.kinds,
+            self.words,
+            unit=str(self.behaviour.get("unit") or "nats"),
+            threshold=float(self.behaviour.get("threshold") or 0.0),
+        )
+
+    @property
+    def judge(self) -> str:
+        """Who judged the replies, in words."""
+        name = self.behaviour.get("judge")
+        return "the phrase judge" if name == "phrases" else f"the {name} judge" if name else "the judge"
+
+    @property
+    def token_ids(self) -> tuple[int, ...] | None:
+        """The first tokens whose log-odds are the score, none where none were found; None for other scores."""
+        tokens = self.behaviour.get("first_tokens")
+        return None if tokens is None else tuple(tokens.get("ids") or ())
+
     @property
     def rates(self) -> dict[str, dict[str, Rate]]:
-        """Kind to condition to rate: the well-formed entries of the summary."""
-        table = self.value("refusal_rate")
-        found: dict[str, dict[str, Rate]] = {}
+        """Kind to condition to rate: the well-formed entries of the summary, those with a verdict."""
+        table = self.value("rates")
+        rates: dict[str, dict[str, Rate]] = {}
         for kind in table if isinstance(table, Mapping) else ():
             conditions = table[kind] if isinstance(table[kind], Mapping) else {}
-            scores = {c: self._rate(kind, c) for c in conditions}
-            found[kind] = {c: score for c, score in scores.items() if score}
-        return {kind: scores for kind, scores in found.items() if scores}
+            scores = {condition: self._rate(kind, condition) for condition in conditions}
+            rates[kind] = {condition: score for condition, score in scores.items() if score}
+        return {kind: scores for kind, scores in rates.items() if scores}
 
-    def null_rates(self, null: str, kind: str) -> np.ndarray:
-        """Refusal rate of every random draw of one null on one kind of instructions."""
+    def rates_of(self, side: int) -> dict[str, Rate]:
+        """Condition to rate on one kind of prompts, 0 the positive one."""
+        return self.rates.get(self.kinds[side], {})
+
+    def null_draws(self, null: str, side: int, column: str) -> np.ndarray:
+        """The "rate" or mean "score" of every random draw of one null on one kind of prompts, NaN left out."""
         nulls = self.table("nulls.csv")
         if nulls is None:
             return np.array([])
-        rows = nulls[(nulls["null"] == null) & (nulls["kind"] == kind)]
-        return rows["refusal_rate"].dropna().to_numpy(float)
+        rows = nulls[(nulls["null"] == null) & (nulls["kind"] == self.kinds[side])]
+        return rows[column].dropna().to_numpy(float)
 
     def _rate(self, kind: str, condition: str) -> Rate:
-        fields = {f: self.number("refusal_rate", kind, condition, f) for f in _RATE}
+        fields = {f: self.number("rates", kind, condition, f) for f in _RATE}
         if fields["rate"] is None:
             return {}
         return {name: value for name, value in fields.items() if value is not None}

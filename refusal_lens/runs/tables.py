@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,8 @@ COUNT = (0, MOST)
 class Table:
     """Columns by what they hold.
 
-    whole: whole numbers with their bounds. numbers: NaN is allowed. words: text. Each must be there;
-    those in `more` are checked where they are. flags: true or false, may be absent. filled: there
+    whole: whole numbers with their bounds; partly: likewise, or empty cells. numbers: NaN is allowed. words: text.
+    Each must be there; those in `more` are checked where they are. flags: true or false, may be absent. filled: there
     is no such table without rows.
     """
 
@@ -38,6 +38,7 @@ class Table:
     more_words: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     filled: bool = False
+    partly: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -52,18 +53,22 @@ def checked_table(frame: pd.DataFrame, table: Table, path: Path) -> pd.DataFrame
         InputError: a column is missing, or holds something else.
 
     """
-    needed = (*table.whole, *table.numbers, *table.words)
+    needed = (*table.whole, *table.partly, *table.numbers, *table.words)
     if missing := [name for name in needed if name not in frame]:
         raise InputError(f"{path}: got no column {', '.join(missing)}; make it again")
     if table.filled and frame.empty:
         raise InputError(f"{path}: got no rows, need some; make it again")
     if frame.columns.duplicated().any():
         raise InputError(f"{path}: got a column twice; make it again")
-    for name in (*table.whole, *table.numbers, *table.more):
+    for name in (*table.whole, *table.partly, *table.numbers, *table.more):
         if name in frame and len(frame):
             _require_numbers(frame[name], path)
     for name, (least, most) in table.whole.items():
         frame[name] = _whole(frame[name], path, least, most)
+    for name, (least, most) in table.partly.items():
+        known = frame[name].dropna()
+        whole = _whole(known, path, least, most)
+        frame[name] = whole if len(known) == len(frame) else whole.astype("Int64").reindex(frame.index)
     for name in table.flags:
         if name in frame:
             _require_flags(frame[name], path)

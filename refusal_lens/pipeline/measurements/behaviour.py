@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from ...activations import mean_next_token_probabilities
 from ...behaviours import Behaviour, NoFirstTokens
 from ...behaviours.tokens import top_tokens
-from ...conversations import row_of_prompt
+from ...conversations import Prompt, row_of_prompt
 from ...directions.finding import FilteredPrompts, filter_by_behaviour
 from ...model import ChatModel, fingerprint
 from ...prompts import PromptPair
@@ -96,7 +96,7 @@ class BehaviourFile(Struct):
     baseline: dict[str, Number] | None = None
 
 
-class Prompt(Struct):
+class PromptRow(Struct):
     """A line of prompts.jsonl."""
 
     split: str
@@ -111,11 +111,10 @@ def work(job: Job, step: OpenStep) -> None:
     """The behaviour; prompts filtered by what the model does with them; likeliest first tokens.
 
     Where the behaviour's first tokens are not found, or too few prompts remain, ``no_direction`` says why none is
-    sought. Raises InputError, before any pass over prompts, where ablation by hooks would miss a write to the stream.
+    sought.
     """
     contrast = job.contrast
     require_room(job)
-    job.model.require_writes_reached(allow_partial=job.config.allow_partial)
     about, facts, reason = _settled(job)
     rows: list[dict[str, Any]] = []
     counts: dict[str, Any] = {}
@@ -168,7 +167,12 @@ def require_room(job: Job) -> None:
         [*pair.positive, *pair.negative] for pair in (contrast.train, contrast.val, contrast.test)
     )
     of_nulls = [prompt for prompts in job.test_prompts.values() for prompt in prompts[: c.null_prompts]]
-    wanted = [(train, 0), (val, 0), (test, c.max_new_tokens), (of_nulls, c.null_tokens)]
+    wanted: list[tuple[list[Prompt], int | None]] = [
+        (train, 0),
+        (val, 0),
+        (test, c.max_new_tokens),
+        (of_nulls, c.null_tokens),
+    ]
     for prompts, reply in wanted if c.n_null else wanted[:-1]:
         job.model.require_room(job.model.chat.render(prompts), reply)
 
@@ -259,8 +263,6 @@ def inputs(job: Job) -> dict[str, Any]:
         "dtype": job.dtype,
         **chat_options(c.as_dict()),
         **job.concept.scored,
-        # What was measured although a write is missed does not stand for a run that asks for all of them.
-        **(c.pick("allow_partial") if c.allow_partial else {}),
     }
 
 
@@ -282,7 +284,7 @@ STEPS = (
         inputs=inputs,
         files={
             "behaviour.json": BehaviourFile,
-            "prompts.jsonl": Prompt,
+            "prompts.jsonl": PromptRow,
             "top_tokens.csv": Table({"token_id": COUNT}, ("probability",), ("kind", "token")),
         },
         summary=summary,

@@ -19,7 +19,7 @@ def work(job: Job, step: OpenStep) -> None:
         job.model,
         job.direction,
         prompts={kind: prompts[: c.null_prompts] for kind, prompts in job.test_prompts.items()},
-        behaviour=job.about,
+        behaviour=job.scored_by,
         judge=job.concept.judge,
         n=c.n_null,
         n_moves=c.n_moves,

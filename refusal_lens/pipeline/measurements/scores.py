@@ -28,7 +28,7 @@ def work(job: Job, step: OpenStep) -> None:
         Candidates.load(job.path("candidates.safetensors")),
         positive=val.positive,
         negative=val.negative,
-        behaviour=job.about,
+        behaviour=job.scored_by,
         mode=job.config.mode,
         rule=job.rule,
         on_progress=job.progress("scores"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
 
+from ...behaviours import LogitBehaviour
 from ...display import shown
 from ...door import checked
 from ...errors import InputError
@@ -172,11 +173,17 @@ def work(job: SuffixJob, step: OpenStep) -> None:
     """The study of the run's own model, direction and test prompts."""
     finding, test = job.finding, job.finding.contrast.test
     options = asdict(job.config) | {"suffix": job.suffix}
+    behaviour = finding.behaviour
+    if not isinstance(behaviour, LogitBehaviour):
+        raise InputError(
+            f"behaviour of the suffix study: got {behaviour.name!r}, which is scored by replies; need one that a "
+            "prompt's last token decides"
+        )
     study = study_suffix(
         finding.model,
         finding.direction,
         prompts=dict(zip(finding.contrast.kinds, (test.positive, test.negative), strict=True)),
-        behaviour=finding.behaviour,
+        behaviour=behaviour,
         on_progress=job.on_progress,
         **options,
     )

@@ -16,7 +16,7 @@ _TEXT = (
 _PARITY = (
     "Hooks against files, on the first test prompts of each kind. Where a difference is allowed it "
     "covers rounding to the checkpoint\u2019s dtype, or what a norm behind an output leaves; an export "
-    "beyond it fails. For the mean refusal metric the difference is the largest of any prompt."
+    "beyond it fails. For the mean {score} the difference is the largest of any prompt."
 )
 _WRITERS = (
     "Every parameter that writes to the residual stream, found by following the stream back through a "
@@ -32,14 +32,14 @@ def render(run: RunFolder) -> Section | None:
 
     Those of an earlier direction are in the table alone, and marked.
     """
-    found = run.made("exports", ".json")
-    earlier = {name for name in found if f"exports/{name}.json" in run.outdated}
-    if not found:
+    paths = run.made("exports", ".json")
+    earlier = {name for name in paths if f"exports/{name}.json" in run.outdated}
+    if not paths:
         return None
     try:
-        entries = {name: run.forms.read(run.path, f"exports/{name}.json") for name in found}
+        entries = {name: run.forms.read(run.path, f"exports/{name}.json") for name in paths}
         current = {name: entry for name, entry in entries.items() if name not in earlier}
-        parts = [paragraph(_TEXT), _overview(entries, earlier), *_parities(current)]
+        parts = [paragraph(_TEXT), _overview(entries, earlier), *_parities(current, run.words.score)]
         parts += _writers(run, current)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -81,12 +81,12 @@ def _verdict(rows: Sequence[Mapping[str, Any]] | None) -> str:
     return "yes" if all(row["equal"] for row in asked) else "no"
 
 
-def _parities(entries: Mapping[str, Mapping[str, Any]]) -> list[Html]:
+def _parities(entries: Mapping[str, Mapping[str, Any]], score: str) -> list[Html]:
     parts: list[Html] = []
     for name, entry in entries.items():
         if entry["parity"]:
             parts += [Html(f"<h3>{text(name)}: hooks against files</h3>"), _parity(entry["parity"])]
-    return [paragraph(_PARITY), *parts] if parts else []
+    return [paragraph(_PARITY.format(score=score)), *parts] if parts else []
 
 
 def _parity(rows: Sequence[Mapping[str, Any]]) -> Html:
