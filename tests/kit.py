@@ -356,7 +356,7 @@ def finished_run(path: Path, model_folder: Path) -> Path:
 
 def about(ids: list[int]) -> dict[str, Any]:
     """What a summary says of the refusal metric of these tokens."""
-    return {"name": "refusal", "unit": "nats", "words": asdict(REFUSAL), "first_tokens": {"ids": ids}}
+    return behaviour_summary(FirstTokens(tuple(ids)))
 
 
 def step_times(run: Path) -> dict[str, int]:

@@ -382,7 +382,7 @@ def test_no_candidate_passing_keeps_what_was_computed(finished: Path, tmp_path: 
     ("change", "message"),
     [
         ({"n_val": 0}, "n_val: got 0"),
-        ({"harmful": "a.txt"}, "need both or neither"),
+        ({"positive": "a.txt"}, "need both or neither"),
         ({"model": "some/model"}, "prompts for some/model: none given"),
         ({"n_null": -1}, "n_null"),
         ({"seed": 2**64}, "seed of RunConfig: got 18446744073709551616"),

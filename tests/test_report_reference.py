@@ -19,7 +19,8 @@ from synthetic_run import write_run
 
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
-from refusal_lens.pipeline import is_reference_run, write_reference_report
+from refusal_lens.interop.layout import is_reference_run
+from refusal_lens.pipeline import write_reference_report
 from refusal_lens.pipeline.page import open_folder
 
 N_POSITIONS, N_LAYERS, D_MODEL = 3, 10, 8
