@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from shutil import rmtree
@@ -25,11 +24,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from refusal_lens.behaviours.words import REFUSAL
-from refusal_lens.chat import ChatFormat, Rendered
+from refusal_lens.behaviours import FirstTokens
+from refusal_lens.chat import ChatFormat, Place, Rendered
 from refusal_lens.directions import Candidates, Direction
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel
+from refusal_lens.pipeline.summary import behaviour_summary
 from refusal_lens.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,7 +197,11 @@ def direction(layer: int = 2, *, seed: int = 1, width: int = WIDTH, **facts: Any
     """A random direction."""
     generator = torch.Generator().manual_seed(seed)
     vector = 3 * torch.randn(width, generator=generator).double()
-    return Direction(vector, layer, -1, **facts)
+    return Direction(vector, layer, Place.post(-1), **facts)
+
+
+WIRING = ("transformer_lens.model_bridge", "transformers.models")
+"""Where the hooks are written that a model has from the start."""
 
 
 @contextmanager
@@ -225,11 +229,12 @@ def no_hook_left() -> Iterator[None]:
 def hooks_that_stay(handles: Iterable[RemovableHandle]) -> Iterator[Any]:
     """The functions of handles that nobody removed, on modules that are still there.
 
-    Those with which TransformerLens wires a bridge as it is made are part of the model.
+    Those with which TransformerLens wires a bridge and transformers a model (to load old names of its weights) as it
+    is made are part of the model.
     """
     for handle in handles:
         hook = (handle.hooks_dict_ref() or {}).get(handle.id)
-        if hook and not getattr(hook, "__module__", "").startswith("transformer_lens.model_bridge"):
+        if hook and not getattr(hook, "__module__", "").startswith(WIRING):
             yield hook
 
 
@@ -329,7 +334,7 @@ def finished_run(path: Path, model_folder: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     means = [torch.randn(n, 3, 32, generator=generator, dtype=torch.float64) for _ in range(2)]
     facts = {"template_sha256": model.chat.template_sha256, "model": str(model_folder)}
-    candidates = Candidates(means[0], means[1], model.chat.positions, facts)
+    candidates = Candidates(means[0], means[1], Place.posts(n), model.chat.positions, facts)
     rows = [
         {"split": "test", "kind": kind, "instruction": text, "kept": True}
         for kind, texts in PROMPTS.items()
@@ -346,7 +351,7 @@ def finished_run(path: Path, model_folder: Path) -> Path:
             step.write_csv("metrics.csv", pd.DataFrame(metrics))
             step.write_json("summary.json", {"behaviour": about(TOKENS), "model": str(model_folder)})
             with step.writing("direction.safetensors") as file:
-                candidates.direction(-1, 2).save(file)
+                candidates.direction("post[-1]", 2).save(file)
             with step.writing("candidates.safetensors") as file:
                 candidates.save(file)
         config = {"model": str(model_folder), "revision": None, "system": None, "dtype": None}

@@ -21,13 +21,14 @@ from refusal_lens.attribution import (
     replaced_heads,
 )
 from refusal_lens.behaviours import FirstTokens
-from refusal_lens.chat import Rendered
+from refusal_lens.chat import Place, Rendered
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import add, applied
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel, Site
-from refusal_lens.model.writers import attention_writer, probe_norm
+from refusal_lens.model.norms import measure_norm
+from refusal_lens.model.writers import attention_writer
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "gemma3", "olmo2", "neox", "gpt2", "granite", "phi3")
 LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
@@ -201,11 +202,13 @@ def test_an_edited_mlp_output_is_simply_what_the_mlp_writes() -> None:
         assert float(attribute(model, PROMPTS, r).mlps[:, 0, 0].abs().max()) == 0
 
 
-def test_an_unknown_multiplier_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_multiplier_is_found_in_the_pass_and_not_in_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = kit.load("granite")
+    assert attention_writer(model, 1).multiplier == 0.5
     monkeypatch.setattr(model.hf.config, "residual_multiplier", 1.0)
-    with pytest.raises(InputError, match=r"heads and biases of layer 0 .* multiplier"):
-        attribute(model, PROMPTS, direction())
+    assert attribute(model, PROMPTS, direction()).relative_error < 1e-5
 
 
 def test_attention_that_is_not_pattern_times_values_is_an_error() -> None:
@@ -235,11 +238,11 @@ def test_bad_places_get_a_line(given: dict, line: str) -> None:
 def test_bad_directions_and_heads_get_a_line() -> None:
     model = kit.load("qwen2")
     with pytest.raises(InputError, match="d_model 16"):
-        attribute(model, PROMPTS, Direction(torch.ones(16), 1, -1))
+        attribute(model, PROMPTS, Direction(torch.ones(16), 1, Place.post(-1)))
     with pytest.raises(InputError, match="got weights 0000"):
-        attribute(model, PROMPTS, Direction(torch.ones(32), 1, -1, weights_sha256="0" * 64))
+        attribute(model, PROMPTS, Direction(torch.ones(32), 1, Place.post(-1), weights_sha256="0" * 64))
     with pytest.raises(InputError, match="zero vector"):
-        attribute(model, PROMPTS, Direction(torch.zeros(32), 1, -1))
+        attribute(model, PROMPTS, Direction(torch.zeros(32), 1, Place.post(-1)))
     with pytest.raises(InputError, match=r"head 1\.7"):
         attribute_sources(model, PROMPTS, direction(), heads=[Head(1, 7)])
     with pytest.raises(InputError, match="got none"):
@@ -339,15 +342,15 @@ def test_a_probed_norm_is_the_norm(norm: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in norm.parameters():
             parameter.normal_()
-    found = probe_norm(norm, norm.normalized_shape[0])
+    found = measure_norm(norm, norm.normalized_shape[0])
     x = torch.randn(5, norm.normalized_shape[0])
     y = norm(x).detach()
     assert found.centred == isinstance(norm, torch.nn.LayerNorm)
     scale = found.scale(x.double(), y.double())
-    again = scale[:, None] * found.centre(x.double()) * found.gain + found.shift
+    again = scale[:, None] * found.centre(x.double()) * found.gain + found.bias
     torch.testing.assert_close(again, y.double(), rtol=1e-4, atol=1e-5)
     u = torch.randn(norm.normalized_shape[0], dtype=torch.float64)
-    inside = scale * (x.double() @ found.pull_back(u)) + found.shift @ u
+    inside = scale * (x.double() @ found.pull_back(u)) + found.bias @ u
     torch.testing.assert_close(inside, y.double() @ u, rtol=1e-4, atol=1e-5)
 
 

@@ -22,7 +22,7 @@ from refusal_lens.activations import Means
 from refusal_lens.attribution import attribute, attribute_sources
 from refusal_lens.attribution.heads import Head
 from refusal_lens.behaviours import FirstTokens
-from refusal_lens.chat import Rendered
+from refusal_lens.chat import Place, Rendered
 from refusal_lens.directions import Candidates, Selection, Thresholds, score_candidates
 from refusal_lens.directions.finding import FilteredPrompts
 from refusal_lens.display import shown
@@ -31,7 +31,7 @@ from refusal_lens.interventions import ablate, add, clamp
 from refusal_lens.judges import phrase_judge
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.pipeline.export_job import ExportConfig, Exported
-from refusal_lens.weights import orthogonalise, prepare, shift, writers_of
+from refusal_lens.weights import add_bias, orthogonalise, prepare, writers_of
 
 LONGEST = 400
 EVIL = "<script>alert('x')</script>\x1b[2J" + "long " * 5_000
@@ -50,10 +50,11 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     splits = {s: PromptPair((f"{EVIL}{s}",), (f"{s}{EVIL}",)) for s in ("train", "val", "test")}
     positions = model.chat.positions
     mean = torch.randn(len(positions), model.n_layers, model.d_model, dtype=torch.float64)
-    candidates = Candidates(mean, -mean, positions, {"concept": EVIL})
-    direction = candidates.direction(-1, 1)
+    candidates = Candidates(mean, -mean, Place.posts(len(positions)), positions, {"concept": EVIL})
+    direction = candidates.direction("post[-1]", 1)
     table = pd.DataFrame({"passes": [True] * 500})
-    selection = Selection(-1, 1, {"bypass": 0.1, "induce": 1.0, "kl": 0.01}, table, Thresholds())
+    scores = {"bypass": 0.1, "induce": 1.0, "kl": 0.01}
+    selection = Selection(Place.post(-1), 1, scores, table, Thresholds())
     tokens = FirstTokens(tuple(range(3000)), texts=(EVIL,) * 3000, source=EVIL)
     filtered = FilteredPrompts(tokens, pair, torch.ones(6).double(), torch.ones(6).double())
     found = attribute(model, prompts[:2], direction)
@@ -70,7 +71,7 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "Rendered": model.chat.render(list(prompts)),
         "ChatFormat": model.chat,
         "ChatModel": model,
-        "Means": Means(mean, 6, positions),
+        "Means": Means(mean, 6, candidates.places, positions),
         "Ablate": ablate(direction),
         "Add": add(direction),
         "Clamp": clamp(direction, value=1.0),
@@ -83,9 +84,9 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "RunConfig": RunConfig(EVIL, positive=EVIL, negative=EVIL, system=EVIL, n_train=9),
         "Run": Run(Path("/tmp") / EVIL[:500].replace("/", "")),
         "Writers": writers_of(model.hf),
-        "Job": job,
+        "ExportPlan": job,
         "Orthogonalise": orthogonalise(direction),
-        "Shift": shift(direction),
+        "AddBias": add_bias(direction),
         "ExportConfig": ExportConfig("lora", Path(EVIL[:200].replace("/", ""))),
         "Exported": Exported(Path("x"), writers_of(model.hf), notes=[EVIL] * 50),
         "Site": Site("resid_pre", 1),
@@ -136,7 +137,7 @@ def test_a_table_is_small_and_holds_no_markup_of_a_text(values: dict[str, Any], 
 
 def test_a_selection_says_what_was_selected(values: dict[str, Any]) -> None:
     line = repr(values["Selection"])
-    assert "position=-1, layer=1" in line
+    assert "place=Place(post[-1]), layer=1" in line
     assert "bypass" in line
 
 

@@ -9,10 +9,11 @@ import torch
 
 from ..activations import mean_residuals
 from ..behaviours import Behaviour, FirstTokens, choose_first_tokens
+from ..chat import Place
+from ..conversations import Prompt
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..judges import phrase_judge
 from ..model import ChatModel
 from ..progress import Progress, named
 from ..prompts import Contrast, PromptPair
@@ -80,7 +81,6 @@ def choose_behaviour(
         model,
         contrast.train,
         name=contrast.name,
-        judge=phrase_judge if contrast.name == "refusal" else None,
         batch_size=batch_size,
         on_progress=on_progress,
     )
@@ -122,14 +122,17 @@ def extract_candidates(
     *,
     data_sha256: str,
     concept: str = "refusal",
+    places: Sequence[Place | str] | None = None,
     batch_size: int = 32,
     on_progress: Progress | None = None,
 ) -> Candidates:
-    """Difference-of-means candidates from one pair of prompt sets."""
+    """Difference-of-means candidates from one pair of prompt sets, at places as in `mean_residuals`."""
     means = []
     for kind, prompts in (("positive", pair.positive), ("negative", pair.negative)):
         told = named(on_progress, f"{kind} activations")
-        means.append(mean_residuals(model, prompts, batch_size=batch_size, on_progress=told))
+        means.append(
+            mean_residuals(model, prompts, places=places, batch_size=batch_size, on_progress=told)
+        )
     facts = provenance_of(
         model.chat,
         concept=concept,
@@ -141,5 +144,5 @@ def extract_candidates(
     return Candidates.from_means(*means, **facts)
 
 
-def _where(prompts: Sequence[str], keep: torch.Tensor) -> tuple[str, ...]:
+def _where(prompts: Sequence[Prompt], keep: torch.Tensor) -> tuple[Prompt, ...]:
     return tuple(prompt for prompt, kept in zip(prompts, keep.tolist(), strict=True) if kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..behaviours import Behaviour
+from ..chat.places import Place
 from ..conversations import prompt_of_row
 from ..direction import Direction
 from ..directions import Candidates, Selection, Thresholds, score_candidates, select
@@ -253,6 +254,7 @@ def find_direction(
     contrast: Contrast,
     *,
     behaviour: Behaviour | None = None,
+    places: Sequence[Place | str] | None = None,
     rule: Thresholds | None = None,
     mode: Mode = "exhaustive",
     batch_size: int = 32,
@@ -260,9 +262,9 @@ def find_direction(
 ) -> Finding:
     """The direction that the paper's rule selects (section 2.3, appendix C), with all that led to it.
 
-    behaviour: what the direction is about; by default first tokens, discovered. rule: by default the paper's
-    thresholds. mode "lazy" scores just what the same choice needs. batch_size: prompts in a pass that reads
-    activations; the sweep over candidates finds its own.
+    behaviour: what the direction is about; by default first tokens, discovered. places: where candidates are read,
+    by default every post-instruction token. rule: by default the paper's thresholds. mode "lazy" scores just what
+    the same choice needs. batch_size: prompts in a pass that reads activations; the sweep finds its own.
 
     Filters prompts by the model's own behaviour, takes the difference of means on train, scores on val, selects.
     Raises NoCandidateError (its ``table`` has every score and reason) when no candidate passes, NoFirstTokens (its
@@ -284,6 +286,7 @@ def find_direction(
         train.pair,
         data_sha256=contrast.sha256,
         concept=contrast.name,
+        places=places,
         batch_size=batch_size,
         on_progress=on_progress,
     )
@@ -298,7 +301,7 @@ def find_direction(
         on_progress=on_progress,
     )
     selection = select(scores, model.n_layers, rule)
-    direction = candidates.direction(selection.position, selection.layer)
+    direction = candidates.direction(selection.place, selection.layer)
     summary = {
         "model": model.name,
         "n_layers": model.n_layers,

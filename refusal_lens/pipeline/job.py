@@ -86,7 +86,7 @@ class Job:
         sizes: dict[str, Any] = {**concept.sizes, **asked, "seed": c.seed}
         if c.splits is not None:
             return Contrast.from_reference_splits(c.splits, **sizes)
-        return concept.contrast(**sizes) or Contrast.refusal(**sizes)
+        return concept.contrast(**sizes) or Contrast.toy(**sizes)
 
     @property
     def test_prompts(self) -> dict[str, Sequence[Prompt]]:

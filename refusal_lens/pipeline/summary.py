@@ -77,7 +77,7 @@ def selection_summary(
 ) -> dict[str, Any]:
     """The selected candidate and its scores, and how many there were.
 
-    table: candidates.csv; chosen: position and layer of the selected one. Without a direction "selected" and
+    table: candidates.csv; chosen: place, position and layer of the selected one. Without a direction "selected" and
     "scores" are None and "not_selected" says why.
     """
     counts = {
@@ -87,13 +87,11 @@ def selection_summary(
     }
     if table is None or chosen is None:
         return {"selected": None, "scores": None, "not_selected": why_none or None, **counts}
-    at = "place" if "place" in table else "position"
-    row = table[(table[at] == chosen[at]) & (table["layer"] == chosen["layer"])].iloc[0]
-    position = row["position"]
+    row = table[(table["place"] == chosen["place"]) & (table["layer"] == chosen["layer"])].iloc[0]
     return {
         "selected": {
-            "place": row["place"] if at == "place" else f"post[{position}]",
-            "position": None if pd.isna(position) else int(position),
+            "place": row["place"],
+            "position": chosen["position"],
             "layer": int(row["layer"]),
             "position_name": row["position_name"],
             "norm": float(row["norm"]),

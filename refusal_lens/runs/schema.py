@@ -112,7 +112,8 @@ class DirectionFacts(CandidateFacts, kw_only=True):
     """What the header of a direction file says."""
 
     layer: Layer
-    position: Position
+    position: Position | None = None
+    place: str | None = None
     position_name: str = ""
 
 

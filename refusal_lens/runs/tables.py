@@ -26,9 +26,9 @@ COUNT = (0, MOST)
 class Table:
     """Columns by what they hold.
 
-    whole: whole numbers with their bounds; partly: likewise, or empty cells. numbers: NaN is allowed. words: text.
-    Each must be there; those in `more` are checked where they are. flags: true or false, may be absent. filled: there
-    is no such table without rows.
+    whole: whole numbers with their bounds; partly: likewise, or empty cells beside a place. numbers: NaN is allowed.
+    words: text. Each must be there; those in `more` are checked where they are. flags: true or false, may be absent.
+    filled: there is no such table without rows.
     """
 
     whole: Mapping[str, tuple[int, int]]
@@ -66,7 +66,7 @@ def checked_table(frame: pd.DataFrame, table: Table, path: Path) -> pd.DataFrame
     for name, (least, most) in table.whole.items():
         frame[name] = _whole(frame[name], path, least, most)
     for name, (least, most) in table.partly.items():
-        known = frame[name].dropna()
+        known = frame[name].dropna() if "place" in frame else frame[name]
         whole = _whole(known, path, least, most)
         frame[name] = whole if len(known) == len(frame) else whole.astype("Int64").reindex(frame.index)
     for name in table.flags:

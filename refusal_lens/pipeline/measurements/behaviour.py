@@ -111,10 +111,11 @@ def work(job: Job, step: OpenStep) -> None:
     """The behaviour; prompts filtered by what the model does with them; likeliest first tokens.
 
     Where the behaviour's first tokens are not found, or too few prompts remain, ``no_direction`` says why none is
-    sought.
+    sought. Raises InputError, before any pass over prompts, where ablation by hooks would miss a write to the stream.
     """
     contrast = job.contrast
     require_room(job)
+    job.model.require_writes_reached(allow_partial=job.config.allow_partial)
     about, facts, reason = _settled(job)
     rows: list[dict[str, Any]] = []
     counts: dict[str, Any] = {}
@@ -263,6 +264,8 @@ def inputs(job: Job) -> dict[str, Any]:
         "dtype": job.dtype,
         **chat_options(c.as_dict()),
         **job.concept.scored,
+        # What was measured although a write is missed does not stand for a run that asks for all of them.
+        **(c.pick("allow_partial") if c.allow_partial else {}),
     }
 
 

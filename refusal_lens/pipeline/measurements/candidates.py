@@ -17,6 +17,7 @@ def work(job: Job, step: OpenStep) -> None:
         job.kept("train"),
         data_sha256=job.contrast.sha256,
         concept=job.contrast.name,
+        places=job.concept.places or None,
         batch_size=job.batch_size,
         on_progress=job.on_progress,
     )

@@ -69,7 +69,7 @@ def summary(job: Job, *, side: int, condition: str) -> Mapping[str, Any]:
     kinds = job.contrast.kinds
     measured = {(kinds[side], condition): job.completions(side, condition)}
     part = rates_summary(measured)
-    if job.config.model == "organism":
+    if (job.config.model, job.concept.name) == ("organism", "refusal"):
         part |= well_formed(measured)
     if (side, condition) == (1, "ablation"):
         plain = {(kinds[1], "baseline"): job.completions(1, "baseline")}

@@ -18,7 +18,7 @@ def work(job: Job, step: OpenStep) -> None:
         kind: cache_residuals(
             job.model,
             prompts,
-            positions=[-1],
+            places=["post[-1]"],
             batch_size=job.batch_size,
             on_progress=job.progress(f"components, {kind}"),
         )

@@ -44,7 +44,7 @@ def work(job: Job, step: OpenStep) -> None:
     step.write_csv("candidates.csv", selection.table)
     candidates = Candidates.load(job.path("candidates.safetensors"))
     with step.writing("direction.safetensors") as path:
-        candidates.direction(selection.position, selection.layer).save(path)
+        candidates.direction(selection.place, selection.layer).save(path)
 
 
 def why_none_is_selected(job: Job) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta, Struct
 
 from ...behaviours import LogitBehaviour
+from ...conversations import row_of_prompt
 from ...display import shown
 from ...door import checked
 from ...errors import InputError
@@ -208,7 +209,7 @@ def _write(step: OpenStep, study: SuffixStudy) -> None:
             {
                 "condition": name,
                 "prompt": i,
-                "instruction": completion.instruction,
+                **row_of_prompt(completion.prompt),
                 "response": completion.response,
                 "refusal": completion.shows,
                 "metric": completion.score,
