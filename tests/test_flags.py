@@ -203,12 +203,12 @@ def test_a_summary_without_a_direction_says_why() -> None:
 def test_a_summary_counts_what_has_no_verdict() -> None:
     table = pd.DataFrame(
         {
-            "position": -1, "position_name": "a", "layer": [0, 1, 2], "norm": 1.0, "bypass": 1.0,
+            "place": "post[-1]", "position": -1, "position_name": "a", "layer": [0, 1, 2], "norm": 1.0, "bypass": 1.0,
             "induce": 1.0, "kl": 0.0, "passes": [False, True, False],
             "reason": ["kl 1 > 0.1", "", f"{NOT_NEEDED}: bypass is worse"],
         }
     )  # fmt: skip
-    found = selection_summary(table, {"position": -1, "layer": 1})
+    found = selection_summary(table, {"place": "post[-1]", "position": -1, "layer": 1})
     assert (found["n_candidates"], found["n_passing"], found["n_unscored"]) == (3, 1, 1)
     assert (found["selected"]["layer"], found["not_selected"]) == (1, None)
     assert (found["selected"]["place"], found["selected"]["position"]) == ("post[-1]", -1)
@@ -221,7 +221,7 @@ def test_a_candidate_elsewhere_has_a_place_and_no_position() -> None:
             "layer": 1, "norm": 1.0, "bypass": [1.0, 0.5], "induce": 1.0, "kl": 0.0, "passes": True, "reason": "",
         }
     )  # fmt: skip
-    selected = selection_summary(table, {"place": "t_inst", "layer": 1})["selected"]
+    selected = selection_summary(table, {"place": "t_inst", "position": None, "layer": 1})["selected"]
     assert (selected["place"], selected["position"], selected["layer"]) == ("t_inst", None, 1)
 
 
