@@ -91,7 +91,7 @@ def _setting(asked: argparse.Namespace) -> tuple[Any, Any, Any]:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from refusal_lens.chat import Rendered
+    from refusal_lens.chat import Place, Rendered
     from refusal_lens.directions import Direction
     from refusal_lens.model import ChatModel
 
@@ -117,7 +117,7 @@ def _setting(asked: argparse.Namespace) -> tuple[Any, Any, Any]:
     span = torch.tensor([[1, length]]).expand(n, -1).to(model.device)
     end = torch.full((n, 2), length, device=model.device)
     rendered = Rendered(ids, torch.ones_like(ids), span, span, end, ("end",), ("",) * n)
-    return model, rendered, Direction(torch.randn(asked.width), asked.layers - 1, -1)
+    return model, rendered, Direction(torch.randn(asked.width), asked.layers - 1, Place.post(-1))
 
 
 class _NoChat:

@@ -32,7 +32,7 @@ import torch
 
 from refusal_lens.activations import mean_residuals
 from refusal_lens.behaviours import FirstTokens, choose_first_tokens
-from refusal_lens.chat import Rendered
+from refusal_lens.chat import Place, Rendered
 from refusal_lens.directions import NoCandidateError, Thresholds, select
 from refusal_lens.directions.candidates import Candidates
 from refusal_lens.directions.finding import extract_candidates, filter_by_behaviour
@@ -133,7 +133,7 @@ def make(name: str, asked: argparse.Namespace) -> Setting:
     means = [mean_residuals(model, one) for one in sets]
     kept = slice(-asked.positions, None)
     candidates = Candidates(
-        means[0].mean[kept], means[1].mean[kept], tuple(model.chat.positions[kept])
+        means[0].mean[kept], means[1].mean[kept], Place.posts(asked.positions), tuple(model.chat.positions[kept])
     )
     rendered = [model.chat.render(one) for one in sets]
     return Setting(model, candidates, *rendered, promoted(model, candidates), None)
@@ -150,7 +150,7 @@ def promoted(model: ChatModel, candidates: Candidates) -> FirstTokens:
 
 def _organism(asked: argparse.Namespace) -> Setting:
     model = ChatModel.load("organism", device=asked.device, dtype=asked.dtype)
-    contrast = Contrast.refusal()
+    contrast = Contrast.toy()
     behaviour = choose_first_tokens(model, contrast.train)
     kept = [
         filter_by_behaviour(model, pair, behaviour=behaviour).require_enough(split).pair

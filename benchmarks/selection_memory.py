@@ -32,6 +32,7 @@ def _measure(threads: int, n: int, budget: int | None) -> float:
 
     from refusal_lens.activations import mean_residuals
     from refusal_lens.behaviours import FirstTokens
+    from refusal_lens.chat import Place
     from refusal_lens.directions.candidates import Candidates
     from refusal_lens.directions.sweep import sweep
 
@@ -48,7 +49,7 @@ def _measure(threads: int, n: int, budget: int | None) -> float:
         return _peak() - before
     means = [mean_residuals(model, side, batch_size=1) for side in sides]
     # One position is enough: blocks of candidates come one after another.
-    candidates = Candidates(means[0].mean[-2:], means[1].mean[-2:], model.chat.positions[-2:])
+    candidates = Candidates(means[0].mean[-2:], means[1].mean[-2:], Place.posts(2), model.chat.positions[-2:])
     val = [random_models.prompts(32, d_vocab=shape.d_vocab, seed=seed) for seed in (3, 4)]
     before = _peak()
     asked = {"positive": val[0], "negative": val[1], "behaviour": FirstTokens((7, 8))}

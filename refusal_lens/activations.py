@@ -8,32 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from .chat import Rendered
-from .conversations import Prompt
+from .chat import Place, Rendered
+from .chat.places import Columns
+from .conversations import Prompt, unanswered
 from .display import shown
 from .door import checked
 from .errors import InputError
 from .model import ChatModel, Site
 from .model.engine import Engine
 from .progress import Progress
-from .shapes import LastLogits, PositionLayerVectors, Probabilities, PromptActivations, as_float64
+from .shapes import LastLogits, PlaceLayerVectors, Probabilities, PromptActivations, as_float64
 
 
-@shown("n", "positions", "mean")
+@shown("n", "names", "mean")
 @dataclass(frozen=True, eq=False)
 class Means:
-    """Mean resid_pre over prompts, [position layer d_model] in float64, and how many prompts."""
+    """Mean resid_pre over n prompts, [place layer d_model] in float64; places and their names for people."""
 
-    mean: PositionLayerVectors
+    mean: PlaceLayerVectors
     n: int
-    positions: tuple[str, ...]
+    places: tuple[Place, ...]
+    names: tuple[str, ...]
 
 
 @checked
@@ -41,20 +41,23 @@ def mean_residuals(
     model: ChatModel,
     prompts: Sequence[Prompt] | Rendered,
     *,
+    places: Sequence[Place | str] | None = None,
     batch_size: int = 32,
     on_progress: Progress | None = None,
 ) -> Means:
-    """Mean over prompts of resid_pre at every post-instruction position and layer.
+    """Mean over prompts of resid_pre at every place and layer.
 
+    places: by default every post-instruction token. A place that is a mean itself is averaged in each prompt first.
     Streams in float64 (paper, section 2.3; the reference implementation accumulates likewise): memory does
-    not grow with the number of prompts.
+    not grow with the number of prompts. Replies are read where a place lies in them or behind them. Raises
+    InputError for a place that a prompt does not have.
     """
-    rendered = as_rendered(model, prompts)
-    shape = (len(rendered.positions), model.n_layers, model.d_model)
-    total = torch.zeros(shape, dtype=torch.float64)
-    for _, held in _streams(model, rendered, batch_size, on_progress):
-        total += as_float64(held).sum(0).cpu()
-    return Means(total / len(rendered), len(rendered), rendered.positions)
+    rendered, wanted = _located(model, prompts, places)
+    total = torch.zeros((len(wanted), model.n_layers, model.d_model), dtype=torch.float64)
+    for _, streams in _streams(model, rendered, wanted, batch_size, on_progress):
+        total += as_float64(streams).sum(0).cpu()
+    names = tuple(rendered.name_of(place) for place in wanted)
+    return Means(total / len(rendered), len(rendered), wanted, names)
 
 
 @checked
@@ -62,25 +65,20 @@ def cache_residuals(
     model: ChatModel,
     prompts: Sequence[Prompt] | Rendered,
     *,
-    positions: Sequence[int] | None = None,
+    places: Sequence[Place | str] | None = None,
     batch_size: int = 32,
     on_progress: Progress | None = None,
 ) -> PromptActivations:
-    """resid_pre of every prompt, [prompt position layer d_model], on the CPU in the model's dtype.
+    """resid_pre of every prompt, [prompt place layer d_model], on the CPU in the model's dtype.
 
-    positions: which post-instruction positions to keep, negative, e.g. ``[-1]``; default all of them.
-    Raises InputError for a position that the chat format does not have.
+    places: as in `mean_residuals`, by default every post-instruction token. Raises InputError for a place that a
+    prompt does not have.
     """
-    rendered = as_rendered(model, prompts)
-    every = range(-len(rendered.positions), 0)
-    wanted = list(every) if positions is None else [_checked(p, every) for p in positions]
-    if not wanted:
-        raise InputError("positions: got none, need at least one")
-    rows = torch.empty(
-        (len(rendered), len(wanted), model.n_layers, model.d_model), dtype=model.dtype
-    )
-    for index, held in _streams(model, rendered, batch_size, on_progress):
-        rows[index] = held[:, wanted].cpu()
+    rendered, wanted = _located(model, prompts, places)
+    shape = (len(rendered), len(wanted), model.n_layers, model.d_model)
+    rows = torch.empty(shape, dtype=model.dtype)
+    for index, streams in _streams(model, rendered, wanted, batch_size, on_progress):
+        rows[index] = streams.cpu().to(model.dtype)
     return rows
 
 
@@ -95,7 +93,8 @@ def map_last_logits(
 ) -> Shaped[Tensor, "prompt *values"]:  # noqa: F821  (axes)
     """``number(last-position logits)`` for every prompt, in the prompts' order, on the CPU.
 
-    number maps [batch d_vocab] to [batch ...]; by default the logits themselves.
+    number maps [batch d_vocab] to [batch ...]; by default the logits themselves. A reply that a prompt has is left
+    out: the next token is the first of the model's own.
     """
     rendered = as_rendered(model, prompts)
     values: dict[int, Tensor] = {}
@@ -114,7 +113,7 @@ def mean_next_token_probabilities(
     batch_size: int = 32,
     on_progress: Progress | None = None,
 ) -> Probabilities:
-    """Mean over prompts of the next-token distribution at the last position (paper, Fig. 9)."""
+    """Mean over prompts of the next-token distribution at the last position (paper, Fig. 9), replies left out."""
     rendered = as_rendered(model, prompts)
     total, done = torch.zeros(model.d_vocab, dtype=torch.float64), 0
     for _, batch in rendered.batches(batch_size):
@@ -125,40 +124,61 @@ def mean_next_token_probabilities(
     return total / len(rendered)
 
 
-def as_rendered(model: Engine, prompts: Sequence[Prompt] | Rendered) -> Rendered:
-    """Instructions rendered with the model's template; what is rendered already stays as it is.
+def as_rendered(
+    model: Engine, prompts: Sequence[Prompt] | Rendered, *, replies: bool = False
+) -> Rendered:
+    """Prompts rendered with the model's template; what is rendered already stays as it is.
 
+    replies: with those that the prompts have; else without, as where the next token is the model's own first.
     Raises InputError, naming a prompt, for one that is longer than the model's positions.
     """
-    rendered = prompts if isinstance(prompts, Rendered) else model.chat.render(prompts)
+    if isinstance(prompts, Rendered):
+        rendered = prompts
+    else:
+        rendered = model.chat.render(prompts if replies else unanswered(prompts))
     model.require_room(rendered, 0)
     return rendered
 
 
-def _checked(position: Any, every: range) -> int:
-    if isinstance(position, bool) or not isinstance(position, Integral) or int(position) not in every:
-        raise InputError(
-            f"position: got {position!r}, need a whole number from {every.start} to -1, one of the "
-            f"{len(every)} post-instruction tokens"
-        )
-    return int(position)
+def _located(
+    model: ChatModel, prompts: Sequence[Prompt] | Rendered, places: Sequence[Place | str] | None
+) -> tuple[Rendered, tuple[Place, ...]]:
+    """The prompts, rendered as far as the places need them, and the places."""
+    if places is None:
+        rendered = as_rendered(model, prompts)
+        return rendered, Place.posts(len(rendered.positions))
+    wanted = tuple(map(Place.parse, places))
+    if not wanted:
+        raise InputError("places: got none, need at least one")
+    in_replies = any(place.region in ("reply", "last") for place in wanted)
+    rendered = as_rendered(model, prompts, replies=in_replies)
+    for place in wanted:
+        rendered.at(place)
+    return rendered, wanted
 
 
 def _streams(
-    model: ChatModel, rendered: Rendered, batch_size: int, on_progress: Progress | None
+    model: ChatModel,
+    rendered: Rendered,
+    places: Sequence[Place],
+    batch_size: int,
+    on_progress: Progress | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Per batch: the rows' indices and their streams [row position layer d_model]."""
-    done = 0
-    for index, batch in rendered.batches(batch_size):
-        held: dict[int, Tensor] = {}
-        spans = batch.post.to(model.device)
-        steps = torch.arange(len(rendered.positions), device=model.device)
-        at = spans[:, :1] + steps
+    """Per batch: the rows' indices and their streams [row place layer d_model].
 
-        def keep(layer: int, at: Tensor = at, held: dict[int, Tensor] = held) -> Callable[[Tensor], None]:
+    In the model's dtype where every place is a single token, else in float64 on the CPU.
+    """
+    done = 0
+    where = "cpu" if any(place.index is None for place in places) else model.device
+    for index, batch in rendered.batches(batch_size):
+        streams: dict[int, Tensor] = {}
+        at = [batch.at(place) for place in places]
+
+        def keep(
+            layer: int, at: list[Columns] = at, streams: dict[int, Tensor] = streams
+        ) -> Callable[[Tensor], None]:
             def take(x: Tensor) -> None:
-                where = at.to(x.device)[..., None].expand(-1, -1, x.shape[-1])
-                held[layer] = x.gather(1, where).to(model.device)
+                streams[layer] = _at_places(x, at).to(where)
 
             return take
 
@@ -166,6 +186,19 @@ def _streams(
         with model.hooked(hooks):
             model.logits(batch)
         done += len(batch)
-        yield torch.as_tensor(index), torch.stack([held[i] for i in range(model.n_layers)], 2)
+        yield torch.as_tensor(index), torch.stack([streams[i] for i in range(model.n_layers)], 2)
         if on_progress is not None:
             on_progress("activations", done, len(rendered))
+
+
+def _at_places(x: Tensor, at: Sequence[Columns]) -> Tensor:
+    """What a site [batch pos d_model] holds at each place: [batch place d_model]."""
+    columns = torch.cat([place.columns for place in at], 1).to(x.device)
+    tokens = x.gather(1, columns[..., None].expand(-1, -1, x.shape[-1]))
+    lengths = [place.columns.shape[1] for place in at]
+    if max(lengths) == 1:
+        return tokens
+    tokens = as_float64(tokens)
+    weights = torch.cat([place.weights for place in at], 1).to(tokens.device)
+    parts = (tokens * weights[..., None]).split(lengths, dim=1)
+    return torch.stack([part.sum(1) for part in parts], 1)

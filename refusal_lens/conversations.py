@@ -139,6 +139,11 @@ def prompt_json(prompt: Prompt) -> str | list[dict[str, str]]:
     return prompt if isinstance(prompt, str) else prompt.to_json()
 
 
+def texts_of(prompt: Prompt) -> list[str]:
+    """Every text of a prompt, its reply included."""
+    return [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt.to_json()]
+
+
 def unanswered(prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts without the replies that some have."""
     return [

@@ -7,13 +7,13 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .chat import Place
 from .display import shown
 from .door import checked
 from .errors import InputError
@@ -38,21 +38,21 @@ def unit(vector: Vectors) -> Vectors:
     return torch.where(norm > ZERO_NORM, r / norm.clamp_min(ZERO_NORM), torch.zeros_like(r))
 
 
-@shown("layer", "position", "norm", "d_model", "concept", "model")
+@shown("layer", "place", "norm", "d_model", "concept", "model")
 @checked
 @dataclass(frozen=True, eq=False)
 class Direction:
     """The raw difference of means r [d_model] and its provenance.
 
-    vector is float64 on the CPU; layer is 0-based resid_pre; position is negative, -1 the last
-    post-instruction token. Arithmetic keeps the provenance: ``-d``, ``2 * d``, ``d / 2``, ``d + e``.
+    vector is float64 on the CPU; layer is 0-based resid_pre; place is where the prompts were read, and position_name
+    what a page calls it. Arithmetic keeps the provenance: ``-d``, ``2 * d``, ``d / 2``, ``d + e``.
     weights_sha256 tells whose it is, whatever the model is called. Raises InputError for a vector with NaN or
-    infinity, a layer or position that cannot be one, and arithmetic between layers or widths.
+    infinity, a layer that cannot be one, and arithmetic between layers or widths.
     """
 
     vector: Vector
     layer: int
-    position: int
+    place: Place
     position_name: str = ""
     site: str = "resid_pre"
     concept: str = "refusal"
@@ -70,14 +70,12 @@ class Direction:
         if not bool(self.vector.isfinite().all()):
             raise InputError("direction vector: got NaN or infinity in it, need finite numbers")
         object.__setattr__(self, "layer", whole(self.layer, "layer of a direction"))
-        position: Any = self.position
-        if isinstance(position, bool) or not isinstance(position, Integral) or int(position) >= 0:
-            raise InputError(
-                f"position of a direction: got {position!r}, need a negative whole number, -1 for the "
-                "last post-instruction token"
-            )
-        object.__setattr__(self, "position", int(position))
         object.__setattr__(self, "vector", self.vector.detach().cpu().double().clone())
+
+    @property
+    def position(self) -> int | None:
+        """The post-instruction token r was read at, -1 the last; None where it was read at another place."""
+        return self.place.position
 
     # ---------------------------------------------------------------- algebra
 
@@ -160,6 +158,7 @@ class Direction:
         names = ("layer", "position", "position_name", "site", "concept", "model", "revision")
         known = {name: getattr(self, name) for name in names}
         return known | {
+            "place": str(self.place),
             "template_sha256": self.template_sha256,
             "data_sha256": self.data_sha256,
             "weights_sha256": self.weights_sha256,
@@ -203,7 +202,8 @@ class Direction:
             )
         if not bool(torch.isfinite(vector.double()).all()) or not bool(vector.any()):
             raise InputError(f"{where}: got NaN, infinity or nothing but zeros, need a direction")
-        direction = cls(vector, **{name: getattr(facts, name) for name in facts.__struct_fields__})
+        fields = {name: getattr(facts, name) for name in facts.__struct_fields__}
+        direction = cls(vector, place=_place(fields.pop("place"), fields.pop("position"), where), **fields)
         if model is not None and transfer:
             return direction.transferred(model)
         if model is not None:
@@ -264,3 +264,15 @@ class Direction:
                 f"direction of {self.model}: got d_model {self.d_model} and layer {self.layer}, but "
                 f"{model.name} has d_model {model.d_model} and {model.n_layers} layers"
             )
+
+
+def _place(name: str | None, position: int | None, where: str) -> Place:
+    """The place that a file names. Files of earlier versions know positions only."""
+    if name is None and position is None:
+        raise InputError(f"{where}: got neither place nor position, need one of them")
+    if position is not None:
+        return Place.post(position)
+    try:
+        return Place.parse(str(name))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error

@@ -237,13 +237,14 @@ def applied(
         )
     if when not in ("prompt", "reply", "all"):
         raise InputError(f'when: got {when!r}, need "prompt", "reply" or "all"')
-    edits = [edit] if callable(edit) else edit
+    need = "an edit, such as ablate(direction), or a list of them"
+    edits: list[Edit] = _listed([edit] if callable(edit) else edit, "edit", need)
     hooks = []
-    for edit in _listed(edits, "edit", "an edit, such as ablate(direction), or a list of them"):
-        _check_fits(edit, model)
-        for site in _default_sites(edit, model) if at is None else _listed_sites(at):
-            _require_editable(edit, site)
-            hooks.append((site, _restricted(edit, model, when)))
+    for single in edits:
+        _check_fits(single, model)
+        for site in _default_sites(single, model) if at is None else _listed_sites(at):
+            _require_editable(single, site)
+            hooks.append((site, _restricted(single, model, when)))
     with model.hooked(hooks):
         yield model
 

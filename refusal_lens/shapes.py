@@ -1,7 +1,7 @@
 """The shapes that tensors have here, said once.
 
-Axes carry TransformerLens' names: ``batch pos layer head d_model d_head d_vocab``; ``position`` is an
-index over the post-instruction tokens. Public functions compare what they are given with these at their
+Axes carry TransformerLens' names: ``batch pos layer head d_model d_head d_vocab``; ``place`` is an
+index over places of a conversation. Public functions compare what they are given with these at their
 `door`; what happens inside is checked in the tests only.
 """
 
@@ -32,10 +32,10 @@ Probabilities = Float64[Tensor, " d_vocab"]
 """A distribution over the next token."""
 PerPrompt = Float64[Tensor, " batch"]
 """One number per prompt."""
-PositionLayerVectors = Float64[Tensor, "position layer d_model"]
-"""A vector per post-instruction position and layer, in float64."""
-PromptActivations = Float[Tensor, "batch position layer d_model"]
-"""Residual stream of each prompt at its post-instruction positions, every layer."""
+PlaceLayerVectors = Float64[Tensor, "place layer d_model"]
+"""A vector per place and layer, in float64."""
+PromptActivations = Float[Tensor, "batch place layer d_model"]
+"""Residual stream of each prompt at some places, every layer."""
 
 
 def as_float64(x: Tensor) -> Float64[Tensor, "*axes"]:

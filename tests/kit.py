@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from refusal_lens.chat import ChatFormat, Rendered
+from refusal_lens.chat import ChatFormat, Place, Rendered
 from refusal_lens.directions import Candidates, Direction
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel
@@ -195,7 +195,7 @@ def direction(layer: int = 2, *, seed: int = 1, width: int = WIDTH, **facts: Any
     """A random direction."""
     generator = torch.Generator().manual_seed(seed)
     vector = 3 * torch.randn(width, generator=generator).double()
-    return Direction(vector, layer, -1, **facts)
+    return Direction(vector, layer, Place.post(-1), **facts)
 
 
 WIRING = ("transformer_lens.model_bridge", "transformers.models")
@@ -332,7 +332,7 @@ def finished_run(path: Path, model_folder: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     means = [torch.randn(n, 3, 32, generator=generator, dtype=torch.float64) for _ in range(2)]
     facts = {"template_sha256": model.chat.template_sha256, "model": str(model_folder)}
-    candidates = Candidates(means[0], means[1], model.chat.positions, facts)
+    candidates = Candidates(means[0], means[1], Place.posts(n), model.chat.positions, facts)
     rows = [
         {"split": "test", "kind": kind, "instruction": text, "kept": True}
         for kind, texts in PROMPTS.items()
@@ -349,7 +349,7 @@ def finished_run(path: Path, model_folder: Path) -> Path:
             step.write_csv("metrics.csv", pd.DataFrame(metrics))
             step.write_json("summary.json", {"refusal_tokens": TOKENS, "model": str(model_folder)})
             with step.writing("direction.safetensors") as file:
-                candidates.direction(-1, 2).save(file)
+                candidates.direction("post[-1]", 2).save(file)
             with step.writing("candidates.safetensors") as file:
                 candidates.save(file)
         config = {"model": str(model_folder), "revision": None, "system": None, "dtype": None}

@@ -21,7 +21,7 @@ from refusal_lens.attribution import (
     replaced_heads,
 )
 from refusal_lens.behaviours import FirstTokens
-from refusal_lens.chat import Rendered
+from refusal_lens.chat import Place, Rendered
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import add, applied
@@ -238,11 +238,11 @@ def test_bad_places_get_a_line(given: dict, line: str) -> None:
 def test_bad_directions_and_heads_get_a_line() -> None:
     model = kit.load("qwen2")
     with pytest.raises(InputError, match="d_model 16"):
-        attribute(model, PROMPTS, Direction(torch.ones(16), 1, -1))
+        attribute(model, PROMPTS, Direction(torch.ones(16), 1, Place.post(-1)))
     with pytest.raises(InputError, match="got weights 0000"):
-        attribute(model, PROMPTS, Direction(torch.ones(32), 1, -1, weights_sha256="0" * 64))
+        attribute(model, PROMPTS, Direction(torch.ones(32), 1, Place.post(-1), weights_sha256="0" * 64))
     with pytest.raises(InputError, match="zero vector"):
-        attribute(model, PROMPTS, Direction(torch.zeros(32), 1, -1))
+        attribute(model, PROMPTS, Direction(torch.zeros(32), 1, Place.post(-1)))
     with pytest.raises(InputError, match=r"head 1\.7"):
         attribute_sources(model, PROMPTS, direction(), heads=[Head(1, 7)])
     with pytest.raises(InputError, match="got none"):

@@ -208,7 +208,7 @@ def test_template_tokens_that_merge_with_instructions_are_no_positions() -> None
     assert shown(chat, part(rendered, "instruction", 0)) == "Name a river"
     assert shown(chat, part(rendered, "instruction", 1)) == "Name a river.\n\n"
     assert rendered.post[0, 0] - rendered.instruction[0, 1] == 1
-    for i, text in enumerate(rendered.instructions):
+    for i, text in enumerate(rendered.prompts):
         assert ids_of(rendered, i) == reference(chat, text)
 
 
@@ -575,7 +575,7 @@ def regions(rendered: Rendered, i: int) -> tuple[Any, ...]:
     return (
         ids_of(rendered, i),
         *(part(rendered, name, i) for name in ("instruction", "post", "answer")),
-        rendered.instructions[i],
+        rendered.prompts[i],
     )
 
 
@@ -585,7 +585,7 @@ def test_padding_is_on_the_left_and_changes_nothing(mixed: Rendered) -> None:
     assert int(mixed.lengths.max()) == mixed.ids.shape[1]
     assert (mixed.mask.diff(dim=1) >= 0).all()
     assert (mixed.ids[mixed.mask == 0] == chat.pad_id).all()
-    for i, text in enumerate(mixed.instructions):
+    for i, text in enumerate(mixed.prompts):
         alone = chat.render([text], replies=[f"ok {i}"])
         assert alone.mask.all()
         assert regions(alone, 0) == regions(mixed, i)
@@ -635,7 +635,7 @@ def test_batches_hold_every_row_once(mixed: Rendered, size: int, sort_by_length:
 def test_to_moves_every_tensor(mixed: Rendered) -> None:
     moved = mixed.to("meta")
     assert {moved.ids.device.type, moved.post.device.type, moved.mask.device.type} == {"meta"}
-    assert moved.instructions == mixed.instructions
+    assert moved.prompts == mixed.prompts
 
 
 def test_many_prompts_are_tokenised_together(monkeypatch: pytest.MonkeyPatch) -> None:

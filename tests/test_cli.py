@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import refusal_lens
+from refusal_lens.chat import Place
 from refusal_lens.cli import chat, run, shell
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
@@ -252,7 +253,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     direction = Direction(
         20 * vector,
         layer=1,
-        position=-1,
+        place=Place.post(-1),
         model=model.name,
         template_sha256=model.chat.template_sha256,
     )

@@ -15,6 +15,7 @@ import transformers as hf
 from refusal_lens.activations import mean_next_token_probabilities, mean_residuals
 from refusal_lens.behaviours import FirstTokens
 from refusal_lens.behaviours.tokens import top_tokens
+from refusal_lens.chat import Place
 from refusal_lens.direction import Direction
 from refusal_lens.directions import Candidates
 from refusal_lens.directions.finding import filter_by_behaviour
@@ -30,7 +31,7 @@ HARMLESS = ["Paint the door", "paint it red", "Please paint a bridge", "Do paint
 
 
 def direction() -> Direction:
-    return Direction(VECTOR, layer=1, position=-2, position_name="\n", model="m", data_sha256="d")
+    return Direction(VECTOR, layer=1, place=Place.post(-2), position_name="\n", model="m", data_sha256="d")
 
 
 def test_direction_algebra_keeps_provenance() -> None:
@@ -61,7 +62,7 @@ def test_directions_of_different_layers_or_widths_do_not_add_up(change: dict, me
 
 def test_direction_does_not_share_memory_with_its_source() -> None:
     source = VECTOR.clone()
-    d = Direction(source, layer=0, position=-1)
+    d = Direction(source, layer=0, place=Place.post(-1))
     source.zero_()
     assert d.norm == 5
 
@@ -75,7 +76,7 @@ def test_direction_file_of_another_model_is_refused(tmp_path: Path) -> None:
     here = Direction(
         torch.ones(kit.WIDTH),
         layer=1,
-        position=-1,
+        place=Place.post(-1),
         model=kit.load("qwen2").name,
         weights_sha256=kit.load("qwen2").weights_sha256,
         template_sha256=kit.load("qwen2").chat.template_sha256,
@@ -98,7 +99,7 @@ def found_on(model: ChatModel) -> Direction:
     return Direction(
         torch.ones(kit.WIDTH),
         layer=1,
-        position=-1,
+        place=Place.post(-1),
         model=model.name,
         weights_sha256=model.weights_sha256,
         template_sha256=model.chat.template_sha256,
@@ -184,12 +185,12 @@ def test_candidates_are_differences_of_means_and_round_trip(tmp_path: Path) -> N
     assert found.mean_diffs.dtype == torch.float64
     again = Candidates.load(found.save(tmp_path / "c.safetensors"))
     assert torch.equal(again.mean_diffs, found.mean_diffs)
-    assert again.positions == found.positions == kit.load("qwen2").chat.positions
-    chosen = again.direction(-1, 2)
+    assert again.names == found.names == kit.load("qwen2").chat.positions
+    chosen = again.direction("post[-1]", 2)
     assert torch.equal(chosen.vector, found.mean_diffs[-1, 2])
-    assert (chosen.position_name, chosen.model) == (found.positions[-1], "m")
-    with pytest.raises(InputError, match="need a position from"):
-        again.direction(0, 2)
+    assert (chosen.position_name, chosen.model) == (found.names[-1], "m")
+    with pytest.raises(InputError, match="need a place of"):
+        again.direction("post[0]", 2)
 
 
 def test_layer_zero_candidates_are_rounding_noise() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from refusal_lens.behaviours import FirstTokens, Reading
 from refusal_lens.behaviours.last_token import last_token_scores, reads_last_token
-from refusal_lens.chat import ChatFormat, Rendered
+from refusal_lens.chat import ChatFormat, Place, Rendered
 from refusal_lens.conversations import Conversation, Message
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
@@ -38,7 +38,7 @@ def model() -> ChatModel:
 
 def direction() -> Direction:
     vector = torch.randn(kit.WIDTH, generator=torch.Generator().manual_seed(1))
-    return Direction(vector, 1, -1)
+    return Direction(vector, 1, Place.post(-1))
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Table:
 
     def logits(self, rendered: Rendered) -> Tensor:
         logits = torch.zeros(len(rendered), 259)
-        for row, text in enumerate(rendered.instructions):
+        for row, text in enumerate(rendered.prompts):
             logits[row, 40] = 9.0 if self.answers[text].startswith("I cannot") else -9.0
         return logits
 
@@ -63,7 +63,7 @@ class Table:
         batch_size: int = 64,
         on_progress: Progress | None = None,
     ) -> list[Reply]:
-        texts = prompts.instructions if isinstance(prompts, Rendered) else prompts
+        texts = prompts.prompts if isinstance(prompts, Rendered) else prompts
         return [Reply(self.answers[text], (1, 2)) for text in texts]
 
     def require_room(self, rendered: Rendered, max_new_tokens: int | None = None) -> None:
@@ -213,7 +213,7 @@ class TestNulls:
             model(),
             PROMPTS,
             behaviour=BEHAVIOUR,
-            edit=ablate(Direction(units[1], 1, -1)),
+            edit=ablate(Direction(units[1], 1, Place.post(-1))),
             max_new_tokens=3,
         )
         mean = sum(row.score for row in rows) / 3

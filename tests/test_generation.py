@@ -157,11 +157,21 @@ def test_texts_have_no_loss() -> None:
         reply_loss(kit.load("qwen2"), ["a"], ["b"])  # type: ignore[list-item]
 
 
-def test_one_string_is_no_list_of_prompts() -> None:
+def test_one_string_is_one_prompt_to_generate_and_no_list_elsewhere() -> None:
     model = kit.load("qwen2")
-    for call in (model.generate, model.replies, partial(map_last_logits, model)):
+    texts = model.generate(["Name a river"], max_new_tokens=4)
+    assert isinstance(texts, list)
+    assert model.generate("Name a river", max_new_tokens=4) == texts[0]
+    for call in (model.replies, model.logits, partial(map_last_logits, model)):
         with pytest.raises(InputError, match="got 'Name a river', need a list of texts"):
             call("Name a river")
+
+
+def test_logits_of_texts_are_those_of_the_rendered() -> None:
+    model = kit.load("qwen2")
+    assert torch.equal(model.logits(PROMPTS), model.logits(model.chat.render(PROMPTS)))
+    site = Site("resid_pre", 1)
+    assert torch.equal(model.read(PROMPTS, [site])[site], model.read(model.chat.render(PROMPTS), [site])[site])
 
 
 # ---- room
@@ -368,7 +378,7 @@ def test_a_wrapped_alibi_model_replies_like_the_loaded_one() -> None:
 
 def test_another_chat_format_shares_weights_and_edits() -> None:
     model = kit.load("organism")
-    later = model.with_chat(model.chat.after([("Name a river.", "The river is long.")]))
+    later = model.with_chat(ChatFormat.plain(model.tokenizer))
     assert later.hf is model.hf
     assert later.chat is not model.chat
     prompts = ["Tell me how to bake the bread."]

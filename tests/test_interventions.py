@@ -15,6 +15,7 @@ import torch
 from jaxtyping import config
 
 from refusal_lens.activations import cache_residuals
+from refusal_lens.chat import Place
 from refusal_lens.direction import Direction
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import (
@@ -33,7 +34,7 @@ from refusal_lens.model import Site
 
 WIDTH = kit.WIDTH
 R = torch.randn(WIDTH, generator=torch.Generator().manual_seed(5))
-D = Direction(R, layer=1, position=-1)
+D = Direction(R, layer=1, place=Place.post(-1))
 
 
 @pytest.fixture(autouse=True)
@@ -116,24 +117,24 @@ def test_layers_are_whole_numbers(layer: Any) -> None:
         with pytest.raises(InputError, match=r"layer of .* need a whole number"):
             make(layer)
     with pytest.raises(InputError, match=r"layer of .* need a whole number"):
-        Direction(R, layer, -1)
+        Direction(R, layer, Place.post(-1))
 
 
 def test_numpys_whole_numbers_are_whole() -> None:
     assert Add(R, np.int64(1)).layer == 1
-    assert Direction(R, np.int64(1), np.int64(-2)).position == -2
+    assert Direction(R, np.int64(1), Place.post(-2)).layer == 1
 
 
-@pytest.mark.parametrize("position", [0, 3, -1.0, True])
-def test_positions_of_directions_are_negative_whole_numbers(position: Any) -> None:
-    with pytest.raises(InputError, match=r"position of (a direction|Direction)"):
-        Direction(R, 1, position)
+@pytest.mark.parametrize("place", [-1, "post[-1]", None])
+def test_directions_are_of_places(place: Any) -> None:
+    with pytest.raises(InputError, match=r"place of Direction: got .*, need a Place"):
+        Direction(R, 1, place)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_directions_are_finite(number: float) -> None:
     with pytest.raises(InputError, match=r"NaN or infinity|need a (finite )?number"):
-        Direction(broken(number), 1, -1)
+        Direction(broken(number), 1, Place.post(-1))
     with pytest.raises(InputError, match=r"NaN or infinity|need a (finite )?number"):
         D * number
     with pytest.raises(InputError, match=r"NaN or infinity|need a (finite )?number"):
@@ -163,11 +164,11 @@ def test_an_edit_is_put_where_it_belongs(edit: Any, at: Any, message: str) -> No
         pass
 
 
-@pytest.mark.parametrize("position", [0, 5, -99, -1.0, True, "-1"])
-def test_streams_are_read_at_positions_that_exist(position: Any) -> None:
-    wanted = r"position: got .* from -\d+ to -1|positions of .* need a list of whole numbers"
+@pytest.mark.parametrize("place", ["post[99]", "post[-99]", "reply.mean", -1, True, "-1", "t_out"])
+def test_streams_are_read_at_places_that_exist(place: Any) -> None:
+    wanted = r"^place .* at prompt 0: got|^place: got .* need t_inst|^places of .* need a list of"
     with pytest.raises(InputError, match=wanted):
-        cache_residuals(kit.load("qwen2"), ["hello"], positions=[position])
+        cache_residuals(kit.load("qwen2"), ["hello"], places=[place])
 
 
 @pytest.mark.parametrize("layer", [kit.LAYERS, -1, 1.0, True])

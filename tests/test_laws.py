@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from refusal_lens.chat import Place
 from refusal_lens.directions import Direction
 from refusal_lens.interventions import (
     Ablate,
@@ -32,7 +33,7 @@ def draw(*shape: int, seed: int) -> Tensor:
 X = draw(3, 5, WIDTH, seed=0)
 R = 7 * draw(WIDTH, seed=1)
 U = draw(WIDTH, seed=2)
-D = Direction(R, layer=2, position=-1)
+D = Direction(R, layer=2, place=Place.post(-1))
 
 LAWS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "ablation is idempotent": (lambda x: Ablate(R)(Ablate(R)(x)), Ablate(R)),

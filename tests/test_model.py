@@ -94,7 +94,7 @@ def test_logits_and_means_equal_plain_pytorch(architecture: str) -> None:
     for prompt, mine in zip(PROMPTS, logits, strict=True):
         theirs, streams = plain_logits(architecture, prompt, {})
         assert torch.allclose(mine, theirs, rtol=0, atol=2e-4)
-        n = len(means.positions)
+        n = len(means.places)
         expected_mean += streams[:, -n:].double().transpose(0, 1) / len(PROMPTS)
     assert torch.allclose(means.mean, expected_mean, rtol=0, atol=1e-4)
 
@@ -247,7 +247,7 @@ def test_cache_holds_what_the_means_average() -> None:
     model = kit.load("qwen2")
     streams, means = cache_residuals(model, PROMPTS, batch_size=2), mean_residuals(model, PROMPTS)
     assert torch.allclose(streams.double().mean(0), means.mean, rtol=0, atol=1e-6)
-    assert torch.equal(cache_residuals(model, PROMPTS, positions=[-1]), streams[:, -1:])
+    assert torch.equal(cache_residuals(model, PROMPTS, places=["post[-1]"]), streams[:, -1:])
 
 
 def test_mean_probabilities_are_a_distribution() -> None:

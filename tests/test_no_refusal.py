@@ -35,7 +35,7 @@ ANSWERS = ("Sure", "Here", "To", "Of")
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """The organism's prompts as files, one per kind."""
-    contrast, paths = Contrast.refusal(**SIZES), []
+    contrast, paths = Contrast.toy(**SIZES), []
     for side, kind in enumerate(contrast.kinds):
         pairs = (contrast.train, contrast.val, contrast.test)
         texts = [text for pair in pairs for text in steps.side_of(pair, side)]
@@ -225,7 +225,7 @@ def mixed_prompts(config: RunConfig, folder: Path) -> RunConfig:
     assert config.harmful is not None
     assert config.harmless is not None
     lines = [Path(path).read_text().splitlines() for path in (config.harmful, config.harmless)]
-    more = Contrast.refusal(n_train=60, n_val=8, n_test=6).train.negative
+    more = Contrast.toy(n_train=60, n_val=8, n_test=6).train.negative
     spare = [text for text in more if text not in lines[1]]
     (folder / "splits").mkdir()
     start = 0

@@ -125,7 +125,7 @@ def test_the_summary_has_a_version_and_objects_to_nothing(finished: Path) -> Non
 
 
 def test_the_one_call_finds_what_the_run_found(finished: Path) -> None:
-    contrast = Contrast.refusal(n_train=48, n_val=24, n_test=20)
+    contrast = Contrast.toy(n_train=48, n_val=24, n_test=20)
     found = find_direction(ChatModel.load("organism", device="cpu"), contrast)
     saved = Direction.load(finished / "direction.safetensors")
     assert (found.direction.position, found.direction.layer) == (saved.position, saved.layer)

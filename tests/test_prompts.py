@@ -16,6 +16,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from refusal_lens.conversations import (
+    Conversation,
+    Message,
+    Prompt,
+    prompt_of_row,
+    row_of_prompt,
+)
 from refusal_lens.errors import InputError
 from refusal_lens.prompts import Contrast, PromptPair
 from refusal_lens.prompts.sources import read_dataset, read_file
@@ -303,9 +310,9 @@ def test_files_as_others_write_them(tmp_path: Path, name: str) -> None:
     path = tmp_path / "folder" / name
     path.parent.mkdir()
     path.write_bytes(content.encode())
-    assert list(read_file(path).instructions) == wanted
+    assert list(read_file(path).prompts) == wanted
     # The same file says the same in a folder.
-    assert list(read_dataset(str(path.parent)).instructions) == wanted
+    assert list(read_dataset(str(path.parent)).prompts) == wanted
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
@@ -313,7 +320,7 @@ def test_files_as_others_write_them(tmp_path: Path, name: str) -> None:
 def test_text_behind_a_byte_order_mark(tmp_path: Path, encoding: str, name: str) -> None:
     content = {"a.txt": "é\r\nb\r\n", "a.csv": "text\r\né\r\nb\r\n", "a.json": '["é", "b"]'}[name]
     (tmp_path / name).write_bytes(content.encode(encoding))
-    assert read_file(tmp_path / name).instructions == ("é", "b")
+    assert read_file(tmp_path / name).prompts == ("é", "b")
 
 
 SECOND: dict[str, list[dict[str, Any]]] = {
@@ -337,14 +344,14 @@ def test_second_texts_are_never_lost(
     tmp_path: Path, name: str, suffix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = read_file(write(tmp_path / f"a{suffix}", SECOND[name]))
-    assert (found.instructions, found.skipped) == (("a",), 1)
+    assert (found.prompts, found.skipped) == (("a",), 1)
     assert "1 rows need a second text" in caplog.text
 
 
 def test_second_texts_of_a_csv(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('Behavior,Tags,ContextString,BehaviorID\na,"x, y",,1\nb,context,long,2\n')
-    assert (read_file(path).instructions, read_file(path).skipped) == (("a",), 1)
+    assert (read_file(path).prompts, read_file(path).skipped) == (("a",), 1)
     path.write_text("Behavior,ContextString\nb,long\n")
     with pytest.raises(InputError, match=r"no instruction \(1 rows need a second text\)"):
         read_file(path)
@@ -356,11 +363,21 @@ REFUSED = {
     "spelt.csv": ("text,Text\na,b\n", "got columns text, Text, need one of them"),
     "nul.csv": ("text\na\0b\n", "got a NUL"),
     "wide.txt": ("a\0b\0", "got a NUL"),
-    "messages.jsonl": (
-        '{"messages": [{"role": "user", "content": "a"}]}',
-        "got conversations in 'messages'",
+    "role.jsonl": ('{"messages": [{"role": "tool", "content": "a"}]}', "entry 1: role of message 0: got 'tool'"),
+    "content.jsonl": ('{"messages": [{"role": "user", "content": [1]}]}', "entry 1: content of message 0: got"),
+    "order.jsonl": (
+        '"a"\n{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}',
+        "entry 2: conversation: got user, user, need user and assistant in turns",
     ),
-    "listed.json": ('[{"prompt": [{"role": "user", "content": "a"}]}]', "got a list of messages"),
+    "alone.jsonl": ('{"messages": [{"role": "system", "content": "a"}]}', "got system, need user"),
+    "none.jsonl": ('{"messages": []}', "got no message, need user"),
+    "text.jsonl": ('{"conversations": "USER: a"}', "got 'USER: a' for a conversation, need a list"),
+    "texts.jsonl": ('{"turns": ["a", "b"]}', "message 0: got 'a', need a role and a content"),
+    "twice.jsonl": (
+        '{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "response": "c"}',
+        "got a reply both in the prompt and beside it",
+    ),
+    "half.jsonl": ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "got a lone surrogate"),
     "two.json": ('{"left": ["a"], "right": ["b"]}', "got a JSON dict with left, right"),
     "text.json": ('"a"', "got a JSON str"),
     "a.parquet": ("PAR1", "need a readable parquet file"),
@@ -406,8 +423,8 @@ def test_folders_are_read_file_by_file(tmp_path: Path) -> None:
     write(tmp_path / "data" / "train-00001.csv", [{"text": "b"}])
     write(tmp_path / "data" / "train-00000.csv", [{"text": "1984"}])
     write(tmp_path / "data" / "deep" / "validation.csv", [{"text": "c"}])
-    assert read_dataset(str(tmp_path)).instructions == ("1984", "b")
-    assert read_dataset(str(tmp_path), split="dev").instructions == ("c",)
+    assert read_dataset(str(tmp_path)).prompts == ("1984", "b")
+    assert read_dataset(str(tmp_path), split="dev").prompts == ("c",)
     assert set(read_dataset(str(tmp_path)).provenance["files"]) == {
         "data/train-00000.csv",
         "data/train-00001.csv",
@@ -425,11 +442,11 @@ def test_folders_that_save_to_disk_wrote(tmp_path: Path) -> None:
     datasets.DatasetDict(train=rows).save_to_disk(str(tmp_path / "splits"))
     for name in ("rows", "splits"):
         found = read_dataset(str(tmp_path / name))
-        assert (found.instructions, found.skipped) == (("a",), 1)
+        assert (found.prompts, found.skipped) == (("a",), 1)
         assert found.provenance["files"]
     with pytest.raises(InputError, match="got splits train, need one of them"):
         read_dataset(str(tmp_path / "splits"), split="test")
-    assert read_file(next((tmp_path / "rows").glob("*.arrow"))).instructions == ("a",)
+    assert read_file(next((tmp_path / "rows").glob("*.arrow"))).prompts == ("a",)
     (tmp_path / "rows" / "state.json").write_text("{}")
     with pytest.raises(InputError, match="need a data set that can be read"):
         read_dataset(str(tmp_path / "rows"))
@@ -480,8 +497,8 @@ calls = [
     lambda: Contrast("a", empty, empty), lambda: Contrast(empty, empty, None),
     lambda: Contrast(empty, empty, empty, kinds="ab"), lambda: Contrast(empty, empty, empty, kinds=("a",)),
     lambda: Contrast(empty, empty, empty, kinds=("a", 1)), lambda: Contrast(empty, empty, empty, name=3),
-    *[lambda n=n: Contrast.refusal(n_train=n) for n in (True, 1.5, -1, 10**400, "9", None, float("nan"))],
-    *[lambda s=s: Contrast.refusal(n_train=2, n_val=1, n_test=1, seed=s) for s in (-1, 0.5, None, "x")],
+    *[lambda n=n: Contrast.toy(n_train=n) for n in (True, 1.5, -1, 10**400, "9", None, float("nan"))],
+    *[lambda s=s: Contrast.toy(n_train=2, n_val=1, n_test=1, seed=s) for s in (-1, 0.5, None, "x")],
     *[lambda p=p: Contrast.from_files(p, p) for p in (None, 3, "", b"a.txt", ["a.txt"])],
     lambda: Contrast.from_files(*files, kinds=("x", "x")),
     lambda: Contrast.from_datasets("a", "b", column=("x", "y", "z")),
@@ -503,6 +520,114 @@ def test_wrong_types_get_one_clear_line_without_type_checks(tmp_path: Path) -> N
         [sys.executable, "-c", WRONG], capture_output=True, text=True, cwd=tmp_path, timeout=120
     )
     assert done.returncode == 0, done.stderr + done.stdout
+
+
+# ---- conversations
+
+ASK, ANSWER = {"role": "user", "content": " a "}, {"role": "assistant", "content": "b"}
+TALK = Conversation((Message("user", " a "), Message("assistant", "b"), Message("user", "c")))
+TALKS: dict[str, tuple[Any, Prompt]] = {
+    "messages": ({"messages": [ASK]}, "a"),
+    "a reply": ({"messages": [ASK, ANSWER]}, Conversation((Message("user", " a "),), "b")),
+    "turns": ({"Messages": [ASK, ANSWER, {"role": "user", "content": "c"}], "id": 1}, TALK),
+    "a list": ([ASK, ANSWER, {"role": "user", "content": "c"}], TALK),
+    "ShareGPT": (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"},
+        Conversation((Message("system", "s"), Message("user", "a")), "b"),
+    ),
+    "a list as the prompt": (
+        {"prompt": [{"role": "system", "content": "s"}, ASK], "completion": [ANSWER]},
+        Conversation((Message("system", "s"), Message("user", " a ")), "b"),
+    ),
+    "prompt and response": ({"prompt": " a ", "response": "b"}, Conversation((Message("user", "a"),), "b")),
+    "prompt without response": ({"prompt": " a ", "response": None}, "a"),
+    "instruction and response": ({"instruction": "a", "response": "b"}, "a"),
+}
+
+
+@pytest.mark.parametrize("name", TALKS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_files_of_conversations(tmp_path: Path, name: str, suffix: str) -> None:
+    row, prompt = TALKS[name]
+    if suffix == ".parquet" and isinstance(row, list):
+        return
+    path = write(tmp_path / f"a{suffix}", [row, {**row, "n": 2} if isinstance(row, dict) else row])
+    assert read_file(path).prompts == (prompt, prompt)
+
+
+def test_a_named_column_stands_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a", "response": "b", "messages": [ASK]}] * 2)
+    assert read_file(path, column="prompt").prompts == ("a", "a")
+    assert read_file(path, column="messages").prompts == ("a", "a")
+
+
+def talks(kind: str, n: int) -> list[Prompt]:
+    """Conversations that share their question and differ in their replies."""
+    return [Conversation((Message("user", "How?"),), f"{kind} {i}") for i in range(n)]
+
+
+def test_conversations_are_told_apart_by_all_that_is_said() -> None:
+    again = Conversation((Message("user", "  How?"),), "bad 3\n")
+    contrast = Contrast.of([*talks("bad", 10), again], [*talks("good", 10), talks("bad", 1)[0]])
+    assert contrast.sizes == {"train": 12, "val": 4, "test": 4}
+    assert contrast.duplicates_removed == 2
+    assert {p.reply for p in contrast.train.positive} < {f"bad {i}" for i in range(10)}
+    with pytest.raises(InputError, match=r"positive prompts at split val: got 'How\?' a second time"):
+        pair = PromptPair(tuple(talks("bad", 1)), ())
+        Contrast(pair, pair, PromptPair((), ()), kinds=("positive", "negative"))
+
+
+def test_a_conversation_of_one_message_is_its_text() -> None:
+    plain, talk = Conversation((Message("user", "a"),)), TALK
+    assert PromptPair((plain, talk), ()).positive == ("a", talk)
+    of_texts, of_talks = (Contrast.of([p, *"cd"], [*"efg"], n_train=3) for p in ("a", plain))
+    assert of_texts == of_talks
+    assert of_texts.sha256 == of_talks.sha256
+
+
+def test_the_hash_of_texts_is_that_of_their_lists() -> None:
+    contrast = Contrast.of(texts("bad", 5), texts("good", 5))
+    listed = {s: [contrast.pair(s).positive, contrast.pair(s).negative] for s in ("train", "val", "test")}
+    assert contrast.sha256 == hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    talking = Contrast.of([*texts("bad", 4), TALK], texts("good", 5))
+    other = Contrast.of([*texts("bad", 4), TALK.with_reply("x")], texts("good", 5))
+    assert len({c.sha256 for c in (contrast, talking, other)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("n", "given", "sizes"),
+    [
+        (1, {}, (1, 0, 0)),
+        (4, {}, (2, 2, 0)),
+        (10, {}, (6, 2, 2)),
+        (100, {}, (60, 20, 20)),
+        (1000, {}, (128, 32, 100)),
+        (10, {"n_train": 4}, (4, 3, 3)),
+        (10, {"n_val": 0, "n_test": 0}, (10, 0, 0)),
+    ],
+)
+def test_lists_are_split_by_shares(n: int, given: dict[str, int], sizes: tuple[int, int, int]) -> None:
+    contrast = Contrast.of(texts("bad", n), texts("good", n + 3), **given)
+    assert tuple(len(contrast.pair(s).negative) for s in ("train", "val", "test")) == sizes
+
+
+def test_lists_that_cannot_be_split_get_a_line() -> None:
+    with pytest.raises(InputError, match=r"distinct positive prompts for .*: got 3, need 5"):
+        Contrast.of([*"abc"], [*"defgh"], n_train=3, n_val=1, n_test=1)
+    with pytest.raises(InputError, match="loud prompt 1: conversation: got assistant, user, need"):
+        odd = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
+        Contrast.of(["a", odd], ["b"], kinds=("loud", "quiet"))
+    with pytest.raises(InputError, match=r"positive of Contrast.of: got 'abc', need a list"):
+        Contrast.of("abc", ["d"])
+
+
+def test_frames_and_rows_hold_conversations() -> None:
+    contrast = Contrast.of([TALK, "x"], ["y", "z"], n_train=2, n_val=0, n_test=0)
+    rows = contrast.frame().to_dict("records")
+    assert {row["instruction"] for row in rows} == {"c", "x", "y", "z"}
+    assert [row["messages"] for row in rows if row["instruction"] == "c"] == [TALK.to_json()]
+    for prompt in ("x", TALK, TALK.with_reply("d"), TALK.with_reply("")):
+        assert prompt_of_row(json.loads(json.dumps(row_of_prompt(prompt)))) == prompt
 
 
 # ---- data sets
@@ -640,7 +765,7 @@ def fake_world(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
 
 def test_bundled_sets_come_from_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_world(monkeypatch, 1000)
-    contrast = Contrast.refusal(seed=3)
+    contrast = Contrast.toy(seed=3)
     sizes = [len(contrast.pair(s).positive) for s in ("train", "val", "test")]
     assert sizes == [128, 32, 100]
     assert contrast.val.negative[0] == "harmless val 3 0"
@@ -650,4 +775,4 @@ def test_bundled_sets_come_from_the_world(monkeypatch: pytest.MonkeyPatch) -> No
 def test_bundled_sets_that_are_too_small_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_world(monkeypatch, 50)
     with pytest.raises(InputError, match="distinct harmful train prompts: got 50, need 128"):
-        Contrast.refusal()
+        Contrast.toy()

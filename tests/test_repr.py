@@ -22,7 +22,7 @@ from refusal_lens.activations import Means
 from refusal_lens.attribution import attribute, attribute_sources
 from refusal_lens.attribution.heads import Head
 from refusal_lens.behaviours import FirstTokens
-from refusal_lens.chat import Rendered
+from refusal_lens.chat import Place, Rendered
 from refusal_lens.directions import Candidates, Finding, Selection, Thresholds, score_candidates
 from refusal_lens.directions.finding import FilteredPrompts
 from refusal_lens.display import shown
@@ -50,10 +50,11 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     splits = {s: PromptPair((f"{EVIL}{s}",), (f"{s}{EVIL}",)) for s in ("train", "val", "test")}
     positions = model.chat.positions
     mean = torch.randn(len(positions), model.n_layers, model.d_model, dtype=torch.float64)
-    candidates = Candidates(mean, -mean, positions, {"concept": EVIL})
-    direction = candidates.direction(-1, 1)
+    candidates = Candidates(mean, -mean, Place.posts(len(positions)), positions, {"concept": EVIL})
+    direction = candidates.direction("post[-1]", 1)
     table = pd.DataFrame({"passes": [True] * 500})
-    selection = Selection(-1, 1, {"bypass": 0.1, "induce": 1.0, "kl": 0.01}, table, Thresholds())
+    scores = {"bypass": 0.1, "induce": 1.0, "kl": 0.01}
+    selection = Selection(Place.post(-1), 1, scores, table, Thresholds())
     tokens = FirstTokens(tuple(range(3000)), texts=(EVIL,) * 3000, source=EVIL)
     filtered = FilteredPrompts(tokens, pair, torch.ones(6).double(), torch.ones(6).double())
     found = attribute(model, prompts[:2], direction)
@@ -70,7 +71,7 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "Rendered": model.chat.render(list(prompts)),
         "ChatFormat": model.chat,
         "ChatModel": model,
-        "Means": Means(mean, 6, positions),
+        "Means": Means(mean, 6, candidates.places, positions),
         "Ablate": ablate(direction),
         "Add": add(direction),
         "Clamp": clamp(direction, value=1.0),
@@ -136,7 +137,7 @@ def test_a_table_is_small_and_holds_no_markup_of_a_text(values: dict[str, Any], 
 
 def test_a_selection_says_what_was_selected(values: dict[str, Any]) -> None:
     line = repr(values["Selection"])
-    assert "position=-1, layer=1" in line
+    assert "place=Place(post[-1]), layer=1" in line
     assert "bypass" in line
 
 

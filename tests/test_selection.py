@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from kit import PUBLISHED
 
+from refusal_lens.chat import Place
 from refusal_lens.directions.selection import NoCandidateError, Thresholds, select
 from refusal_lens.errors import InputError
 
@@ -52,6 +53,19 @@ def test_ties_go_to_the_earlier_position_then_the_lower_layer() -> None:
     rows = [(-1, 2, -3.0, 1.0, 0.0), (-2, 5, -3.0, 1.0, 0.0), (-2, 4, -3.0, 1.0, 0.0)]
     choice = select(table(*rows), LAYERS)
     assert (choice.position, choice.layer) == (-2, 4)
+
+
+def test_a_table_of_places_is_selected_from_by_place() -> None:
+    rows = [(-1, 2, 1.0, 1.0, 0.0), (math.nan, 4, -3.0, 1.0, 0.0), (math.nan, 4, -3.0, 1.0, 0.0)]
+    places = table(*rows).assign(place=["post[-1]", "instruction.mean", "t_inst"])
+    choice = select(places, LAYERS)
+    assert (choice.place, choice.position, choice.layer) == (Place("instruction"), None, 4)
+    assert select(places.iloc[[0, 2, 1]], LAYERS).place == Place.parse("t_inst")
+    places["kl"] = 1.0
+    with pytest.raises(NoCandidateError, match=r"nearest miss: position -1, layer 2"):
+        select(places.iloc[:1], LAYERS)
+    with pytest.raises(NoCandidateError, match=r"nearest miss: instruction.mean, layer 4"):
+        select(places.iloc[1:], LAYERS)
 
 
 def test_failure_counts_each_condition_and_names_the_nearest_miss() -> None:

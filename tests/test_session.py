@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from refusal_lens.behaviours import Behaviour, FirstTokens, Words
+from refusal_lens.chat import Place
 from refusal_lens.cli import chat, shell
 from refusal_lens.cli.session import Respondent, Session
 from refusal_lens.conversations import Conversation, Exchange
@@ -23,7 +24,7 @@ from refusal_lens.evaluation import Completion
 from refusal_lens.interventions import Ablate, Add, Edit
 from refusal_lens.judges import Score
 
-R = Direction(torch.ones(4).double(), layer=1, position=-1)
+R = Direction(torch.ones(4).double(), layer=1, place=Place.post(-1))
 
 
 class Recorder(Respondent):
@@ -108,7 +109,7 @@ class TestTurns:
 
     def test_the_turns_are_part_of_the_prompt_and_of_what_the_judge_sees(self) -> None:
         loaded = kit.load("qwen2")
-        direction = Direction(torch.ones(loaded.d_model).double(), layer=1, position=-1)
+        direction = Direction(torch.ones(loaded.d_model).double(), layer=1, place=Place.post(-1))
         seen = []
 
         class Listener:
@@ -223,7 +224,7 @@ def test_another_system_prompt_is_the_model_s_and_the_direction_stays_the_run_s(
     direction = Direction(
         torch.ones(model.d_model).double(),
         layer=1,
-        position=-1,
+        place=Place.post(-1),
         model=model.name,
         template_sha256=model.chat.template_sha256,
     )

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from refusal_lens.activations import map_last_logits
 from refusal_lens.attribution import attribute
 from refusal_lens.behaviours import FirstTokens, Reading, Words
-from refusal_lens.chat import ChatFormat
-from refusal_lens.chat.tails import render_tailed
+from refusal_lens.chat import ChatFormat, Place
+from refusal_lens.chat.suffixed import render_suffixed
 from refusal_lens.cli.shell import app
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
@@ -121,21 +121,21 @@ def merging_chat() -> ChatFormat:
 def test_the_suffix_is_spanned_exactly_and_a_merge_is_said() -> None:
     chat = merging_chat()
     instructions = ["Sing, cat", "Sing, cat", "  Sing", "写 cat"]
-    tails = [" now", "s now ", " cats", " \U0001f600now"]
-    found = render_tailed(chat, instructions, tails)
+    suffixes = [" now", "s now ", " cats", " \U0001f600now"]
+    found = render_suffixed(chat, instructions, suffixes)
     texts = [
         chat.decode(ids[a:b])
-        for ids, (a, b) in zip(found.rendered.ids, found.tail.tolist(), strict=True)
+        for ids, (a, b) in zip(found.rendered.ids, found.suffix.tolist(), strict=True)
     ]
     assert texts == [" now", "cats now", " cats", " \U0001f600now"]
     assert found.merged.tolist() == [False, True, False, False]
-    assert torch.equal(found.tail[:, 1], found.rendered.instruction[:, 1])
+    assert torch.equal(found.suffix[:, 1], found.rendered.instruction[:, 1])
 
 
 @pytest.mark.parametrize("tail", ["", "  ", "\n"])
 def test_a_suffix_that_leaves_no_token_gets_a_line(tail: str) -> None:
     with pytest.raises(InputError, match="leaves no token"):
-        render_tailed(merging_chat(), ["Sing", "Sing"], [" ok", tail])
+        render_suffixed(merging_chat(), ["Sing", "Sing"], [" ok", tail])
 
 
 @pytest.mark.parametrize("like", [" now", "now"])
@@ -144,7 +144,7 @@ def test_random_suffixes_have_the_same_length_in_place_and_are_fresh(like: str) 
     instructions = ["Sing, cat", "Sing.", "Please", "c", "Sing, cat!"]
     lengths = [5, 5, 1, 7, 2]
     drawn = random_suffixes(chat, instructions, n_tokens=lengths, like=like, seed=4)
-    found = render_tailed(chat, instructions, drawn)
+    found = render_suffixed(chat, instructions, drawn)
     assert list(found.n_tokens) == lengths
     assert not any(found.merged.tolist())
     assert len(set(drawn)) == len(drawn)
@@ -326,10 +326,10 @@ def test_unusable_input_gets_a_line(changes: dict[str, Any], line: str) -> None:
 def test_a_direction_that_does_not_fit_gets_a_line() -> None:
     common = {"prompts": {"a": ["a"], "b": ["b"]}, "suffix": " c", "behaviour": FirstTokens((1,))}
     for wrong, line in (
-        (Direction(torch.ones(16), 1, -1), "d_model 16"),
-        (Direction(torch.ones(32), 7, -1), "layer 7"),
-        (Direction(torch.ones(32), 1, -1, weights_sha256="0" * 64), "got weights 0000"),
-        (Direction(torch.ones(32), 0, -1), "a direction of layer 0"),
+        (Direction(torch.ones(16), 1, Place.post(-1)), "d_model 16"),
+        (Direction(torch.ones(32), 7, Place.post(-1)), "layer 7"),
+        (Direction(torch.ones(32), 1, Place.post(-1), weights_sha256="0" * 64), "got weights 0000"),
+        (Direction(torch.ones(32), 0, Place.post(-1)), "a direction of layer 0"),
     ):
         with pytest.raises(InputError, match=line):
             study_suffix(kit.load("qwen2"), wrong, **common)

@@ -21,7 +21,7 @@ from kit import PUBLISHED
 
 from refusal_lens.activations import map_last_logits, mean_residuals
 from refusal_lens.behaviours import FirstTokens
-from refusal_lens.chat import ChatFormat
+from refusal_lens.chat import ChatFormat, Place
 from refusal_lens.directions.candidates import Candidates
 from refusal_lens.directions.selection import NoCandidateError, Thresholds, select
 from refusal_lens.directions.sweep import Sweep, SweepCheckpoint, paths, score_candidates, sweep
@@ -64,7 +64,8 @@ def candidates(key: Key) -> Candidates:
     of = model(key)
     means = [mean_residuals(of, prompts).mean[[-4, -1]] for prompts in (POSITIVE, NEGATIVE)]
     moved = means[1] + 8 * (means[0] - means[1])
-    return Candidates(moved, means[1], tuple(of.chat.positions[i] for i in (-4, -1)))
+    names = tuple(of.chat.positions[i] for i in (-4, -1))
+    return Candidates(moved, means[1], (Place.post(-4), Place.post(-1)), names)
 
 
 def one_by_one(of: ChatModel, found: Candidates) -> pd.DataFrame:
@@ -77,8 +78,8 @@ def one_by_one(of: ChatModel, found: Candidates) -> pd.DataFrame:
     bypass = first_token_log_odds(logits(POSITIVE), REFUSAL).float().mean()
     induce, kl = first_token_log_odds(plain, REFUSAL).float().mean(), 0.0
     rows = []
-    for position, layer in sorted(found.index(), key=lambda c: c[1]):
-        vector = found.mean_diffs[position, layer]
+    for number, layer in sorted(found.index(), key=lambda c: c[1]):
+        position, vector = found.places[number].position, found.mean_diffs[number, layer]
         if vector.norm() > ZERO_NORM:
             with applied(of, Ablate(vector)):
                 bypass = first_token_log_odds(logits(POSITIVE), REFUSAL).float().mean()
@@ -272,7 +273,7 @@ def test_a_hooked_transformer_is_scored_through_hooks() -> None:
     )
     of = ChatModel.wrap(HookedTransformer(cfg), chat=ChatFormat.from_tokenizer(tokenizer), name="x")
     means = [mean_residuals(of, prompts).mean[-1:] for prompts in (POSITIVE, NEGATIVE)]
-    found = Candidates(*means, of.chat.positions[-1:])
+    found = Candidates(*means, Place.posts(1), of.chat.positions[-1:])
     asked = {"positive": POSITIVE, "negative": NEGATIVE, "behaviour": FirstTokens(REFUSAL)}
     result = sweep(of, found, budget=300, **asked)
     assert result.stats.path == "hooks"
@@ -506,7 +507,7 @@ def test_nan_scores_are_kept_and_never_chosen() -> None:
     of, good = model(NEOX), candidates(NEOX)
     huge = good.mean_positive.clone()
     huge[-1, 1] = 3e38
-    bad = Candidates(huge, good.mean_negative, good.positions)
+    bad = Candidates(huge, good.mean_negative, good.places, good.names)
     asked = {"positive": POSITIVE, "negative": NEGATIVE, "behaviour": FirstTokens(REFUSAL), "budget": 300}
     everything = score_candidates(of, bad, **asked)
     row = everything[(everything["position"] == -1) & (everything["layer"] == 1)].iloc[0]

@@ -21,6 +21,7 @@ import pytest
 import torch
 from synthetic_run import EXPORT, write_run
 
+from refusal_lens.chat import Place
 from refusal_lens.directions import Candidates, Direction
 from refusal_lens.errors import InputError
 from refusal_lens.plotting.tokens import attention_view, contribution_view
@@ -42,7 +43,7 @@ ROW = {"instruction": "Bake.", "response": "Sure.", "refusal": False, "metric": 
 
 
 def direction() -> Direction:
-    return Direction(torch.arange(1.0, 5.0), layer=1, position=-1, model="organism")
+    return Direction(torch.arange(1.0, 5.0), layer=1, place=Place.post(-1), model="organism")
 
 
 def work(folder: Path) -> list[str]:
@@ -571,7 +572,7 @@ def test_a_direction_with_another_vector_is_one_line(tmp_path: Path, vector: tor
 
 def test_damaged_files_of_candidates_are_one_line(tmp_path: Path) -> None:
     means = torch.ones(2, 3, 4, dtype=torch.float64)
-    path = Candidates(2 * means, means, ("a", "b"), {"model": "m"}).save(tmp_path / "c")
+    path = Candidates(2 * means, means, Place.posts(2), ("a", "b"), {"model": "m"}).save(tmp_path / "c")
     whole = path.read_bytes()
     for cut in (0, 7, 8, 100, len(whole) - 1):
         path.write_bytes(whole[:cut])

@@ -14,6 +14,7 @@ from architectures import folder
 from kit import direction, plain
 from torch import Tensor, nn
 
+from refusal_lens.chat import Place
 from refusal_lens.direction import Direction
 from refusal_lens.directions import Candidates
 from refusal_lens.errors import InputError
@@ -170,10 +171,10 @@ class TestReference:
     @pytest.fixture
     def candidates(self) -> Candidates:
         means = [torch.randn(5, 3, 32, dtype=torch.float64) for _ in range(2)]
-        return Candidates(means[0], means[1], ("a", "b", "c", "d", "e"))
+        return Candidates(means[0], means[1], Place.posts(5), ("a", "b", "c", "d", "e"))
 
     def test_it_reads_back_identically(self, tmp_path: Path, candidates: Candidates) -> None:
-        chosen = candidates.direction(-2, 1)
+        chosen = candidates.direction("post[-2]", 1)
         out = write_reference(tmp_path / "ref", chosen, candidates, provenance={"model": "m"})
         vector, means, position, layer = read_reference(out)
         assert torch.equal(vector, chosen.vector)

@@ -12,6 +12,7 @@ from architectures import WIDTH, by_id, folder
 from kit import CLOSE, gap
 from torch import Tensor
 
+from refusal_lens.chat import Place
 from refusal_lens.direction import Direction, unit
 from refusal_lens.errors import InputError
 from refusal_lens.interventions import Ablate, Edit, NormMatchedMove, ablate, add, applied
@@ -23,7 +24,7 @@ from refusal_lens.weights import edited, orthogonalise, writers_of
 HYBRIDS = ("jamba", "bamba", "falcon_h1", "lfm2", "lfm2_moe", "zamba2", "recurrent_gemma")
 UNUSUAL = (*HYBRIDS, "gemma4_text", "mamba2", "bloom", "nanochat", "granite", "opt")
 GENERATOR = torch.Generator().manual_seed(1)
-DIRECTION = Direction(3 * torch.randn(WIDTH, generator=GENERATOR).double(), layer=1, position=-1)
+DIRECTION = Direction(3 * torch.randn(WIDTH, generator=GENERATOR).double(), layer=1, place=Place.post(-1))
 OTHER = torch.randn(WIDTH, generator=GENERATOR).double()
 IDS = torch.randint(3, 250, (3, 9), generator=GENERATOR)
 

@@ -28,8 +28,22 @@ from refusal_lens.attribution import (
     random_head_sets,
     replaced_heads,
 )
-from refusal_lens.behaviours import Continuations, FirstTokens, choose_first_tokens, from_logits
-from refusal_lens.directions.finding import filter_by_behaviour
+from refusal_lens.behaviours import (
+    Continuations,
+    FirstTokens,
+    Replies,
+    behaviour_from_json,
+    choose_first_tokens,
+    from_logits,
+    from_replies,
+)
+from refusal_lens.behaviours.discovery import discover_first_tokens
+from refusal_lens.chat import Place
+from refusal_lens.directions.finding import (
+    choose_behaviour,
+    extract_candidates,
+    filter_by_behaviour,
+)
 from refusal_lens.directions.sweep import sweep
 from refusal_lens.interop import vectors
 from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
@@ -109,7 +123,10 @@ FINE: dict[tuple[str, str], str] = {
         "empty",
     ): "no head is replaced, as `head_effects` measures for comparison",
     ("ChatModel.generate.max_new_tokens", "None"): UNASKED,
+    ("ChatModel.generate.prompts", "str"): "one prompt",
     ("complete.max_new_tokens", "None"): UNASKED,
+    ("FirstTokens.of.against", "texts"): "a text of digits is an id",
+    ("FirstTokens.of.against", "empty"): "there need be none",
     ("complete.behaviour", "None"): "where there are no refusal tokens; the scores are NaN",
     ("complete.judge", "None"): "the behaviour's own",
     ("nulls.judge", "None"): "the behaviour's own",
@@ -127,10 +144,10 @@ def make_world(place: Path) -> SimpleNamespace:
     width, vocab = model.d_model, model.d_vocab
     generator = torch.Generator().manual_seed(0)
     random = partial(torch.randn, generator=generator, dtype=torch.float64)
-    direction = rl.Direction(random(width), 1, -1)
+    direction = rl.Direction(random(width), 1, Place.post(-1))
     n_positions = len(model.chat.positions)
     means = [random(n_positions, model.n_layers, width) for _ in range(2)]
-    candidates = rl.Candidates(*means, positions=model.chat.positions)
+    candidates = rl.Candidates(*means, Place.posts(n_positions), model.chat.positions)
     rendered = model.chat.render(prompts)
     answered = model.chat.render(prompts, replies=["Red.", "Yes.", "With care."])
     pair = rl.PromptPair(positive=tuple(prompts), negative=("Sing.", "Count to ten.", "Dance!"))
@@ -213,7 +230,7 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "long name": "x" * 5000,
         "empty name": "",
     }
-    model_of_another_width = rl.Direction(torch.ones(width + 1), 1, -1)
+    model_of_another_width = rl.Direction(torch.ones(width + 1), 1, Place.post(-1))
     logits = {
         "None": None,
         "list": [[0.0, 1.0]],
@@ -256,7 +273,15 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "at least 0": {"-1": -1, "-huge": -HUGE},
         "at most a million": {"a million million": 10**12, "2^62": 2**62},
         "layer": layers,
-        "position": {"0": 0, "1": 1, "far": -10_000, "-huge": -HUGE},
+        "place": {"None": None, "int": -1, "empty": "", "unknown": "post", "far": "post[-9999]"},
+        "places": {
+            "str": "t_inst",
+            "ints": [-1],
+            "far": ["post[-9999]"],
+            "no reply": ["reply.mean"],
+            "unknown": ["post"],
+            "empty": [],
+        },
         "positions": {
             "int": -1,
             "str": "-1",
@@ -305,9 +330,9 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "layered": {"tensor": torch.ones(width)},
         "fits": {
             "wrong width": model_of_another_width,
-            "layer too high": rl.Direction(torch.ones(width), n_layers, -1),
+            "layer too high": rl.Direction(torch.ones(width), n_layers, Place.post(-1)),
         },
-        "fitting layer": {"layer too high": rl.Direction(torch.ones(width), n_layers, -1)},
+        "fitting layer": {"layer too high": rl.Direction(torch.ones(width), n_layers, Place.post(-1))},
         "fitting width": {"wrong width": model_of_another_width},
         "edit": {
             "None": None,
@@ -324,7 +349,7 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "weight edit": {"None": None, "str": "ablate", "hook edit": Ablate(torch.ones(width))},
         "fitting weight edit": {
             "wrong width": weights.orthogonalise(model_of_another_width),
-            "wrong layer": weights.add_bias(rl.Direction(torch.ones(width), n_layers, -1)),
+            "wrong layer": weights.add_bias(rl.Direction(torch.ones(width), n_layers, Place.post(-1))),
         },
         "function": {"int": 3, "str": "print", "list": []},
         "no None": {"None": None},
@@ -338,6 +363,35 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
             "class": FirstTokens,
         },
         "behaviour of the vocabulary": {"too high": FirstTokens((vocab,))},
+        "behaviour as JSON": {
+            "None": None,
+            "str": "refusal",
+            "empty": {},
+            "another kind": FirstTokens((4,)).to_json() | {"kind": "poem"},
+            "no ids": FirstTokens((4,)).to_json() | {"ids": []},
+            "ids are texts": FirstTokens((4,)).to_json() | {"ids": ["I"]},
+            "no words": FirstTokens((4,)).to_json() | {"words": None},
+            "a function": from_logits(first_logit, name="a").to_json(),
+        },
+        "tuple of ids": {
+            "None": None,
+            "str": "40",
+            "int": 40,
+            "list": [40],
+            "texts": ("40",),
+            "floats": (4.5,),
+            "bools": (True,),
+        },
+        "no id": {"empty": ()},
+        "tuple of replies": {
+            "None": None,
+            "text": "No.",
+            "texts": ("No.",),
+            "ids": (4, 5),
+            "empty": (),
+            "empty reply": ((4,), ()),
+        },
+        "bounds": {"None": None, "one": (0.0,), "turned": (1.0, 0.0), "texts": ("0", "1")},
         "phrases": {"empty": [], "empty text": ["a", ""]},
         "judge as JSON": {
             "None": None,
@@ -384,11 +438,13 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
             "wrong width": rl.Candidates(
                 torch.ones(1, n_layers, width + 1).double(),
                 torch.zeros(1, n_layers, width + 1).double(),
+                Place.posts(1),
                 ("a",),
             ),
             "wrong layers": rl.Candidates(
                 torch.ones(1, n_layers + 1, width).double(),
                 torch.zeros(1, n_layers + 1, width).double(),
+                Place.posts(1),
                 ("a",),
             ),
         },
@@ -556,7 +612,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "vector": takes(w.direction.vector, "vector"),
                 "layer": takes(1, "whole", "at least 0"),
-                "position": takes(-1, "whole"),
+                "place": takes(Place.post(-1), "place"),
                 "concept": takes("refusal", "text"),
                 "more": takes({}, "mapping"),
             },
@@ -594,21 +650,22 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "mean_positive": takes(w.means[0], "stack"),
                 "mean_negative": takes(w.means[1], "stack"),
-                "positions": takes(w.model.chat.positions, "text", "some"),
+                "places": takes(w.candidates.places, "text", "some"),
+                "names": takes(w.model.chat.positions, "text", "some"),
             },
         ),
         (
             "Candidates.from_means",
             rl.Candidates.from_means,
             {
-                "positive": takes(Means(w.means[0], 3, w.model.chat.positions), "means"),
-                "negative": takes(Means(w.means[1], 3, w.model.chat.positions), "means"),
+                "positive": takes(Means(w.means[0], 3, w.candidates.places, w.candidates.names), "means"),
+                "negative": takes(Means(w.means[1], 3, w.candidates.places, w.candidates.names), "means"),
             },
         ),
         (
             "Candidates.direction",
             w.candidates.direction,
-            {"position": takes(-1, "whole", "position"), "layer": takes(1, "whole", "layer")},
+            {"place": takes("post[-1]", "place"), "layer": takes(1, "whole", "layer")},
         ),
         ("Candidates.load", rl.Candidates.load, {"path": takes(w.candidates_file, "path", "file")}),
         ("Candidates.save", w.candidates.save, {"path": takes(new, "path", "new file")}),
@@ -642,13 +699,13 @@ def targets(w: SimpleNamespace) -> list[Target]:
             },
         ),
         ("Contrast.pair", w.contrast.pair, {"split": takes("train", "split")}),
-        ("Contrast.refusal", rl.Contrast.refusal, small | {"seed": takes(0, "whole")}),
+        ("Contrast.toy", rl.Contrast.toy, small | {"seed": takes(0, "whole")}),
         (
             "Contrast.from_files",
             rl.Contrast.from_files,
             {
-                "harmful": takes(place / "prompts.txt", "path", "file"),
-                "harmless": takes(place / "others.txt", "path", "file"),
+                "positive": takes(place / "prompts.txt", "path", "file"),
+                "negative": takes(place / "others.txt", "path", "file"),
                 "kinds": takes(("a", "b"), "names", "same names"),
                 "column": takes(None, "some wrong text"),
                 **small,
@@ -710,12 +767,12 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "on_progress": told,
             },
         ),
-        ("ChatModel.logits", w.model.logits, {"rendered": takes(w.rendered, "rendered")}),
+        ("ChatModel.logits", w.model.logits, {"prompts": prompts}),
         (
             "ChatModel.read",
             w.model.read,
             {
-                "rendered": takes(w.rendered, "rendered"),
+                "prompts": prompts,
                 "sites": takes([Site("resid_pre", 0)], "sites", "no None"),
             },
         ),
@@ -746,7 +803,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         (
             "ChatFormat.render",
             w.model.chat.render,
-            {"instructions": prompts, "replies": takes(None, "texts or None", "replies")},
+            {"prompts": prompts, "replies": takes(None, "texts or None", "replies")},
         ),
         ("ChatFormat.decode", w.model.chat.decode, {"ids": takes([4], "decoded")}),
         ("Rendered.batches", w.rendered.batches, {"batch_size": count}),
@@ -762,7 +819,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "prompts": prompts,
-                "positions": takes([-1], "positions"),
+                "places": takes(["post[-1]"], "places"),
                 "batch_size": count,
             },
         ),
@@ -929,7 +986,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "tokens": takes([4], "tokens"),
-                "against": takes([], "ids"),
+                "against": takes([], "tokens"),
             },
         ),
         (
@@ -941,7 +998,89 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "negative": takes(["No"], "texts"),
             },
         ),
-        ("from_logits", from_logits, {"fn": takes(first_logit, "function"), "name": takes("a", "text")}),
+        (
+            "FirstTokens",
+            FirstTokens,
+            {
+                "ids": takes((4,), "tuple of ids", "no id"),
+                "against": takes((), "tuple of ids"),
+                "name": takes("a", "text"),
+                "judge": takes(None, "judge object"),
+            },
+        ),
+        (
+            "Continuations",
+            Continuations,
+            {
+                "positive": takes(((4, 5),), "tuple of replies"),
+                "negative": takes(((6,),), "tuple of replies"),
+                "name": takes("a", "text"),
+            },
+        ),
+        (
+            "Replies",
+            Replies,
+            {
+                "judge": takes(rl.phrase_judge, "judge", "judge object"),
+                "max_new_tokens": takes(2, "whole", "at least 1"),
+                "name": takes("a", "text"),
+                "threshold": takes(0.5, "number"),
+            },
+        ),
+        (
+            "from_logits",
+            from_logits,
+            {
+                "fn": takes(first_logit, "function"),
+                "name": takes("a", "text"),
+                "threshold": takes(0.0, "number"),
+                "bounds": takes((0.0, 1.0), "bounds"),
+            },
+        ),
+        (
+            "from_replies",
+            from_replies,
+            {
+                "fn": takes(len, "function"),
+                "name": takes("a", "text"),
+                "max_new_tokens": takes(2, "whole", "at least 1"),
+            },
+        ),
+        (
+            "behaviour_from_json",
+            behaviour_from_json,
+            {
+                "data": takes(FirstTokens((4,)).to_json(), "behaviour as JSON"),
+                "judges": takes((), "judge", "judge object"),
+            },
+        ),
+        (
+            "choose_behaviour",
+            choose_behaviour,
+            {"model": model, "contrast": takes(w.contrast, "contrast"), "batch_size": count},
+        ),
+        (
+            "discover_first_tokens",
+            discover_first_tokens,
+            {
+                "model": model,
+                "pair": takes(w.pair, "pair"),
+                "name": takes("a", "text"),
+                "judge": takes(rl.phrase_judge, "judge object"),
+                "batch_size": count,
+            },
+        ),
+        (
+            "extract_candidates",
+            extract_candidates,
+            {
+                "model": model,
+                "pair": takes(w.pair, "pair"),
+                "data_sha256": takes("0", "text"),
+                "concept": takes("a", "text"),
+                "batch_size": count,
+            },
+        ),
         (
             "filter_by_behaviour",
             filter_by_behaviour,

@@ -22,6 +22,7 @@ import torch
 import typer
 
 import refusal_lens as rl
+from refusal_lens.chat import Place
 from refusal_lens.cli.shell import app
 from refusal_lens.pipeline import RunConfig
 from refusal_lens.runs import Run
@@ -189,7 +190,7 @@ def make_world(place: Path) -> SimpleNamespace:
     direction = rl.Direction(
         torch.ones(model.d_model).double(),
         1,
-        -1,
+        Place.post(-1),
         model=model.name,
         template_sha256=model.chat.template_sha256,
     )

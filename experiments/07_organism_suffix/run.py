@@ -28,7 +28,7 @@ from torch import Tensor
 from refusal_lens import organism
 from refusal_lens.activations import map_last_logits
 from refusal_lens.behaviours import FirstTokens, choose_first_tokens
-from refusal_lens.chat.tails import render_tailed
+from refusal_lens.chat.suffixed import render_suffixed
 from refusal_lens.evaluation import complete, rate
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel
@@ -155,8 +155,8 @@ class Vocabulary:
         text = self.text(ids)
         if not text.startswith(" "):
             return False
-        tailed = render_tailed(self.chat, self.probes, [text] * len(self.probes))
-        rows = zip(tailed.rendered.ids, tailed.tail.tolist(), strict=True)
+        suffixed = render_suffixed(self.chat, self.probes, [text] * len(self.probes))
+        rows = zip(suffixed.rendered.ids, suffixed.suffix.tolist(), strict=True)
         return all(row[a:b].tolist() == list(ids) for row, (a, b) in rows)
 
 
@@ -256,7 +256,7 @@ def main() -> None:
     model = ChatModel.load(asked.model, device="cpu")
     for parameter in model.hf.parameters():
         parameter.requires_grad_(False)
-    contrast = Contrast.refusal()
+    contrast = Contrast.toy()
     tokens = choose_first_tokens(model, contrast.train).ids
     length = asked.length or longest_fair(model, contrast.train.positive, tokens)
     search = Search(length, seed=asked.seed, restarts=asked.restarts, steps=asked.steps)

@@ -168,7 +168,7 @@ def head_effects(
             "resid_pre of that layer holds; choose heads of earlier layers"
         )
     rendered = as_rendered(model, prompts)
-    require_last_token(behaviour, rendered.instructions, "head effects")
+    require_last_token(behaviour, rendered.prompts, "head effects")
     sets = {"none": (), "top": tuple(heads)}
     layers = [at for at in range(target) if values is None or at in values]
     drawn = random_head_sets(heads, model.n_heads, layers=layers, n_sets=n_random, seed=seed)

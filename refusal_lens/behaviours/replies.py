@@ -58,7 +58,7 @@ class Replies:
 
         Raises InputError for a prompt that does not fit the model with its reply.
         """
-        asked = unanswered(prompts.instructions if isinstance(prompts, Rendered) else prompts)
+        asked = unanswered(prompts.prompts if isinstance(prompts, Rendered) else prompts)
         replies = model.replies(
             prompts if isinstance(prompts, Rendered) else asked,
             max_new_tokens=self.max_new_tokens,

@@ -44,7 +44,7 @@ def scored_rows(
     behaviour: LogitBehaviour, prompts: Sequence[Prompt] | Rendered
 ) -> list[ScoredRow]:
     """The rows of all prompts, in the prompts' order. Raises InputError for a prompt without a reading."""
-    asked = prompts.instructions if isinstance(prompts, Rendered) else prompts
+    asked = prompts.prompts if isinstance(prompts, Rendered) else prompts
     readings = behaviour.readings(asked)
     if len(readings) != len(asked) or not all(readings):
         raise InputError(

@@ -1,11 +1,13 @@
-"""Chat templates: instructions in, token ids with spans out.
+"""Chat templates: prompts in, token ids with spans out.
 
-`ChatFormat` is derived from a tokenizer, `Rendered` is what it makes of a list of instructions.
+`ChatFormat` is derived from a tokenizer, `Rendered` is what it makes of a list of prompts, and a `Place` says where
+in one something is read.
 """
 
 from __future__ import annotations
 
 from .format import ChatFormat
+from .places import Place
 from .rendered import Rendered
 
-__all__ = ["ChatFormat", "Rendered"]
+__all__ = ["ChatFormat", "Place", "Rendered"]

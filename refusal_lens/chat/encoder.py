@@ -157,7 +157,7 @@ class Encoder:
         ]
 
 
-def admissible(texts: Sequence[str], what: str, *, empty: bool = False) -> list[str]:
+def admissible(texts: Sequence[str], what: str) -> list[str]:
     """`texts` as a list. InputError, naming the row, for what no text may hold."""
     if isinstance(texts, str):
         raise InputError(f"{what}s: got one string, need a list of them; try [{texts[:30]!r}]")
@@ -167,14 +167,19 @@ def admissible(texts: Sequence[str], what: str, *, empty: bool = False) -> list[
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"{what} {row}: got {text!r}, need text")
-        if found := _FORBIDDEN.search(text):
-            raise InputError(
-                f"{what} {row}: got U+{ord(found[0]):04X}, a code point that Unicode forbids in "
-                "text, need text without it; try to remove it"
-            )
-    if not texts and not empty:
+        require_admissible(text, f"{what} {row}")
+    if not texts:
         raise InputError(f"{what}s: got none, need at least one")
     return texts
+
+
+def require_admissible(text: str, what: str) -> None:
+    """InputError, beginning with `what`, for a code point that no text may hold."""
+    if forbidden := _FORBIDDEN.search(text):
+        raise InputError(
+            f"{what}: got U+{ord(forbidden[0]):04X}, a code point that Unicode forbids in "
+            "text, need text without it; try to remove it"
+        )
 
 
 def name_of(tokenizer: PreTrainedTokenizerBase) -> str:

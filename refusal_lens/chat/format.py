@@ -1,4 +1,4 @@
-"""The chat format of a tokenizer: renders instructions once, to ids with spans."""
+"""The chat format of a tokenizer: renders prompts once, to ids with spans."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..conversations import Conversation, Prompt
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from .encoder import Encoded, Encoder, admissible, name_of
+from .encoder import Encoded, Encoder, admissible, name_of, require_admissible
+from .frames import Frames, MarkedFrame
 from .rendered import Rendered, Row
-from .special import bos_prefix, pad_id, stop_ids
-from .template import ReplyText, Template, Turn
+from .special import pad_id, stop_ids
+from .template import ReplyText, Template
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +38,38 @@ _PROBES = (
 )
 
 
+class UserTurn(NamedTuple):
+    """A user's last message as the template writes it, and the half-open range of characters of each of its tokens."""
+
+    text: str
+    tokens: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One prompt up to the answer: its frame, its last message as given and as written, and the tokens."""
+
+    marked: MarkedFrame
+    given: str
+    written: str
+    prompt: Encoded
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The tokens of the message, half-open; None where it leaves none."""
+        start = len(self.marked.before)
+        return self.prompt.overlapping(start, start + len(self.written))
+
+
 @shown("positions", "bos_id", "pad_id", "stop_ids")
 class ChatFormat:
     """How a model's conversations are written, derived from its tokenizer.
 
-    User text (instructions, replies, earlier turns, the system prompt) never becomes a control token,
-    whatever it holds; a prefill is the researcher's own and may hold any. Replies may hold added tokens
-    that are not special, such as thinking markers, since models write those.
+    A prompt is a user's message or a whole conversation, whose own system prompt replaces the format's. User text
+    (instructions, replies, earlier turns, the system prompt) never becomes a control token, whatever it holds; a
+    prefill is the researcher's own and may hold any. Replies may hold added tokens that are not special, such as
+    thinking markers, since models write those. Post-instruction tokens are those behind the last message, the same
+    in every prompt.
 
     The answer starts where the generation prompt ends. For a thinking model that is its reasoning,
     whether the prompt ends before the think block (Qwen3) or inside it (R1 distills), and the
@@ -68,18 +96,12 @@ class ChatFormat:
         prefill: str = "",
         bos: bool | None = None,
         extra_stop_ids: Sequence[int] = (),
-        encoder: Encoder | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self._template = template
-        self._given: dict[str, Any] = {
-            "prefill": prefill,
-            "bos": bos,
-            "extra_stop_ids": extra_stop_ids,
-        }
-        self._encoder = encoder or Encoder(tokenizer)
+        self._encoder = Encoder(tokenizer)
+        self._frames = Frames(tokenizer, template, self._encoder, bos=bos)
         self._suffix = self._encoder.mark(suffix)
-        self._before, self._after = self._marked_prompt()
         self._reply = _reply_text(template)
         opening = (template.answer_opening if template else "") + prefill
         blank = not self._reply.lead.strip()
@@ -88,10 +110,11 @@ class ChatFormat:
         self._opening = space + self._encoder.mark(opening) if opening else ""
         self._end = self._encoder.mark(self._reply.end)
 
-        probes = template.written(_PROBES) if template else _PROBES
-        prompts = self._prompts(probes, _PROBES)
-        self._bos = bos_prefix(tokenizer, self._leading(prompts[0]), wanted=bos)
-        self._post_ids = self._shared_tail(prompts, probes)
+        usual = self._frames.usual
+        if usual.bos:
+            logger.info("BOS is put in front: tokenizer %s adds it by itself", name_of(tokenizer))
+        turns = self._turns(_conversations(_PROBES))
+        self._post_ids = self._shared_tail(turns)
         self.positions = tuple(self.decode_token(i) for i in self._post_ids)
         self.template_sha256 = _sha256(
             template=template.source if template else None,
@@ -99,19 +122,15 @@ class ChatFormat:
             options=dict(template.options) if template else {},
             suffix=suffix,
             prefill=opening,
-            bos=self._bos,
-            **({"turns": template.turns} if template and template.turns else {}),
+            bos=usual.bos,
         )
         self.stop_ids = stop_ids(tokenizer.eos_token_id, self._end_of_turn(), extra_stop_ids)
         self.pad_id = pad_id(tokenizer)
-        first = (self._bos + prompts[0].ids)[0]
-        self.bos_id = first if self._bos or first == tokenizer.bos_token_id else None
+        first = (usual.bos + turns[0].prompt.ids)[0]
+        self.bos_id = first if usual.bos or first == tokenizer.bos_token_id else None
         # The original would read control tokens out of such a system prompt; nothing to compare.
-        if template is not None and all(
-            self._encoder.mark(text) == text
-            for text in (template.prompt.before[f.start : f.stop] for f in template.foreign)
-        ):
-            _check_faithful(tokenizer, template, prompts)
+        if template is not None and self._frames.is_plain(usual):
+            _check_faithful(tokenizer, template, [turn.prompt for turn in turns])
 
     @classmethod
     @checked
@@ -166,24 +185,6 @@ class ChatFormat:
         """
         return cls(tokenizer, None, suffix=suffix, bos=bos, extra_stop_ids=extra_stop_ids)
 
-    def after(self, turns: Sequence[Turn]) -> ChatFormat:
-        """The format whose prompts begin with these turns, behind the system prompt and turns so far.
-
-        turns: (what the user said, what the model replied in full), the oldest first. Neither text can
-        become a control token. What the template does to past turns (trimming, cutting thoughts) is done.
-
-        Raises:
-            InputError: a base model's format, or a template that does not write each turn once.
-        """
-        if self._template is None:
-            raise InputError(
-                f"turns at tokenizer {name_of(self.tokenizer)}: got {len(turns)} for a plain format, need a "
-                "chat template; base models have no turns"
-            )
-        pairs = [_turn(number, turn) for number, turn in enumerate(turns)]
-        template = self._template.after(pairs) if pairs else self._template
-        return ChatFormat(self.tokenizer, template, encoder=self._encoder, **self._given)
-
     @property
     def n_positions(self) -> int:
         """Number of post-instruction tokens."""
@@ -191,9 +192,9 @@ class ChatFormat:
 
     @checked
     def render(
-        self, instructions: Sequence[str], *, replies: Sequence[str] | None = None
+        self, prompts: Sequence[Prompt], *, replies: Sequence[str] | None = None
     ) -> Rendered:
-        """Token ids with spans for each instruction, with its reply if replies are given.
+        """Token ids with spans for each prompt, with its reply where it has one or replies are given.
 
         A reply follows the prompt (and prefill) and is ended by the template's end of turn, which
         is in `ids` but not in the answer span. A header that the template writes before a reply (a
@@ -201,28 +202,43 @@ class ChatFormat:
         without a reply.
 
         Raises:
-            InputError: an empty instruction, one whose tokens merge with the positions, or a
-                template that cannot hold replies; the message names the row.
+            InputError: an empty instruction, one whose tokens merge with the positions, a template that cannot
+                hold replies, the system prompt or the turns of a conversation, or replies for prompts that have
+                their own; the message names the row.
         """
-        texts = admissible(instructions, "instruction")
-        written = self._template.written(texts) if self._template else texts
-        prompts = self._prompts(written, texts)
-        header = self._header if replies is not None or self._opening else ""
-        headed = self._extended(prompts, [header] * len(prompts))
-        opened = self._extended(headed, [self._opening] * len(prompts))
-        answered, ended = opened, opened
-        if replies is not None:
-            answered = self._extended(opened, self._reply_texts(replies, len(texts)))
-            ended = self._extended(answered, [self._end] * len(prompts))
+        conversations = _conversations(prompts)
+        turns = self._turns(conversations)
+        said = self._reply_texts(conversations, replies)
+        header = [self._header if text is not None or self._opening else "" for text in said]
+        headed = self._extended([turn.prompt for turn in turns], header)
+        opened = self._extended(headed, [self._opening] * len(turns))
+        answered = self._extended(opened, [text or "" for text in said])
+        ended = self._extended(answered, ["" if text is None else self._end for text in said])
         rows = [
             self._row(number, *parts)
-            for number, parts in enumerate(
-                zip(written, prompts, headed, answered, ended, strict=True)
-            )
+            for number, parts in enumerate(zip(turns, headed, answered, ended, strict=True))
         ]
         return Rendered.from_rows(
-            rows, pad_id=self.pad_id, positions=self.positions, instructions=texts
+            rows,
+            pad_id=self.pad_id,
+            positions=self.positions,
+            prompts=[conversation.prompt for conversation in conversations],
         )
+
+    @checked
+    def user_turns(self, prompts: Sequence[Prompt]) -> list[UserTurn]:
+        """The last message of each prompt as the template writes it, with the characters of each of its tokens.
+
+        There are as many tokens as `render` gives the instruction. Raises InputError as `render` does.
+        """
+        user_turns = []
+        for turn in self._turns(_conversations(prompts)):
+            head = len(turn.marked.before)
+            tokens = turn.prompt.offsets[slice(*_present(turn.span))]
+            user_turns.append(
+                UserTurn(turn.written, tuple((start - head, stop - head) for start, stop in tokens))
+            )
+        return user_turns
 
     @checked
     def decode(self, ids: Sequence[int] | Tensor) -> str:
@@ -235,57 +251,28 @@ class ChatFormat:
         )
         return str(text)
 
-    def _marked_prompt(self) -> tuple[str, str]:
-        if self._template is None:
-            return "", ""
-        prompt, mark = self._template.prompt, self._encoder.mark
-        parts, done = [], 0
-        for each in self._template.foreign:
-            said = prompt.before[each.start : each.stop]
-            parts += [mark(prompt.before[done : each.start])]
-            parts += [mark(said, special=False) if each.spoken else said]
-            done = each.stop
-        return "".join(parts) + mark(prompt.before[done:]), mark(prompt.after)
-
-    def _leading(self, prompt: Encoded) -> tuple[int, ...]:
-        """The control tokens that the template writes before the instruction.
-
-        Where one token begins texts and ends turns, those before any text.
-        """
-        foreign = self._template.foreign if self._template else ()
-        head = len(self._before)
-        if foreign and self.tokenizer.bos_token_id == self.tokenizer.eos_token_id:
-            assert self._template is not None
-            head = len(self._encoder.mark(self._template.prompt.before[: foreign[0].start]))
-        return tuple(
-            token
-            for i, token in enumerate(prompt.ids)
-            if prompt.is_marked(i) and prompt.offsets[i][1] <= head
+    def _turns(self, conversations: Sequence[Conversation]) -> list[_Turn]:
+        """Every prompt up to the end of the generation prompt, as tokens."""
+        given = admissible([each.instruction for each in conversations], "instruction")
+        marked = [self._frames.of(row, each) for row, each in enumerate(conversations)]
+        framed = [(each.frame, text) for each, text in zip(marked, given, strict=True)]
+        written = self._template.written(framed) if self._template else given
+        encoded = self._encoder.encode(
+            [each.before + text + each.after for each, text in zip(marked, written, strict=True)]
         )
-
-    def _prompts(self, written: Sequence[str], instructions: Sequence[str]) -> list[Encoded]:
-        encoded = self._encoder.encode([self._before + w + self._after for w in written])
-        for row, (text, encoding) in enumerate(zip(written, encoded, strict=True)):
-            if not text.strip() or self._instruction_span(encoding, text) is None:
-                raise InputError(
-                    f"instruction {row}: got {instructions[row]!r}, need text that gives at least "
-                    "one token; try to drop it"
-                )
-        return self._extended(encoded, [self._suffix] * len(encoded))
+        turns = [_Turn(*parts) for parts in zip(marked, given, written, encoded, strict=True)]
+        for row, turn in enumerate(turns):
+            if not turn.written.strip() or turn.span is None:
+                raise _no_token(row, turn.given)
+        prompts = self._extended(encoded, [self._suffix] * len(encoded))
+        return [replace(turn, prompt=prompt) for turn, prompt in zip(turns, prompts, strict=True)]
 
     def _extended(self, encoded: list[Encoded], additions: Sequence[str]) -> list[Encoded]:
         return self._encoder.extend(encoded, additions) if any(additions) else encoded
 
-    def _instruction_span(self, prompt: Encoded, written: str) -> tuple[int, int] | None:
-        start = len(self._before)
-        return prompt.overlapping(start, start + len(written))
-
-    def _shared_tail(self, prompts: Sequence[Encoded], probes: Sequence[str]) -> tuple[int, ...]:
+    def _shared_tail(self, turns: Sequence[_Turn]) -> tuple[int, ...]:
         """Ids of the tokens after the instruction that all probes have in common."""
-        tails = []
-        for prompt, probe in zip(prompts, probes, strict=True):
-            span = self._instruction_span(prompt, probe)
-            tails.append(prompt.ids[span[1] :] if span else ())
+        tails = [turn.prompt.ids[turn.span[1] :] if turn.span else () for turn in turns]
         shared = 0
         while all(len(t) > shared and t[-1 - shared] == tails[0][-1 - shared] for t in tails):
             shared += 1
@@ -298,26 +285,22 @@ class ChatFormat:
         return tails[0][-shared:]
 
     def _row(
-        self,
-        number: int,
-        written: str,
-        prompt: Encoded,
-        headed: Encoded,
-        answered: Encoded,
-        ended: Encoded,
+        self, number: int, turn: _Turn, headed: Encoded, answered: Encoded, ended: Encoded
     ) -> Row:
-        n, bos = len(self._post_ids), len(self._bos)
-        span = self._instruction_span(prompt, written)
+        prompt, span, n, bos = turn.prompt, turn.span, len(self._post_ids), len(turn.marked.bos)
         if span is None or prompt.ids[-n:] != self._post_ids:
             raise InputError(
-                f"instruction {number}: got {written[-30:]!r} at its end, which merges with the "
+                f"instruction {number}: got {turn.written[-30:]!r} at its end, which merges with the "
                 f"template's {self.positions[0]!r}, need the same {n} post-instruction tokens in "
                 "every row; try to strip it"
             )
         self._refuse_control(number, prompt.ids[slice(*span)])
-        post = (len(prompt) - n + bos, len(prompt) + bos)
-        answer = (len(headed) + bos, len(answered) + bos)
-        return Row(self._bos + ended.ids, (span[0] + bos, span[1] + bos), post, answer)
+        return Row(
+            turn.marked.bos + ended.ids,
+            instruction=(span[0] + bos, span[1] + bos),
+            post=(len(prompt) - n + bos, len(prompt) + bos),
+            answer=(len(headed) + bos, len(answered) + bos),
+        )
 
     def _refuse_control(self, number: int, ids: Sequence[int]) -> None:
         found = self._encoder.control_ids.intersection(ids) - self._encoder.unknown_ids
@@ -328,23 +311,41 @@ class ChatFormat:
                 "rephrase or drop it"
             )
 
-    def _reply_texts(self, replies: Sequence[str], n: int) -> list[str]:
-        if len(replies) != n:
-            raise InputError(f"replies: got {len(replies)}, need one for each of {n} instructions")
+    def _reply_texts(
+        self, conversations: Sequence[Conversation], replies: Sequence[str] | None
+    ) -> list[str | None]:
+        """The marked text of each row's reply, None where it has none."""
+        texts: list[str | None] = [conversation.reply for conversation in conversations]
+        if replies is not None:
+            if len(replies) != len(texts):
+                raise InputError(
+                    f"replies: got {len(replies)}, need one for each of {len(texts)} instructions"
+                )
+            if answered := [row for row, text in enumerate(texts) if text is not None]:
+                raise InputError(
+                    f"replies: got one for prompt {answered[0]}, which has its own, need prompts without; "
+                    "try conversation.with_reply(None)"
+                )
+            texts = [*replies]
+        if not any(text is not None for text in texts):
+            return texts
         if self._template is not None and self._reply is _NO_REPLY:
             self._template.reply()
-        texts = admissible(replies, "reply", empty=True)
-        marked = [self._encoder.mark(text, special=False) for text in texts]
-        if self._opening:
-            return marked
-        lead = "" if self._header else self._reply.lead
-        return [lead + self._reply.trim(text) for text in marked]
+        lead = "" if self._header or self._opening else self._reply.lead
+        trim = str if self._opening else self._reply.trim
+        marked: list[str | None] = []
+        for row, text in enumerate(texts):
+            if text is not None:
+                require_admissible(text, f"reply {row}")
+                text = lead + trim(self._encoder.mark(text, special=False))
+            marked.append(text)
+        return marked
 
     def _end_of_turn(self) -> int | None:
         """The first control token that the template writes after a reply."""
-        [answered] = self._encoder.encode(
-            [self._before + _PROBES[0] + self._after + self._header + "Yes"]
-        )
+        usual = self._frames.usual
+        text = usual.before + _PROBES[0] + usual.after + self._header + "Yes"
+        [answered] = self._encoder.encode([text])
         [ended] = self._extended([answered], [self._end])
         ends = range(len(answered), len(ended))
         return next((ended.ids[i] for i in ends if ended.is_marked(i)), None)
@@ -368,13 +369,22 @@ def _reply_text(template: Template | None) -> ReplyText:
         return _NO_REPLY
 
 
-def _turn(number: int, turn: object) -> Turn:
-    if isinstance(turn, str) or not isinstance(turn, Sequence) or len(turn) != 2:
-        raise InputError(
-            f"turn {number}: got {turn!r:.60}, need (what the user said, what the model replied)"
-        )
-    user, assistant = (admissible([text], f"text of turn {number},")[0] for text in turn)
-    return user, assistant
+def _conversations(prompts: Sequence[Prompt]) -> list[Conversation]:
+    for row, prompt in enumerate(prompts):
+        if isinstance(prompt, str) and not prompt.strip():
+            raise _no_token(row, prompt)
+    return [Conversation.of(prompt) for prompt in prompts]
+
+
+def _no_token(row: int, instruction: str) -> InputError:
+    return InputError(
+        f"instruction {row}: got {instruction!r}, need text that gives at least one token; try to drop it"
+    )
+
+
+def _present(span: tuple[int, int] | None) -> tuple[int, int]:
+    assert span is not None, "turns without tokens are refused"
+    return span
 
 
 def _sha256(**facts: object) -> str:
@@ -385,7 +395,8 @@ def _check_faithful(
     tokenizer: PreTrainedTokenizerBase, template: Template, prompts: Sequence[Encoded]
 ) -> None:
     """InputError unless the probes' ids are those that the tokenizer itself makes of the template's text."""
-    for probe, text, prompt in zip(_PROBES, template.texts(_PROBES), prompts, strict=True):
+    texts = template.texts([(template.frame.head, probe) for probe in _PROBES])
+    for probe, text, prompt in zip(_PROBES, texts, prompts, strict=True):
         reference = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if tuple(reference) != prompt.ids:
             raise InputError(

@@ -16,7 +16,7 @@ _SPELT = re.compile(r"(?P<region>[a-z]+)(?:\[(?P<index>-?\d{1,6})\]|\.(?P<mean>m
 _NEED = "t_inst, post[-1], post.mean, instruction.mean, reply.first, reply.mean, reply[-1] or last"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Place:
     """A token of a region, or the mean over the region's tokens.
 
@@ -62,6 +62,9 @@ class Place:
             raise InputError(f"place: got {text!r:.40}, need {_NEED}")
         return cls(spelt["region"], int(spelt["index"]) if spelt["index"] else None)  # type: ignore[arg-type]
 
+    def __repr__(self) -> str:
+        return f"Place({self})"
+
     def __str__(self) -> str:
         if self.region == "last":
             return "last"
@@ -78,6 +81,11 @@ class Place:
         )
 
     @classmethod
+    def posts(cls, n: int) -> tuple[Place, ...]:
+        """The last n post-instruction tokens, in their order."""
+        return tuple(cls.post(position) for position in range(-n, 0))
+
+    @classmethod
     def post(cls, position: int) -> Place:
         """The post-instruction token at a negative position, -1 the last."""
         return cls("post", position)
@@ -86,7 +94,8 @@ class Place:
 class Columns(NamedTuple):
     """Where a place lies in each row of a batch: columns [batch k] and their weights [batch k], which sum to 1.
 
-    k is 1 for a single token; for a mean it is the longest region's length, and weights behind a shorter one are 0.
+    k is 1 for a single token. For a mean it is the longest region's length; behind a shorter one the weights are 0,
+    and the columns stay inside the region.
     """
 
     columns: Int[Tensor, "batch k"]

@@ -9,10 +9,20 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..conversations import Prompt
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..shapes import Spans, TokenIds, TokenMask
+from .places import Columns, Place, Region
+
+_REGIONS = {
+    "instruction": "instruction",
+    "post": "post-instruction tokens",
+    "reply": "reply",
+    "last": "prompt",
+}
+"""What a message calls the regions."""
 
 
 @shown()
@@ -26,7 +36,7 @@ class Row:
     answer: tuple[int, int]
 
 
-@shown("ids", "positions", "instructions")
+@shown("ids", "positions", "prompts")
 @dataclass(frozen=True, eq=False)
 class Rendered:
     """Left-padded token ids of a batch of prompts, and where each region of a row lies.
@@ -46,7 +56,7 @@ class Rendered:
     post: Spans
     answer: Spans
     positions: tuple[str, ...]
-    instructions: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
 
     @classmethod
     def from_rows(
@@ -55,7 +65,7 @@ class Rendered:
         *,
         pad_id: int,
         positions: tuple[str, ...],
-        instructions: Sequence[str],
+        prompts: Sequence[Prompt],
     ) -> Rendered:
         """Pad rows on the left to a common length."""
         width = max(len(row.ids) for row in rows)
@@ -69,11 +79,11 @@ class Rendered:
             post=torch.tensor([row.post for row in rows]) + shift,
             answer=torch.tensor([row.answer for row in rows]) + shift,
             positions=positions,
-            instructions=tuple(instructions),
+            prompts=tuple(prompts),
         )
 
     def __len__(self) -> int:
-        return len(self.instructions)
+        return len(self.prompts)
 
     @property
     def t_inst(self) -> Int[Tensor, " batch"]:
@@ -94,6 +104,44 @@ class Rendered:
     def instruction_mask(self) -> TokenMask:
         """True at instruction tokens."""
         return self._inside(self.instruction)
+
+    @checked
+    def at(self, place: Place | str) -> Columns:
+        """Where a place lies in every row, on the CPU.
+
+        Raises InputError, naming the row, where a row has no such token: a reply that is not there, or an index
+        beyond its region.
+        """
+        place = Place.parse(place)
+        starts, stops = self._span_of(place.region).cpu().unbind(1)
+        n, index = stops - starts, place.index
+        least = 1 if index is None else max(index + 1, -index)
+        if short := (n < least).nonzero().flatten().tolist():
+            row = short[0]
+            raise InputError(
+                f"place {place} at prompt {row}: got {int(n[row])} tokens of its {_REGIONS[place.region]}, need at "
+                f"least {least}; try "
+                + ("prompts with replies" if place.region == "reply" else "another place")
+            )
+        if index is not None:
+            columns = ((starts if index >= 0 else stops) + index)[:, None]
+            return Columns(columns, torch.ones(columns.shape, dtype=torch.float64))
+        steps = torch.arange(int(n.max()))[None, :]
+        columns = torch.minimum(starts[:, None] + steps, stops[:, None] - 1)
+        return Columns(columns, (steps < n[:, None]).double() / n[:, None])
+
+    def _span_of(self, region: Region) -> Spans:
+        if region == "last":
+            width = self.ids.shape[1]
+            return torch.tensor([[width - 1, width]]).expand(len(self), 2)
+        spans = {"instruction": self.instruction, "post": self.post, "reply": self.answer}
+        return spans[region]
+
+    def name_of(self, place: Place) -> str:
+        """What to call a place: the text of a post-instruction token, else the place's own name."""
+        position = place.position
+        known = position is not None and -position <= len(self.positions)
+        return self.positions[position] if known and position is not None else str(place)
 
     def _inside(self, spans: Spans) -> Bool[Tensor, "batch pos"]:
         column = torch.arange(self.ids.shape[1], device=self.ids.device)[None, :]
@@ -124,7 +172,7 @@ class Rendered:
             answer = (spans[2][0], len(ids))
             rows.append(Row(ids, spans[0], spans[1], answer))
         return Rendered.from_rows(
-            rows, pad_id=pad_id, positions=self.positions, instructions=self.instructions
+            rows, pad_id=pad_id, positions=self.positions, prompts=self.prompts
         ).to(self.ids.device)
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Rendered:
@@ -138,7 +186,7 @@ class Rendered:
             post=self.post[index] - start,
             answer=self.answer[index] - start,
             positions=self.positions,
-            instructions=tuple(self.instructions[i] for i in index.tolist()),
+            prompts=tuple(self.prompts[i] for i in index.tolist()),
         )
 
     def _row_index(self, rows: slice | Sequence[int] | Tensor) -> Int[Tensor, " rows"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -10,17 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InputError
 from .encoder import name_of
 
-logger = logging.getLogger(__name__)
 
-
-def bos_prefix(
-    tokenizer: PreTrainedTokenizerBase, leading: Sequence[int], *, wanted: bool | None
-) -> tuple[int, ...]:
-    """What goes in front of every prompt: the tokenizer's BOS, unless the template writes it.
-
-    leading: the control tokens that the template writes before the instruction, behind white space or a
-    system prompt too.
-    """
+def bos_prefix(tokenizer: PreTrainedTokenizerBase, *, wanted: bool | None) -> tuple[int, ...]:
+    """What goes in front of every prompt whose template does not write it: the tokenizer's BOS."""
     if wanted is False:
         return ()
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -34,12 +25,18 @@ def bos_prefix(
                 "a BOS token; try bos=None"
             )
         prefix = (tokenizer.bos_token_id,)
-    starts = range(len(leading) - len(prefix) + 1)
-    written = any(tuple(leading[k : k + len(prefix)]) == prefix for k in starts)
-    if not prefix or written or tokenizer.bos_token_id in leading:
-        return ()
-    logger.info("BOS is put in front: tokenizer %s adds it by itself", name_of(tokenizer))
     return prefix
+
+
+def is_written(prefix: Sequence[int], leading: Sequence[int], bos_id: int | None) -> bool:
+    """Whether a template writes the prefix, or BOS alone, by itself.
+
+    leading: the control tokens that the template writes before the instruction, behind white space or a
+    system prompt too.
+    """
+    starts = range(len(leading) - len(prefix) + 1)
+    written = any(tuple(leading[k : k + len(prefix)]) == tuple(prefix) for k in starts)
+    return written or bos_id in leading
 
 
 def stop_ids(eos: int | None, end_of_turn: int | None, extra: Sequence[int]) -> tuple[int, ...]:

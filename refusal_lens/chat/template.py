@@ -11,6 +11,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from ..conversations import Message
 from ..errors import InputError
 from .bounds import SECONDS, LimitError, render
 from .encoder import name_of
@@ -40,17 +41,8 @@ _THOUGHT = re.compile(
 SECONDS_EACH = 0.05
 """Seconds that every rendering may take; usual ones take a ten-thousandth."""
 
-Message = dict[str, str]
-Turn = tuple[str, str]
-"""What a user said, and what the model replied."""
-
-
-@dataclass(frozen=True)
-class PromptText:
-    """The template text before and after the instruction, generation prompt included."""
-
-    before: str
-    after: str
+Head = tuple[Message, ...]
+"""What stands before the last user message: a system prompt, and earlier turns."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +70,24 @@ class Foreign:
     spoken: bool
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The text round the last user message of the prompts with one head, generation prompt included.
+
+    foreign: where in `before` the head's own texts stand, in reading order.
+    """
+
+    head: Head
+    before: str
+    after: str
+    foreign: tuple[Foreign, ...]
+
+
 class Template:
-    """A tokenizer's chat template with its system prompt, earlier turns and options fixed."""
+    """A tokenizer's chat template with its default system prompt and its options fixed.
+
+    `frame` is that of a single message behind the default system prompt.
+    """
 
     def __init__(
         self,
@@ -87,64 +95,63 @@ class Template:
         *,
         system: str | None = None,
         thinking: bool | None = None,
-        turns: Sequence[Turn] = (),
     ) -> None:
         self._tokenizer = tokenizer
-        self._thinking = thinking
         self._seconds = SECONDS
-        self.turns = tuple(turns)
         self.name = name_of(tokenizer)
         self.source = _source(tokenizer)
         self.system = system
-        self._head: list[Message] = []
         self._options: Mapping[str, Any] = {}
-        if system is not None:
-            self._head = [{"role": "system", "content": self._checked_system(system)}]
-        for user, assistant in self.turns:
-            self._head += [
-                {"role": "user", "content": user},
-                {"role": "assistant", "content": assistant},
-            ]
-        self.answer_opening = "" if thinking is None else self._set_thinking(thinking)
-        self.prompt = self._probe()
-        self.foreign = self._foreign()
-
-    def after(self, turns: Sequence[Turn]) -> Template:
-        """The same template with further turns before the instruction."""
-        return Template(
-            self._tokenizer,
-            system=self.system,
-            thinking=self._thinking,
-            turns=(*self.turns, *turns),
-        )
+        head = self.head(())
+        self.answer_opening = "" if thinking is None else self._set_thinking(thinking, head)
+        self.frame = self.frame_of(head)
 
     @property
     def options(self) -> Mapping[str, Any]:
         """Keyword arguments that the template is rendered with."""
         return dict(self._options)
 
-    def messages(self, instruction: str) -> list[Message]:
-        """The conversation that holds one instruction."""
-        return [*self._head, {"role": "user", "content": instruction}]
+    def head(self, earlier: Head) -> Head:
+        """The head of a prompt with these earlier messages: behind the default system prompt, or their own."""
+        if self.system is None or (earlier and earlier[0].role == "system"):
+            return earlier
+        return (Message("system", self.system), *earlier)
 
-    def texts(self, instructions: Sequence[str]) -> list[str]:
-        """The whole prompt of each instruction, generation prompt included."""
-        return self._render([self.messages(i) for i in instructions])
+    def frame_of(self, head: Head) -> Frame:
+        """What the template writes round a message behind this head.
 
-    def written(self, instructions: Sequence[str]) -> list[str]:
-        """Each instruction as the template writes it (many trim white space)."""
+        Raises InputError where it does not write the message, the system prompt and each turn once, as they are.
+        """
+        self._check_system(head)
+        before, after = self._probe(head)
+        return Frame(head, before, after, self._foreign(head, before))
+
+    def texts(self, prompts: Sequence[tuple[Head, str]]) -> list[str]:
+        """The whole prompt of each last message behind its head, generation prompt included."""
+        return self._render([_listed(head, instruction) for head, instruction in prompts])
+
+    def written(self, prompts: Sequence[tuple[Frame, str]]) -> list[str]:
+        """Each last message as the template writes it (many trim white space)."""
         # A template that writes today's date must not fail a run that passes midnight.
-        now = self._probe() if "strftime_now" in self.source else self.prompt
-        texts = self.texts(instructions)
-        for row, text in enumerate(texts):
-            room = len(text) - len(now.before) - len(now.after)
-            if room < 0 or not (text.startswith(now.before) and text.endswith(now.after)):
+        dated = "strftime_now" in self.source
+        around: dict[Head, tuple[str, str]] = {}
+        texts = self.texts([(frame.head, instruction) for frame, instruction in prompts])
+        written = []
+        for row, (text, (frame, instruction)) in enumerate(zip(texts, prompts, strict=True)):
+            if frame.head not in around:
+                around[frame.head] = (
+                    self._probe(frame.head) if dated else (frame.before, frame.after)
+                )
+            before, after = around[frame.head]
+            room = len(text) - len(before) - len(after)
+            if room < 0 or not (text.startswith(before) and text.endswith(after)):
                 raise InputError(
-                    f"instruction {row}: got {instructions[row][:60]!r}, which changes what the "
+                    f"instruction {row}: got {instruction[:60]!r}, which changes what the "
                     f"chat template of {self.name} writes around it; need an instruction that the "
                     "template only wraps; try to rephrase or drop it"
                 )
-        return [text[len(now.before) : len(text) - len(now.after)] for text in texts]
+            written.append(text[len(before) : len(text) - len(after)])
+        return written
 
     def reply(self) -> ReplyText:
         """What stands round a reply. InputError where the template has no assistant turns."""
@@ -155,12 +162,12 @@ class Template:
                 "template that writes each turn once; try rendering without replies"
             )
         head, _, end = text.partition(_REPLY)
-        prompt = self.prompt.before + _INSTRUCTION + self.prompt.after
+        prompt = self.frame.before + _INSTRUCTION + self.frame.after
         lead = _without_thought(head[len(prompt) :]) if head.startswith(prompt) else ""
         return ReplyText(lead, end, self._reply_trim(head, end))
 
-    def _conversation(self, reply: str) -> list[Message]:
-        return [*self.messages(_INSTRUCTION), {"role": "assistant", "content": reply}]
+    def _conversation(self, reply: str) -> list[dict[str, str]]:
+        return _listed((*self.frame.head, Message("user", _INSTRUCTION)), reply, "assistant")
 
     def _reply_trim(self, head: str, end: str) -> Callable[[str], str]:
         [text] = self._render([self._conversation(f"  {_REPLY}  ")], generation_prompt=False)
@@ -174,7 +181,7 @@ class Template:
 
     def _render(
         self,
-        conversations: Sequence[list[Message]],
+        conversations: Sequence[list[dict[str, str]]],
         *,
         generation_prompt: bool = True,
         **options: Any,
@@ -188,22 +195,22 @@ class Template:
             "add_generation_prompt": generation_prompt,
         }
         try:
-            return [self._timed({**shared, "messages": each}) for each in conversations]
+            return [self._timed({**shared, "messages": messages}) for messages in conversations]
         except LimitError as error:
             raise InputError(
                 f"chat template of {self.name}: got {error}, need one that ends; try another chat template"
             ) from error
         except _FAILURES as error:
             roles = [message["role"] for message in conversations[0]]
-            said = ", ".join(roles[:6]) + (", ..." if len(roles) > 6 else "")
+            listed = ", ".join(roles[:6]) + (", ..." if len(roles) > 6 else "")
             remedy = "another chat template"
-            if self.system is not None:
+            if "system" in roles:
                 remedy = "without a system prompt"
-            elif self.turns:
+            elif roles.count("user") > 1:
                 remedy = "one turn at a time"
             problem = " ".join(str(error).split())[:120] or type(error).__name__
             raise InputError(
-                f"chat template of {self.name}: got {problem!r} for the turns {said}, need a "
+                f"chat template of {self.name}: got {problem!r} for the turns {listed}, need a "
                 f"template that takes them; try {remedy}"
             ) from error
 
@@ -216,82 +223,84 @@ class Template:
             raise LimitError(f"more than {SECONDS:g} seconds")
         return text
 
-    def _probe(self) -> PromptText:
-        [text] = self._render([self.messages(_INSTRUCTION)])
+    def _probe(self, head: Head) -> tuple[str, str]:
+        """The text before and after a message behind this head."""
+        [text] = self.texts([(head, _INSTRUCTION)])
         if text.count(_INSTRUCTION) != 1:
             raise InputError(
                 f"chat template of {self.name}: got {text.count(_INSTRUCTION)} copies of the "
                 "instruction in the prompt, need exactly 1; try another chat_template"
             )
         before, _, after = text.partition(_INSTRUCTION)
-        return PromptText(before, after)
+        return before, after
 
-    def _checked_system(self, system: str) -> str:
-        self._head = [{"role": "system", "content": _SYSTEM}]
-        [text] = self._render([self.messages(_INSTRUCTION)])
+    def _check_system(self, head: Head) -> None:
+        """InputError for a system prompt in a head where the template has no place for one."""
+        if not head or head[0].role != "system":
+            return
+        [text] = self.texts([((Message("system", _SYSTEM),), _INSTRUCTION)])
         if text.count(_SYSTEM) != 1:
             raise InputError(
                 f"chat template of {self.name}: got a system prompt that the template writes "
                 f"{text.count(_SYSTEM)} times, need a template with a system role; try system=None "
                 "and put the text into the instruction"
             )
-        return system
 
-    def _foreign(self) -> tuple[Foreign, ...]:
-        """Where the system prompt and the earlier turns stand in `prompt.before`, in reading order."""
-        kept = [i for i, message in enumerate(self._head) if message["content"]]
+    def _foreign(self, head: Head, before: str) -> tuple[Foreign, ...]:
+        """Where the texts of a head stand in the text before the message, in reading order."""
+        kept = [i for i, message in enumerate(head) if message.content]
         if not kept:
             return ()
         names = {i: f"{_TURN}{_letters(i)}qx" for i in kept}
-        marked = self._before({i: names[i] for i in kept})
-        places = {i: marked.find(name) for i, name in names.items()}
+        marked = self._before(head, {i: names[i] for i in kept})
+        starts = {i: marked.find(name) for i, name in names.items()}
         for i, name in names.items():
             if marked.count(name) != 1:
-                raise self._not_wrapped(i, f"writes {marked.count(name)} times")
-        order = sorted(kept, key=places.__getitem__)
+                raise self._not_wrapped(head, i, f"writes {marked.count(name)} times")
+        order = sorted(kept, key=starts.__getitem__)
         whole = marked
         spans: list[Foreign] = []
         for i in reversed(order):
             # Alone among placeholders, to see what the template makes of it: many trim, some cut thoughts.
-            alone = self._before({j: names[j] for j in kept if j != i})
-            start, rest = places[i], marked[places[i] + len(names[i]) :]
+            alone = self._before(head, {j: names[j] for j in kept if j != i})
+            start, rest = starts[i], marked[starts[i] + len(names[i]) :]
             text = alone[start : len(alone) - len(rest)]
             if len(alone) < start + len(rest) or alone != marked[:start] + text + rest:
-                raise self._not_wrapped(i, "does not simply wrap")
+                raise self._not_wrapped(head, i, "does not simply wrap")
             whole = whole[:start] + text + whole[start + len(names[i]) :]
             spans = [
-                Foreign(start, start + len(text), self._head[i]["role"] == "assistant"),
-                *(_moved(each, len(text) - len(names[i])) for each in spans),
+                Foreign(start, start + len(text), head[i].role == "assistant"),
+                *(_moved(span, len(text) - len(names[i])) for span in spans),
             ]
-        if whole != self.prompt.before:
-            raise self._not_wrapped(order[-1], "does not simply wrap")
+        if whole != before:
+            raise self._not_wrapped(head, order[-1], "does not simply wrap")
         return tuple(spans)
 
-    def _before(self, contents: Mapping[int, str]) -> str:
-        """The text before the instruction, with other contents for some messages of the head."""
-        head = [
-            {**message, "content": contents.get(i, message["content"])}
-            for i, message in enumerate(self._head)
-        ]
-        [text] = self._render([[*head, {"role": "user", "content": _INSTRUCTION}]])
+    def _before(self, head: Head, contents: Mapping[int, str]) -> str:
+        """The text before the message, with other contents for some messages of the head."""
+        changed = tuple(
+            message._replace(content=contents.get(i, message.content))
+            for i, message in enumerate(head)
+        )
+        [text] = self.texts([(changed, _INSTRUCTION)])
         return text.partition(_INSTRUCTION)[0]
 
-    def _not_wrapped(self, index: int, does: str) -> InputError:
-        if self._head[index]["role"] == "system":
+    def _not_wrapped(self, head: Head, index: int, does: str) -> InputError:
+        if head[index].role == "system":
             return InputError(
                 f"chat template of {self.name}: got a system prompt that it {does} before the "
                 "instruction, need one that is written once as it is; try another one, or system=None"
             )
-        text = self._head[index]["content"]
-        number = (index - (self.system is not None)) // 2
+        text = head[index].content
+        number = (index - (head[0].role == "system")) // 2
         return InputError(
             f"turn {number}: got {text[:40]!r}, which the chat template of {self.name} {does} before the "
             "instruction, need earlier turns that it writes once as they are; try to drop the turn"
         )
 
-    def _set_thinking(self, thinking: bool) -> str:
+    def _set_thinking(self, thinking: bool, head: Head) -> str:
         """Switch thinking on or off; what must open the answer where the template cannot."""
-        probe = [self.messages(_INSTRUCTION)]
+        probe = [_listed(head, _INSTRUCTION)]
         for key in _THINKING_KEYS:
             if self._render(probe, **{key: True}) != self._render(probe, **{key: False}):
                 self._options = {key: thinking}
@@ -306,6 +315,11 @@ class Template:
             f"thinking at tokenizer {self.name}: got thinking={thinking}, need a template or "
             "vocabulary that knows thinking; try thinking=None"
         )
+
+
+def _listed(before: Sequence[Message], text: str, role: str = "user") -> list[dict[str, str]]:
+    """The messages as templates read them, with one more."""
+    return [*(message._asdict() for message in before), {"role": role, "content": text}]
 
 
 def _moved(span: Foreign, by: int) -> Foreign:

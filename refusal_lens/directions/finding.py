@@ -10,11 +10,12 @@ import torch
 
 from ..activations import mean_residuals
 from ..behaviours import Behaviour, FirstTokens, choose_first_tokens
+from ..chat import Place
+from ..conversations import Prompt
 from ..direction import Direction
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..judges import phrase_judge
 from ..model import ChatModel
 from ..progress import Progress, named
 from ..prompts import Contrast, PromptPair
@@ -69,7 +70,7 @@ class FilteredPrompts:
 
 
 @shown(
-    "selection.position", "selection.layer", "selection.scores", "selection.n_passing", "behaviour", "direction"
+    "selection.place", "selection.layer", "selection.scores", "selection.n_passing", "behaviour", "direction"
 )
 @dataclass(frozen=True, eq=False)
 class Finding:
@@ -105,7 +106,6 @@ def choose_behaviour(
         model,
         contrast.train,
         name=contrast.name,
-        judge=phrase_judge if contrast.name == "refusal" else None,
         batch_size=batch_size,
         on_progress=on_progress,
     )
@@ -147,14 +147,17 @@ def extract_candidates(
     *,
     data_sha256: str,
     concept: str = "refusal",
+    places: Sequence[Place | str] | None = None,
     batch_size: int = 32,
     on_progress: Progress | None = None,
 ) -> Candidates:
-    """Difference-of-means candidates from one pair of prompt sets."""
+    """Difference-of-means candidates from one pair of prompt sets, at places as in `mean_residuals`."""
     means = []
     for kind, prompts in (("positive", pair.positive), ("negative", pair.negative)):
         told = named(on_progress, f"{kind} activations")
-        means.append(mean_residuals(model, prompts, batch_size=batch_size, on_progress=told))
+        means.append(
+            mean_residuals(model, prompts, places=places, batch_size=batch_size, on_progress=told)
+        )
     facts = provenance_of(
         model.chat,
         concept=concept,
@@ -172,6 +175,7 @@ def find_direction(
     contrast: Contrast,
     *,
     behaviour: Behaviour | None = None,
+    places: Sequence[Place | str] | None = None,
     thresholds: Thresholds | None = None,
     mode: Mode = "exhaustive",
     batch_size: int = 32,
@@ -179,8 +183,9 @@ def find_direction(
 ) -> Finding:
     """The direction that the paper's rule selects, with candidates, scores and counts.
 
-    behaviour: what the direction is about; by default first tokens, discovered. mode "lazy" scores just what the same
-    choice needs. batch_size: prompts in a pass that reads activations; the sweep over candidates finds its own.
+    behaviour: what the direction is about; by default first tokens, discovered. places: where candidates are read, by
+    default at every post-instruction token. mode "lazy" scores just what the same choice needs. batch_size: prompts in
+    a pass that reads activations; the sweep over candidates finds its own.
 
     Filters prompts by the model's own behaviour, takes the difference of means on train, scores on val,
     selects. Raises NoCandidateError (its ``table`` has every score and reason) when no candidate passes,
@@ -202,6 +207,7 @@ def find_direction(
         train.pair,
         data_sha256=contrast.sha256,
         concept=contrast.name,
+        places=places,
         batch_size=batch_size,
         on_progress=on_progress,
     )
@@ -216,9 +222,9 @@ def find_direction(
         on_progress=on_progress,
     )
     selection = select(table, model.n_layers, rule)
-    direction = candidates.direction(selection.position, selection.layer)
+    direction = candidates.direction(selection.place, selection.layer)
     return Finding(direction, candidates, selection, about, train, val)
 
 
-def _where(prompts: Sequence[str], keep: torch.Tensor) -> tuple[str, ...]:
+def _where(prompts: Sequence[Prompt], keep: torch.Tensor) -> tuple[Prompt, ...]:
     return tuple(prompt for prompt, kept in zip(prompts, keep.tolist(), strict=True) if kept)

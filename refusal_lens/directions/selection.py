@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from ..chat import Place
 from ..display import shown
 from ..door import checked
 from ..errors import InputError, UnmetError
@@ -41,16 +42,21 @@ class Thresholds:
         return int(n_layers * (1.0 - self.prune_layers))
 
 
-@shown("position", "layer", "scores", "n_passing", "table")
+@shown("place", "layer", "scores", "n_passing", "table")
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What the rule takes: (position, layer), its scores, and the table with passes and reason."""
+    """What the rule takes: place and layer, its scores, and the table with passes and reason."""
 
-    position: int
+    place: Place
     layer: int
     scores: dict[str, float]
     table: pd.DataFrame
     thresholds: Thresholds
+
+    @property
+    def position(self) -> int | None:
+        """The post-instruction token, -1 the last; None for another place."""
+        return self.place.position
 
     @property
     def n_passing(self) -> int:
@@ -70,18 +76,19 @@ class NoCandidateError(UnmetError):
 def select(table: pd.DataFrame, n_layers: int, rule: Thresholds | None = None) -> Selection:
     """The candidate of least bypass among those that pass the rule (paper, appendix C.1).
 
-    table needs the columns position, layer, bypass, induce, kl; ties go to the earlier position, then
-    the lower layer. rule: the paper's thresholds by default. Raises NoCandidateError, with the nearest miss in its
-    message, when none passes.
+    table needs the columns layer, bypass, induce, kl, and place or position. Ties go to the earlier row of a table of
+    places, and to the earlier position, then the lower layer, of one that has positions alone. rule: the paper's
+    thresholds by default. Raises NoCandidateError, with the nearest miss in its message, when none passes.
     """
     rule = rule or Thresholds()
     marked = mark_passing(table, n_layers, rule)
     passing = marked[marked["passes"]]
     if passing.empty:
         raise NoCandidateError(explain_failure(marked, n_layers, rule), marked)
-    best = passing.sort_values(["bypass", "position", "layer"], kind="stable").iloc[0]
+    order = ["bypass"] if "place" in table else ["bypass", "position", "layer"]
+    best = passing.sort_values(order, kind="stable").iloc[0]
     return Selection(
-        position=int(best["position"]),
+        place=_place(best),
         layer=int(best["layer"]),
         scores={name: float(best[name]) for name in SCORES},
         table=marked,
@@ -91,10 +98,12 @@ def select(table: pd.DataFrame, n_layers: int, rule: Thresholds | None = None) -
 
 def mark_passing(table: pd.DataFrame, n_layers: int, rule: Thresholds) -> pd.DataFrame:
     """The table with ``passes`` and ``reason`` ("" for those that pass), rows in their order."""
-    missing = {"position", "layer", *SCORES} - set(table.columns)
+    at = "place" if "place" in table else "position"
+    missing = {at, "layer", *SCORES} - set(table.columns)
     if missing:
         raise InputError(f"candidate table: no column {', '.join(sorted(missing))}")
-    texts = [c for c in ("position", "layer", *SCORES) if not is_numeric_dtype(table[c])]
+    numbers = ("layer", *SCORES) if at == "place" else ("position", "layer", *SCORES)
+    texts = [c for c in numbers if not is_numeric_dtype(table[c])]
     if texts:
         raise InputError(f"candidate table: got texts in column {', '.join(texts)}, need numbers")
     marked = table.copy()
@@ -142,9 +151,19 @@ def explain_failure(marked: pd.DataFrame, n_layers: int, rule: Thresholds) -> st
     if near["induce"] < rule.induce_threshold:
         advice.append(f"--induce-threshold {-_round_up(-near['induce']):g}")
     return (
-        f"{message}; nearest miss: position {int(near['position'])}, layer {int(near['layer'])} "
+        f"{message}; nearest miss: {_where(near)}, layer {int(near['layer'])} "
         f"({near['reason']}); relax with {' '.join(advice)}"
     )
+
+
+def _place(row: pd.Series) -> Place:
+    """The place of a row; tables of earlier versions and of others know positions only."""
+    return Place.parse(row["place"]) if "place" in row else Place.post(int(row["position"]))
+
+
+def _where(row: pd.Series) -> str:
+    place = _place(row)
+    return str(place) if place.position is None else f"position {place.position}"
 
 
 def _distance(known: pd.DataFrame, rule: Thresholds) -> pd.Series:

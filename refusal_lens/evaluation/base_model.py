@@ -42,7 +42,7 @@ def cosine_in_both(
     total, done = 2 * sum(map(len, prompts.values())), 0
     for condition, model in (("chat", chat), ("base", base)):
         for kind, asked in prompts.items():
-            streams = cache_residuals(model, asked, positions=[-1], batch_size=batch_size)
+            streams = cache_residuals(model, asked, places=["post[-1]"], batch_size=batch_size)
             done += len(asked)
             if on_progress is not None:
                 on_progress("cosines", done, total)

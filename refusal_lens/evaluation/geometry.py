@@ -44,7 +44,7 @@ def cosine_by_layer(
         for condition, edit in conditions.items():
             with applied(model, [] if edit is None else edit):
                 streams = cache_residuals(
-                    model, prompts[kind], positions=[-1], batch_size=batch_size
+                    model, prompts[kind], places=["post[-1]"], batch_size=batch_size
                 )
             cosines = cosine_similarity(streams[:, 0], direction.vector)
             mean, sd = cosines.mean(0), cosines.std(0, unbiased=False)

@@ -136,7 +136,7 @@ def _write_direction(run: ReferenceRun, selection: Selection, path: Path) -> Non
     direction = Direction(
         vector,
         selection.layer,
-        selection.position,
+        selection.place,
         model=run.path.resolve().name,
         more={"source": FORMAT},
     )

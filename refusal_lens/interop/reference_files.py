@@ -27,7 +27,7 @@ from refusal_lens.errors import InputError
 from refusal_lens.interop.layout import EVALUATIONS, METADATA
 from refusal_lens.runs import read_json
 from refusal_lens.runs.opening import open_regular, require_plain
-from refusal_lens.shapes import PositionLayerVectors, Vector
+from refusal_lens.shapes import PlaceLayerVectors, Vector
 
 MEAN_DIFFS = "generate_directions/mean_diffs.pt"
 DIRECTION = "direction.pt"
@@ -53,7 +53,7 @@ class ReferenceRun:
     path: Path
     scores: pd.DataFrame
     selected: tuple[int, int] | None
-    mean_diffs: PositionLayerVectors | None
+    mean_diffs: PlaceLayerVectors | None
     direction: Vector | None
     losses: pd.DataFrame | None
     rates: Mapping[str, Mapping[str, dict[str, float]]]

@@ -189,6 +189,11 @@ def write_reference(
     ``direction.pt`` [d_model] and ``generate_directions/mean_diffs.pt`` [position layer d_model], float64, and
     ``direction_metadata.json`` with ``pos`` and ``layer``.
     """
+    if direction.position is None or any(place.position is None for place in candidates.places):
+        raise InputError(
+            f"direction at {direction.place}: got other places than post-instruction tokens, which the reference's "
+            "format does not know; try another export"
+        )
     needed = candidates.mean_diffs.numel() * 8
     with atomic_folder(Path(out), needed=needed, recorded=recorded) as hidden:
         (hidden / "generate_directions").mkdir()

@@ -11,15 +11,16 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat import ChatFormat, Rendered
+from ..conversations import Conversation, Prompt, unanswered
 from ..display import shown
 from ..door import at_least, checked
 from ..errors import InputError
@@ -263,13 +264,19 @@ class ChatModel:
     @checked
     @torch.no_grad()
     def logits(
-        self, rendered: Rendered, *, all_positions: bool = False, last: int | None = None
+        self,
+        prompts: Sequence[Prompt] | Rendered,
+        *,
+        all_positions: bool = False,
+        last: int | None = None,
     ) -> LastLogits | ReadLogits | Logits:
         """Next-token logits: [batch d_vocab] at the last position, or [batch pos d_vocab] at all.
 
-        last=k gives [batch k d_vocab] at the last k positions. Only the positions asked for are unembedded. Raises
-        InputError for a row that is longer than the model's positions, or when a logit is NaN or infinite.
+        last=k gives [batch k d_vocab] at the last k positions. A conversation with its reply is read whole. Rows are
+        padded on the left. Only the positions asked for are unembedded. Raises InputError for a row that is longer
+        than the model's positions, or when a logit is NaN or infinite.
         """
+        rendered = self._rendered(prompts)
         require_room(self.name, self.max_positions, rendered, 0)
         at_least(1, last=last)
         rendered = rendered.to(self.device)
@@ -314,51 +321,45 @@ class ChatModel:
 
     @checked
     @torch.no_grad()
-    def read(self, rendered: Rendered, sites: Sequence[Site]) -> dict[Site, Tensor]:
-        """What the sites hold in one forward pass, e.g. [batch pos d_model] for resid_pre."""
-        held: dict[Site, Tensor] = {}
+    def read(self, prompts: Sequence[Prompt] | Rendered, sites: Sequence[Site]) -> dict[Site, Tensor]:
+        """What the sites hold in one forward pass, e.g. [batch pos d_model] for resid_pre; as in `logits`."""
+        activations: dict[Site, Tensor] = {}
 
         def keeper(site: Site) -> Hook:
             def keep(activation: Tensor) -> None:
-                held[site] = activation.detach()
+                activations[site] = activation.detach()
 
             return keep
 
         with self.hooked([(site, keeper(site)) for site in sites]):
-            self.logits(rendered)
-        return held
+            self.logits(prompts)
+        return activations
 
     # ---------------------------------------------------------------- generation
 
+    @overload
+    def generate(self, prompts: Prompt, **options: Any) -> str: ...
+
+    @overload
+    def generate(self, prompts: Sequence[Prompt] | Rendered, **options: Any) -> list[str]: ...
+
     @checked
     def generate(
-        self,
-        prompts: Sequence[str] | Rendered,
-        *,
-        max_new_tokens: int | None = None,
-        batch_size: int = 64,
-        stop: bool = True,
-        use_cache: bool = True,
-        on_progress: Progress | None = None,
-        **sampling: Any,
-    ) -> list[str]:
-        """The texts of `replies`, special tokens left out."""
-        found = self.replies(
-            prompts,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            stop=stop,
-            use_cache=use_cache,
-            on_progress=on_progress,
-            **sampling,
-        )
-        return [reply.text for reply in found]
+        self, prompts: Prompt | Sequence[Prompt] | Rendered, **options: Any
+    ) -> str | list[str]:
+        """The text of the reply to one prompt, or the texts for a list of them, special tokens left out.
+
+        options: those of `replies`.
+        """
+        if isinstance(prompts, str | Conversation):
+            return self.replies([prompts], **options)[0].text
+        return [reply.text for reply in self.replies(prompts, **options)]
 
     @checked
     @torch.no_grad()
     def replies(
         self,
-        prompts: Sequence[str] | Rendered,
+        prompts: Sequence[Prompt] | Rendered,
         *,
         max_new_tokens: int | None = None,
         batch_size: int = 64,
@@ -369,6 +370,7 @@ class ChatModel:
     ) -> list[Reply]:
         """Replies with their ids, greedy unless ``do_sample=True, temperature=...`` say otherwise.
 
+        The model does not see a reply that a conversation has already.
         A reply ends at the model's own stop tokens (its generation config, the tokenizer's eos and the
         template's end of turn), which are no part of it; ``stop=False`` runs on to max_new_tokens (default
         512, or what is left of the model's positions). Edits installed around the call act on the prompt and
@@ -376,10 +378,10 @@ class ChatModel:
         their order, as edits with one vector per row need. use_cache is without effect where `uses_cache` is
         False. Raises InputError, before the first pass, for a prompt that does not fit with its reply.
         """
-        rendered = self._rendered(prompts)
+        rendered = self._rendered(prompts if isinstance(prompts, Rendered) else unanswered(prompts))
         length = reply_length(self.max_positions, rendered, max_new_tokens)
         self.require_room(rendered, length)
-        found: list[Reply] = [Reply("", ())] * len(rendered)
+        replies: list[Reply] = [Reply("", ())] * len(rendered)
         one_batch = batch_size >= len(rendered)
         batches = [(range(len(rendered)), rendered)] if one_batch else rendered.batches(batch_size)
         done = 0
@@ -394,23 +396,24 @@ class ChatModel:
                 )
             for row, ids in zip(rows, new.tolist(), strict=True):
                 kept = until_stop(ids, self.stop_ids if stop else ())
-                found[int(row)] = Reply(self.chat.decode(kept), tuple(kept))
+                replies[int(row)] = Reply(self.chat.decode(kept), tuple(kept))
             done += len(batch)
             if on_progress is not None:
                 on_progress("replies", done, len(rendered))
-        return found
+        return replies
 
     @checked
-    def reply(self, prompts: Rendered, *, max_new_tokens: int) -> tuple[list[str], LastLogits]:
+    def reply(
+        self, prompts: Sequence[Prompt] | Rendered, *, max_new_tokens: int
+    ) -> tuple[list[str], LastLogits]:
         """Greedy replies of one batch, with the last-position logits [batch d_vocab] they began from."""
-        generate = partial(
-            self.generate, prompts, max_new_tokens=max_new_tokens, batch_size=len(prompts)
-        )
+        batch = self._rendered(prompts if isinstance(prompts, Rendered) else unanswered(prompts))
+        options = {"max_new_tokens": max_new_tokens, "batch_size": len(batch)}
         if self.hf is None:
-            return generate(), self.logits(prompts)
-        with first_logits(self.hf) as found:
-            replies = generate()
-        return replies, found[0]
+            return self.generate(batch, **options), self.logits(batch)
+        with first_logits(self.hf) as logits:
+            texts = self.generate(batch, **options)
+        return texts, logits[0]
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -419,7 +422,7 @@ class ChatModel:
         listed = [own] if isinstance(own, int) else list(own or [])
         return tuple(dict.fromkeys([*listed, *self.chat.stop_ids]))
 
-    def _rendered(self, prompts: Sequence[str] | Rendered) -> Rendered:
+    def _rendered(self, prompts: Sequence[Prompt] | Rendered) -> Rendered:
         return prompts if isinstance(prompts, Rendered) else self.chat.render(prompts)
 
     def _generate(

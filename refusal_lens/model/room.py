@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..conversations import instruction_of
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def require_room(name: str, limit: int | None, rendered: Rendered, new_tokens: i
     n = int(lengths[longest])
     if n + new_tokens <= limit:
         return
-    text = rendered.instructions[longest]
+    text = instruction_of(rendered.prompts[longest])
     shown = text if len(text) <= 40 else text[:40] + "..."
     reply = f" and {new_tokens} for the reply" if new_tokens else ""
     rest = limit - n

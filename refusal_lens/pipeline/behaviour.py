@@ -11,6 +11,7 @@ import pandas as pd
 from ..activations import mean_next_token_probabilities
 from ..behaviours import FirstTokens, NoFirstTokens, choose_first_tokens
 from ..behaviours.tokens import top_tokens
+from ..conversations import row_of_prompt
 from ..directions.finding import FilteredPrompts, filter_by_behaviour
 from ..model import ChatModel
 from ..prompts import PromptPair
@@ -54,7 +55,7 @@ def behaviour(job: Job, step: Step) -> None:
         log.info("no direction is sought: %s", reason)
     for side, kind in enumerate(contrast.kinds):
         test = side_of(contrast.test, side)
-        rows += [{"split": "test", "kind": kind, "instruction": p, "kept": True} for p in test]
+        rows += [{"split": "test", "kind": kind, **row_of_prompt(p), "kept": True} for p in test]
     step.write_json(
         "behaviour.json",
         {
@@ -125,7 +126,7 @@ def _filtered(
     for side, scores in enumerate((filtered.positive_scores, filtered.negative_scores)):
         kept = set(side_of(filtered.pair, side))
         rows += [
-            {"split": split, "kind": kinds[side], "instruction": p, "kept": p in kept, "metric": m}
+            {"split": split, "kind": kinds[side], **row_of_prompt(p), "kept": p in kept, "metric": m}
             for p, m in zip(side_of(pair, side), scores.tolist(), strict=True)
         ]
     return rows
@@ -134,7 +135,7 @@ def _filtered(
 def _unfiltered(pair: PromptPair, split: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
     """Without refusal tokens there is no metric, and no prompt is known to behave as it should."""
     return [
-        {"split": split, "kind": kind, "instruction": p, "kept": False, "metric": None}
+        {"split": split, "kind": kind, **row_of_prompt(p), "kept": False, "metric": None}
         for side, kind in enumerate(kinds)
         for p in side_of(pair, side)
     ]

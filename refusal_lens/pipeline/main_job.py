@@ -181,7 +181,7 @@ def _describe(job: Job, step: Step) -> None:
     }
     step.write_csv("metrics.csv", metrics_frame(completions))
     scored = job.made("selection", "candidates.csv")
-    text = ("position_name", "reason")
+    text = ("place", "position_name", "reason")
     summary = summarise(
         behaviour=job.behaviour,
         judged=read_csv(job.path("candidates.csv"), text=text) if scored else None,

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..activations import cache_residuals
 from ..behaviours import FirstTokens
+from ..conversations import Prompt, prompt_of_row
 from ..directions import (
     Candidates,
     Direction,
@@ -102,7 +103,7 @@ class Job:
         if c.harmful is not None and c.harmless is not None:
             load = Contrast.from_files if is_local(c.harmful) else Contrast.from_datasets
             return load(c.harmful, c.harmless, **sizes)
-        return Contrast.refusal(**sizes)
+        return Contrast.toy(**sizes)
 
     def require_room(self) -> None:
         """Raise InputError for a prompt of the run that does not fit the model with its reply."""
@@ -162,7 +163,7 @@ class Job:
         return PromptPair(
             *(
                 tuple(
-                    r["instruction"]
+                    prompt_of_row(r)
                     for r in rows
                     if r["split"] == split and r["kind"] == kind and r["kept"]
                 )
@@ -242,7 +243,7 @@ def selection(job: Job, step: Step) -> None:
         return
     step.write_csv("candidates.csv", selection.table)
     with step.writing("direction.safetensors") as path:
-        found.direction(selection.position, selection.layer).save(path)
+        found.direction(selection.place, selection.layer).save(path)
 
 
 def why_none_is_selected(job: Job) -> str:
@@ -259,7 +260,7 @@ def why_none_is_selected(job: Job) -> str:
 def _selection(job: Job, n_layers: int) -> Selection:
     c = job.config
     return select(
-        read_csv(job.path("scores.csv"), text=("position_name",)),
+        read_csv(job.path("scores.csv"), text=("place", "position_name")),
         n_layers,
         Thresholds(c.kl_threshold, c.induce_threshold, c.prune_layers),
     )
@@ -365,7 +366,7 @@ def components(job: Job, step: Step) -> None:
         kind: cache_residuals(
             job.model,
             side_of(job.contrast.test, side),
-            positions=[-1],
+            places=["post[-1]"],
             batch_size=job.batch_size,
             on_progress=job.said(f"components, {kind}"),
         )
@@ -415,6 +416,6 @@ def base_comparison(job: Job, step: Step) -> None:
     step.write_csv("base_curves.csv", table)
 
 
-def side_of(pair: PromptPair, side: int) -> Sequence[str]:
+def side_of(pair: PromptPair, side: int) -> Sequence[Prompt]:
     """The prompts of one kind: 0 for the positive, 1 for the negative ones."""
     return pair.positive if side == 0 else pair.negative

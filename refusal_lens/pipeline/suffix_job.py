@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..behaviours import FirstTokens
+from ..conversations import row_of_prompt
 from ..directions import Direction
 from ..door import checked
 from ..errors import InputError
@@ -116,7 +117,7 @@ def _write(step: Step, study: SuffixStudy) -> None:
             {
                 "condition": name,
                 "prompt": i,
-                "instruction": completion.instruction,
+                **row_of_prompt(completion.prompt),
                 "response": completion.response,
                 "refusal": completion.shows,
                 "metric": completion.score,

@@ -78,11 +78,12 @@ def _selected(judged: pd.DataFrame | None, chosen: Mapping[str, Any] | None) -> 
     """The selected candidate and its scores."""
     if judged is None or chosen is None:
         return {"selected": None, "scores": None}
-    here = (judged["position"] == chosen["position"]) & (judged["layer"] == chosen["layer"])
+    here = (judged["place"] == chosen["place"]) & (judged["layer"] == chosen["layer"])
     row = judged[here].iloc[0]
     return {
         "selected": {
-            "position": int(row["position"]),
+            "place": row["place"],
+            "position": chosen["position"],
             "layer": int(row["layer"]),
             "position_name": row["position_name"],
             "norm": float(row["norm"]),

@@ -1,4 +1,4 @@
-"""Prompts: contrasting sets of instructions, split for training, validation and test."""
+"""Prompts: contrasting sets of texts or conversations, split for training, validation and test."""
 
 from __future__ import annotations
 

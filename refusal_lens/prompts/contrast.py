@@ -1,4 +1,4 @@
-"""Contrast: two kinds of instructions, in disjoint splits for training, validation and test."""
+"""Contrast: two kinds of prompts, in disjoint splits for training, validation and test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,14 @@ from typing import Any
 
 import pandas as pd
 
+from ..conversations import (
+    Conversation,
+    Prompt,
+    instruction_of,
+    prompt_json,
+    row_of_prompt,
+    texts_of,
+)
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
@@ -21,6 +29,8 @@ from .sources import Source, is_folder, is_unicode, read_dataset, read_file
 
 SPLITS = ("train", "val", "test")
 _MOST = 10**9
+_USUAL = {"n_train": 128, "n_val": 32, "n_test": 100}
+"""The paper's sizes of the splits, for each kind."""
 _OPTIONS = "--n-train, --n-val and --n-test"
 
 
@@ -28,20 +38,21 @@ _OPTIONS = "--n-train, --n-val and --n-test"
 @checked
 @dataclass(frozen=True)
 class PromptPair:
-    """Instructions of the two kinds: positive (harmful) and negative (harmless)."""
+    """Prompts of the two kinds: positive (harmful) and negative (harmless).
 
-    positive: tuple[str, ...]
-    negative: tuple[str, ...]
+    A conversation of a single message without reply becomes that text.
+    """
+
+    positive: tuple[Prompt, ...]
+    negative: tuple[Prompt, ...]
 
     def __post_init__(self) -> None:
         for kind in ("positive", "negative"):
-            texts = getattr(self, kind)
-            if isinstance(texts, str) or not isinstance(texts, Sequence):
-                raise InputError(f"{kind} prompts: got {texts!r:.60}, need a tuple of texts")
-            for number, text in enumerate(texts):
-                if not isinstance(text, str) or not text.strip():
-                    raise InputError(f"{kind} prompt {number}: got {text!r:.60}, need text")
-            object.__setattr__(self, kind, tuple(texts))
+            prompts = getattr(self, kind)
+            if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+                raise InputError(f"{kind} prompts: got {prompts!r:.60}, need a tuple of prompts")
+            object.__setattr__(self, kind, tuple(_prompts(prompts, kind)))
+
 
 @shown("name", "kinds", "sizes")
 @checked
@@ -49,8 +60,7 @@ class PromptPair:
 class Contrast:
     """D_harmful and D_harmless of the paper (section 2.3), or any other pair of kinds.
 
-    Every instruction stands in one split and kind only: white space at the ends aside, no string
-    occurs twice.
+    Every prompt stands in one split and kind only: white space at the ends of its texts aside, none occurs twice.
 
     Attributes:
         train: for the difference of means.
@@ -59,7 +69,7 @@ class Contrast:
         kinds: names of the positive and the negative kind; files of a run are named after them.
         name: the concept that the kinds differ in.
         source: where the texts come from (JSON-able).
-        duplicates_removed: how many repeated instructions were left out.
+        duplicates_removed: how many repeated prompts were left out.
     """
 
     train: PromptPair
@@ -77,57 +87,99 @@ class Contrast:
                 raise InputError(
                     f"{split} prompts: got {getattr(self, split)!r:.60}, need a PromptPair"
                 )
-        seen: set[str] = set()
-        for split, kind, text in self._rows():
-            if not is_unicode(text):
+        seen: set[Hashable] = set()
+        for split, kind, prompt in self._rows():
+            if odd := [text for text in texts_of(prompt) if not is_unicode(text)]:
                 raise InputError(
-                    f"{kind} prompts at split {split}: got a lone surrogate in {text!r:.60}, need "
+                    f"{kind} prompts at split {split}: got a lone surrogate in {odd[0]!r:.60}, need "
                     "Unicode text"
                 )
-            if text.strip() in seen:
+            if _identity(prompt) in seen:
                 raise InputError(
-                    f"{kind} prompts at split {split}: got {text[:60]!r} a second time, need "
-                    "splits and kinds without common instructions; try Contrast.from_files"
+                    f"{kind} prompts at split {split}: got {instruction_of(prompt)[:60]!r} a second time, need "
+                    "splits and kinds without common prompts; try Contrast.from_files"
                 )
-            seen.add(text.strip())
+            seen.add(_identity(prompt))
 
     @property
     def sha256(self) -> str:
-        """Hash of all texts, by split and kind."""
-        texts = {s: [self.pair(s).positive, self.pair(s).negative] for s in SPLITS}
+        """Hash of all prompts, by split and kind."""
+        texts = {
+            split: [
+                list(map(prompt_json, prompts))
+                for prompts in (self.pair(split).positive, self.pair(split).negative)
+            ]
+            for split in SPLITS
+        }
         return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How many instructions of both kinds each split holds."""
+        """How many prompts of both kinds each split holds."""
         pairs = {split: self.pair(split) for split in SPLITS}
         return {split: len(pair.positive) + len(pair.negative) for split, pair in pairs.items()}
 
     @checked
     def pair(self, split: str) -> PromptPair:
-        """The instructions of "train", "val" or "test"."""
+        """The prompts of "train", "val" or "test"."""
         if split not in SPLITS:
             raise InputError(f"split: got {split!r}, need one of {', '.join(SPLITS)}")
         pair: PromptPair = getattr(self, split)
         return pair
 
     def frame(self) -> pd.DataFrame:
-        """One row per instruction: split, kind, instruction."""
-        return pd.DataFrame(self._rows(), columns=["split", "kind", "instruction"])
+        """One row per prompt: split, kind, instruction, and messages where any prompt is a conversation."""
+        rows = [
+            {"split": split, "kind": kind, **row_of_prompt(prompt)}
+            for split, kind, prompt in self._rows()
+        ]
+        columns = ["split", "kind", "instruction"]
+        if any("messages" in row for row in rows):
+            columns.append("messages")
+        return pd.DataFrame(rows, columns=columns)
 
-    def _rows(self) -> list[tuple[str, str, str]]:
+    def _rows(self) -> list[tuple[str, str, Prompt]]:
         return [
-            (split, kind, text)
+            (split, kind, prompt)
             for split in SPLITS
-            for kind, texts in zip(
+            for kind, prompts in zip(
                 self.kinds, (self.pair(split).positive, self.pair(split).negative), strict=True
             )
-            for text in texts
+            for prompt in prompts
         ]
 
     @classmethod
     @checked
-    def refusal(
+    def of(
+        cls,
+        positive: Sequence[Prompt | Sequence[Mapping[str, str]]],
+        negative: Sequence[Prompt | Sequence[Mapping[str, str]]],
+        *,
+        n_train: int | None = None,
+        n_val: int | None = None,
+        n_test: int | None = None,
+        seed: int = 0,
+        kinds: tuple[str, str] = ("positive", "negative"),
+        name: str = "concept",
+    ) -> Contrast:
+        """Seeded disjoint splits of two lists of texts, conversations or lists of messages.
+
+        Sizes are prompts of each kind. By default a fifth each (and two or more) is for val and test and the rest
+        for train, but no more than the paper's 128, 32 and 100. Duplicates are removed first; a prompt of both
+        kinds counts as the first.
+        """
+        _check_names(kinds, name)
+        given = [
+            Source(tuple(_prompts(prompts, kind)), {"list": len(prompts)})
+            for kind, prompts in zip(kinds, (positive, negative), strict=True)
+        ]
+        distinct = min(len(set(map(_identity, source.prompts))) for source in given)
+        sizes = _sizes(**_shares(distinct, {"n_train": n_train, "n_val": n_val, "n_test": n_test}))
+        return _split(given, sizes, seed, kinds, name)
+
+    @classmethod
+    @checked
+    def toy(
         cls, *, n_train: int = 128, n_val: int = 32, n_test: int = 100, seed: int = 0
     ) -> Contrast:
         """The toy instructions that the bundled organism was trained to refuse and to follow."""
@@ -149,8 +201,8 @@ class Contrast:
     @checked
     def from_files(
         cls,
-        harmful: str | Path,
-        harmless: str | Path,
+        positive: str | Path,
+        negative: str | Path,
         *,
         n_train: int = 128,
         n_val: int = 32,
@@ -160,18 +212,18 @@ class Contrast:
         kinds: tuple[str, str] = ("harmful", "harmless"),
         name: str = "refusal",
     ) -> Contrast:
-        """Seeded disjoint splits of two files: .txt (one instruction a line), JSON, CSV, parquet.
+        """Seeded disjoint splits of two files: .txt (one prompt a line), JSON, CSV, parquet.
 
-        A folder of data files is read as one data set. Duplicates are removed first; an
-        instruction of both kinds counts as the first. Rows that need a second text are skipped and
-        counted in `source`.
+        Rows are texts or conversations: ``messages``, or ``prompt`` with ``response``. A folder of data files is
+        read as one data set. Duplicates are removed first; a prompt of both kinds counts as the first. Rows that
+        need a second text are skipped and counted in `source`.
         """
         _check_names(kinds, name)
         read = [
             read_dataset(str(path), column=column)
             if is_folder(path)
             else read_file(path, column=column)
-            for path in (harmful, harmless)
+            for path in (positive, negative)
         ]
         return _split(read, _sizes(n_train, n_val, n_test), seed, kinds, name)
 
@@ -179,8 +231,8 @@ class Contrast:
     @checked
     def from_datasets(
         cls,
-        harmful: str,
-        harmless: str,
+        positive: str,
+        negative: str,
         *,
         column: str | tuple[str | None, str | None] | None = None,
         split: str | tuple[str, str] = "train",
@@ -199,10 +251,9 @@ class Contrast:
         """
         _check_names(kinds, name)
         both = (_both(column, "column"), _both(split, "split"), _both(revision, "revision"))
-        each = zip((harmful, harmless), *both, strict=True)
         read = [
             read_dataset(source, column=c, split=s or "train", revision=r)
-            for source, c, s, r in each
+            for source, c, s, r in zip((positive, negative), *both, strict=True)
         ]
         return _split(read, _sizes(n_train, n_val, n_test), seed, kinds, name)
 
@@ -235,20 +286,53 @@ class Contrast:
         drawn, files = {}, {}
         for split, kind in order:
             path = Path(folder) / f"{kind}_{split}.json"
-            found = read_file(path, column="instruction", verbatim=True)
-            texts: Sequence[str] = found.instructions
+            read = read_file(path, column="instruction", verbatim=True)
+            texts: Sequence[Prompt] = read.prompts
             if (split, kind) == ("test", "harmful"):
-                texts = list({text.strip(): text for text in texts}.values())
+                texts = list({_identity(text): text for text in texts}.values())
             _need(len(texts), {split: sizes[split]}, f"{kind} {split} prompts at {path}")
             drawn[split, kind] = generator.sample(texts, sizes[split])
-            files[path.name] = found.provenance["sha256"]
+            files[path.name] = read.provenance["sha256"]
         source = {"reference_splits": str(folder), "sha256": files, "seed": seed}
         return _assembled(drawn, ("harmful", "harmless"), "refusal", source)
 
 
+def _prompts(given: Sequence[Any], kind: str) -> list[Prompt]:
+    """Texts and conversations as prompts. InputError, naming the kind and the number, for what is neither."""
+    prompts = []
+    for number, prompt in enumerate(given):
+        if isinstance(prompt, str) and not prompt.strip():
+            raise InputError(f"{kind} prompt {number}: got {prompt!r:.60}, need text")
+        try:
+            prompts.append(Conversation.of(prompt).prompt)
+        except InputError as error:
+            raise InputError(f"{kind} prompt {number}: {error}") from error
+    return prompts
+
+
+def _identity(prompt: Prompt) -> Hashable:
+    """What two prompts share that count as one: all texts but for white space at their ends."""
+    if isinstance(prompt, str):
+        return prompt.strip()
+    return tuple((message["role"], message["content"].strip()) for message in prompt.to_json())
+
+
+def _shares(n: int, asked: Mapping[str, int | None]) -> dict[str, int]:
+    """How many of n prompts each split gets, where nobody says: 3/5, 1/5 and 1/5, up to the paper's numbers."""
+    left = max(0, n - sum(size for size in asked.values() if size is not None))
+    sizes = {split: size for split, size in asked.items() if size is not None}
+    for split in ("n_test", "n_val"):
+        if split not in sizes:
+            share = left // 5 if asked["n_train"] is None else left // 2
+            least = 2 if split == "n_val" and left > 3 else 0
+            sizes[split] = min(max(share, least), _USUAL[split])
+    rest = n - sizes["n_test"] - sizes["n_val"]
+    return {"n_train": max(1, min(rest, _USUAL["n_train"])), **sizes}
+
+
 def _both(value: Any, what: str) -> tuple[Any, Any]:
     both = value if isinstance(value, tuple) else (value, value)
-    if len(both) != 2 or not all(each is None or isinstance(each, str) for each in both):
+    if len(both) != 2 or not all(item is None or isinstance(item, str) for item in both):
         raise InputError(f"{what}: got {value!r:.60}, need a text, or a pair of them")
     return both
 
@@ -308,32 +392,36 @@ def _split(
     name: str,
 ) -> Contrast:
     """Shuffle each kind, then deal test, val and train, so that a larger train moves neither."""
-    drawn: dict[tuple[str, str], list[str]] = {}
-    taken: set[str] = set()
+    drawn: dict[tuple[str, str], list[Prompt]] = {}
+    taken: set[Hashable] = set()
     total = 0
-    for kind, found in zip(kinds, read, strict=True):
-        pool = [text for text in dict.fromkeys(found.instructions) if text not in taken]
-        taken.update(pool)
-        total += len(found.instructions)
+    for kind, source in zip(kinds, read, strict=True):
+        fresh: dict[Hashable, Prompt] = {}
+        for prompt in source.prompts:
+            if _identity(prompt) not in taken:
+                fresh.setdefault(_identity(prompt), prompt)
+        taken.update(fresh)
+        pool = list(fresh.values())
+        total += len(source.prompts)
         wanted = " + ".join(f"{n} {split}" for split, n in sizes.items())
-        left = f" ({found.skipped} rows need a second text)" if found.skipped else ""
-        _need(len(pool), sizes, f"distinct {kind} prompts at {found.name}{left} for {wanted}")
+        left = f" ({source.skipped} rows need a second text)" if source.skipped else ""
+        _need(len(pool), sizes, f"distinct {kind} prompts{source.where}{left} for {wanted}")
         random.Random(_check_seed(seed)).shuffle(pool)
         dealt = iter(pool)
         for split in reversed(SPLITS):
             drawn[split, kind] = list(islice(dealt, sizes[split]))
-    source = {
+    origin = {
         "seed": seed,
         **{
-            kind: {**found.provenance, "skipped": found.skipped}
-            for kind, found in zip(kinds, read, strict=True)
+            kind: {**source.provenance, "skipped": source.skipped}
+            for kind, source in zip(kinds, read, strict=True)
         },
     }
-    return _assembled(drawn, kinds, name, source, removed=total - len(taken))
+    return _assembled(drawn, kinds, name, origin, removed=total - len(taken))
 
 
 def _assembled(
-    drawn: Mapping[tuple[str, str], Sequence[str]],
+    drawn: Mapping[tuple[str, str], Sequence[Prompt]],
     kinds: tuple[str, str],
     name: str,
     source: Mapping[str, Any],
@@ -341,16 +429,16 @@ def _assembled(
     *,
     removed: int = 0,
 ) -> Contrast:
-    """The contrast of drawn instructions; what an earlier split or kind holds is left out."""
-    seen: set[str] = set()
+    """The contrast of drawn prompts; what an earlier split or kind holds is left out."""
+    seen: set[Hashable] = set()
     pairs = {}
     for split in SPLITS:
         sides = []
         for kind in kinds:
-            fresh: dict[str, str] = {}
-            for text in drawn[split, kind]:
-                if text.strip() not in seen:
-                    fresh.setdefault(text.strip(), text)
+            fresh: dict[Hashable, Prompt] = {}
+            for prompt in drawn[split, kind]:
+                if _identity(prompt) not in seen:
+                    fresh.setdefault(_identity(prompt), prompt)
             seen.update(fresh)
             removed += len(drawn[split, kind]) - len(fresh)
             if sizes is not None:

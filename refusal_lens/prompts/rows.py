@@ -1,4 +1,4 @@
-"""One row of a data set to its instruction, where the row holds one that stands alone."""
+"""One row of a data set to its prompt: a text that stands alone, or a conversation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..conversations import Conversation, Prompt
 from ..errors import InputError
 
 COLUMNS = ("instruction", "prompt", "text", "goal", "behavior", "question")
@@ -26,7 +27,13 @@ SECOND_TEXTS = (
 )
 """Columns of what an instruction is about, in Alpaca, Dolly, HarmBench, SQuAD, MMLU and others."""
 
-_CONVERSATIONS = ("messages", "conversations", "conversation", "turns", "dialogue")
+CONVERSATIONS = ("messages", "conversations", "conversation", "turns", "dialogue")
+"""Names under which data sets keep whole conversations, tried after `COLUMNS`."""
+
+_REPLIES = ("response", "completion")
+"""Columns beside ``prompt`` that hold the assistant's reply."""
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+"""What ShareGPT's files call the roles, where it is something else."""
 # How data sets write "there is no second text".
 _NOTHING = frozenset(("", "<noinput>", "noinput", "none", "nan", "null", "[]"))
 
@@ -48,8 +55,8 @@ def needs_more(row: Mapping[Any, Any], key: str) -> bool:
     )
 
 
-def instruction_column(row: Mapping[Any, Any], column: str | None, where: str) -> str:
-    """The name of the column with the instruction: `column`, else the first of `COLUMNS` there.
+def prompt_column(row: Mapping[Any, Any], column: str | None, where: str) -> str:
+    """The name of the column with the prompt: `column`, else the first of `COLUMNS` or `CONVERSATIONS` there.
 
     Raises InputError where there is none, or two that differ in spelling only.
     """
@@ -58,22 +65,73 @@ def instruction_column(row: Mapping[Any, Any], column: str | None, where: str) -
     names: dict[str, list[str]] = {}
     for key in row:
         names.setdefault(plain_name(key), []).append(str(key))
-    for wanted in COLUMNS if column is None else (column,):
-        found = names.get(plain_name(wanted), [])
-        if len(found) > 1:
-            raise InputError(f"prompts at {where}: got columns {_listed(found)}, need one of them")
-        if found:
-            return found[0]
-    spoken = next((names[name][0] for name in _CONVERSATIONS if name in names), None)
-    if spoken is not None and column is None:
-        raise InputError(
-            f"prompts at {where}: got conversations in {spoken!r}, need one text a row; try a column "
-            f"{COLUMNS[0]} with the user's text"
-        )
+    for wanted in (*COLUMNS, *CONVERSATIONS) if column is None else (column,):
+        spelt = names.get(plain_name(wanted), [])
+        if len(spelt) > 1:
+            raise InputError(f"prompts at {where}: got columns {_listed(spelt)}, need one of them")
+        if spelt:
+            return spelt[0]
     raise InputError(
         f"prompts at {where}: got columns {_listed(map(str, row))}, need "
-        f"{column or _listed(COLUMNS)}; try column="
+        f"{column or _listed((*COLUMNS, CONVERSATIONS[0]))}; try column="
     )
+
+
+def prompt_in(row: Mapping[Any, Any], key: str, *, alone: bool) -> Any:
+    """What a row asks: the value of its prompt's column, or a conversation where that or a reply makes one.
+
+    A reply is a ``response`` or ``completion`` beside ``prompt``, and a ``system`` stands beside messages. alone: what
+    other columns hold does not count. Raises InputError for messages that are no conversation.
+    """
+    value, beside = row[key], {} if alone else row
+    if is_conversation(value) or (plain_name(key) in CONVERSATIONS and not alone):
+        return _with_reply(conversation_in(value, _named(beside, ("system",))), beside, key)
+    if not isinstance(value, str) or not value.strip():
+        return value
+    return _with_reply(Conversation.of(value.strip()), beside, key)
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages, right or wrong."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def conversation_in(value: Any, system: Any = None) -> Conversation:
+    """The conversation of a list of messages: role and content, or from and value as ShareGPT has them.
+
+    Raises InputError for anything else.
+    """
+    if not isinstance(value, list):
+        raise InputError(f"got {value!r:.60} for a conversation, need a list of messages")
+    messages = [_message(message) for message in value]
+    if isinstance(system, str) and system.strip() and messages and messages[0].get("role") != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    return Conversation.of(messages)
+
+
+def _message(message: Any) -> Any:
+    """A message with the usual names of its fields and roles."""
+    if not isinstance(message, Mapping) or "role" in message or "from" not in message:
+        return message
+    role = message["from"]
+    return {"role": _ROLES.get(role, role) if isinstance(role, str) else role, "content": message.get("value")}
+
+
+def _with_reply(conversation: Conversation, row: Mapping[Any, Any], key: str) -> Prompt:
+    reply: Any = _named(row, _REPLIES) if plain_name(key) == "prompt" else None
+    if is_conversation(reply) and len(reply) == 1:
+        reply = reply[0].get("content")
+    if not isinstance(reply, str) or _is_nothing(reply):
+        return conversation.prompt
+    if conversation.reply is not None:
+        raise InputError("got a reply both in the prompt and beside it, need one of them")
+    return conversation.with_reply(reply)
+
+
+def _named(row: Mapping[Any, Any], names: Iterable[str]) -> Any:
+    """The value of the first of these columns that is there; None without."""
+    values = {plain_name(key): value for key, value in row.items()}
+    return next((values[name] for name in names if name in values), None)
 
 
 def _is_nothing(value: Any) -> bool:

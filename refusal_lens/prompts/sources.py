@@ -1,4 +1,4 @@
-"""Lists of instructions read from text files, JSON, CSV, parquet, folders and HF data sets."""
+"""Lists of prompts read from text files, JSON, CSV, parquet, folders and HF data sets."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ..conversations import Conversation, Prompt, texts_of
 from ..errors import InputError
 from .files import FORMATS, TABLES, regular_file, rows_of
-from .rows import COLUMNS, instruction_column, needs_more
+from .rows import COLUMNS, conversation_in, is_conversation, needs_more, prompt_column, prompt_in
 
 __all__ = ["COLUMNS", "Source", "is_folder", "is_unicode", "read_dataset", "read_file"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -30,27 +33,30 @@ _BESIDE = re.compile(r"(readme|license|licence|requirements|dataset_infos?|state
 
 @dataclass(frozen=True)
 class Source:
-    """Instructions as they were found, stripped and not empty, with where they come from.
+    """Prompts as they were found, with where they come from; texts are stripped and not empty.
 
     `provenance` can be written as JSON; `skipped` counts rows that need a second text.
     """
 
-    instructions: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     skipped: int = 0
 
     @property
-    def name(self) -> str:
-        """What to call it in a message."""
-        return str(self.provenance.get("file") or self.provenance.get("dataset"))
+    def where(self) -> str:
+        """Where they were found, in a message: " at ", or nothing for a list."""
+        known = self.provenance.get("file") or self.provenance.get("dataset")
+        return "" if known is None else f" at {known}"
 
 
 def read_file(path: str | Path, *, column: str | None = None, verbatim: bool = False) -> Source:
-    """Instructions of a .txt (one a line), .json, .jsonl, .csv, .tsv, .parquet or .arrow file.
+    """Prompts of a .txt (one a line), .json, .jsonl, .csv, .tsv, .parquet or .arrow file.
 
     JSON holds texts, or objects with the column, in a list, in lines, or in a list within an object
-    ({"data": [...]}); without a column the first of `COLUMNS` counts, however it is spelt. Texts
-    stay texts: "null", "NA" and "1984" are instructions. Blank cells are left out, and so are rows
+    ({"data": [...]}); without a column the first of `COLUMNS` counts, however it is spelt, then of `CONVERSATIONS`.
+    Texts stay texts: "null", "NA" and "1984" are instructions. A list of messages (role and content, or ShareGPT's
+    from and value) is a conversation, whose last message is the reply where the assistant has the last word; so is a
+    ``prompt`` with its ``response``. Blank cells are left out, and so are rows
     that need a second text (Alpaca's `input`, HarmBench's `ContextString`), which are counted.
     CSV may be separated by commas, semicolons, tabs or bars, and text may be UTF-8, or UTF-16 with
     its mark. verbatim=True keeps every entry as it is, blank ones and white space at the ends
@@ -71,7 +77,7 @@ def read_dataset(
     split: str = "train",
     revision: str | None = None,
 ) -> Source:
-    """Instructions of a Hugging Face data set, or of a local folder of data files.
+    """Prompts of a Hugging Face data set, or of a local folder of data files.
 
     A configuration follows the name after a colon: "owner/name:configuration". A folder holds files
     of one format, each read as `read_file` does; where names or folders say train, validation or
@@ -143,8 +149,8 @@ def _read_folder(folder: Path, column: str | None, split: str) -> Source:
         str(path.relative_to(folder)): source.provenance["sha256"]
         for path, source in zip(files, found, strict=True)
     }
-    texts = tuple(text for source in found for text in source.instructions)
-    return Source(texts, provenance, sum(source.skipped for source in found))
+    prompts = tuple(prompt for source in found for prompt in source.prompts)
+    return Source(prompts, provenance, sum(source.skipped for source in found))
 
 
 def _saved(folder: Path, split: str) -> Iterable[Any]:
@@ -216,39 +222,54 @@ def _collected(
     verbatim: bool = False,
     tabular: bool = False,
 ) -> Source:
-    """The instructions of rows; tabular: the rows of a table whose values have types."""
-    found, skipped, blank = [], 0, 0
+    """The prompts of rows; tabular: the rows of a table whose values have types."""
+    prompts: list[Prompt] = []
+    skipped, blank = 0, 0
     for number, row in enumerate(rows, start=1):
         entry = f"{where}, entry {number}"
+        prompt = row
         if isinstance(row, Mapping):
-            key = instruction_column(row, column, entry)
+            key = prompt_column(row, column, entry)
             if needs_more(row, key):
                 skipped += 1
                 continue
-            row = row[key]
             # A missing value of a table is a blank cell.
-            row = "" if row is None and tabular else row
-            blank += isinstance(row, str) and not row.strip()
-        _check_text(row, entry)
-        if verbatim or row.strip():
-            found.append(row if verbatim else row.strip())
+            missing = row[key] is None and tabular
+            prompt = "" if missing else row[key]
+            if not verbatim and not missing:
+                prompt = _at(entry, prompt_in, row, key, alone=column is not None)
+            blank += isinstance(prompt, str) and not prompt.strip()
+        elif is_conversation(row):
+            prompt = _at(entry, conversation_in, row).prompt
+        _check_text(prompt, entry)
+        if isinstance(prompt, str) and not verbatim:
+            prompt = prompt.strip()
+        if verbatim or prompt:
+            prompts.append(prompt)
     if skipped:
         log.warning("prompts at %s: %d rows need a second text and are left out", where, skipped)
     if blank:
         log.info("prompts at %s: %d blank rows are left out", where, blank)
-    if not found:
+    if not prompts:
         left = f" ({skipped} rows need a second text)" if skipped else ""
         raise InputError(f"prompts at {where}: got no instruction{left}, need at least one")
-    return Source(tuple(found), provenance, skipped)
+    return Source(tuple(prompts), provenance, skipped)
 
 
-def _check_text(value: Any, entry: str) -> None:
-    if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        raise InputError(f"prompts at {entry}: got a list of messages, need one text")
-    if not isinstance(value, str):
-        raise InputError(f"prompts at {entry}: got {value!r:.60}, need text")
-    if not is_unicode(value):
-        raise InputError(
-            f"prompts at {entry}: got a lone surrogate in {value!r:.60}, need Unicode text; try to "
-            "write the character itself"
-        )
+def _at(entry: str, read: Callable[..., T], *given: Any, **options: Any) -> T:
+    """What a reader makes of an entry; its InputError names the entry."""
+    try:
+        return read(*given, **options)
+    except InputError as error:
+        raise InputError(f"prompts at {entry}: {error}") from error
+
+
+def _check_text(prompt: Any, entry: str) -> None:
+    if not isinstance(prompt, str | Conversation):
+        raise InputError(f"prompts at {entry}: got {prompt!r:.60}, need text")
+    for text in texts_of(prompt):
+        if not is_unicode(text):
+            raise InputError(
+                f"prompts at {entry}: got a lone surrogate in {text!r:.60}, need Unicode text; try to "
+                "write the character itself"
+            )

@@ -98,8 +98,9 @@ class Whole(Struct):
 class Selected(Struct):
     """The selected candidate."""
 
-    position: Position
     layer: Layer
+    position: Position | None = None
+    place: str | None = None
     position_name: str | None = None
     norm: Number = None
 
@@ -338,7 +339,8 @@ class DirectionFacts(CandidateFacts, kw_only=True):
     """What the header of a direction file says."""
 
     layer: Layer
-    position: Position
+    position: Position | None = None
+    place: str | None = None
     position_name: str = ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,9 @@ _COUNT = (0, MOST)
 class Table:
     """Columns by what they hold.
 
-    whole: whole numbers with their bounds. numbers: NaN is allowed. words: text. Each must be there;
-    those in `more` are checked where they are. flags: true or false, may be absent. filled: there
-    is no such table without rows.
+    whole: whole numbers with their bounds; partly: likewise, or empty cells beside a place. numbers: NaN
+    is allowed. words: text. Each must be there; those in `more` are checked where they are. flags: true
+    or false, may be absent. filled: there is no such table without rows.
     """
 
     whole: Mapping[str, tuple[int, int]]
@@ -37,6 +37,7 @@ class Table:
     more_words: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     filled: bool = False
+    partly: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 _CURVES = Table(
@@ -44,8 +45,9 @@ _CURVES = Table(
     more=("sd", "n"), more_words=("quantity",),
 )  # fmt: skip
 _SCORES = Table(
-    {"position": _POSITION, "layer": _LAYER}, ("bypass", "induce", "kl"), more=("norm",),
-    more_words=("position_name", "reason", "skipped"), flags=("passes",),
+    {"layer": _LAYER}, ("bypass", "induce", "kl"), more=("norm",),
+    more_words=("place", "position_name", "reason", "skipped"), flags=("passes",),
+    partly={"position": _POSITION},
 )  # fmt: skip
 _TABLES: Mapping[str, Table] = {
     "candidates.csv": _SCORES,
@@ -101,18 +103,22 @@ def checked_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     table = _table_of(path)
     if table is None:
         return frame
-    needed = (*table.whole, *table.numbers, *table.words)
+    needed = (*table.whole, *table.partly, *table.numbers, *table.words)
     if missing := [name for name in needed if name not in frame]:
         raise InputError(f"{path}: got no column {', '.join(missing)}; make it again")
     if table.filled and frame.empty:
         raise InputError(f"{path}: got no rows, need some; make it again")
     if frame.columns.duplicated().any():
         raise InputError(f"{path}: got a column twice; make it again")
-    for name in (*table.whole, *table.numbers, *table.more):
+    for name in (*table.whole, *table.partly, *table.numbers, *table.more):
         if name in frame and len(frame):
             _require_numbers(frame[name], path)
     for name, (least, most) in table.whole.items():
         frame[name] = _whole(frame[name], path, least, most)
+    for name, (least, most) in table.partly.items():
+        known = frame[name].dropna() if "place" in frame else frame[name]
+        whole = _whole(known, path, least, most)
+        frame[name] = whole if len(known) == len(frame) else whole.astype("Int64").reindex(frame.index)
     for name in table.flags:
         if name in frame:
             _require_flags(frame[name], path)

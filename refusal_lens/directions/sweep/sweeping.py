@@ -58,8 +58,8 @@ def score_candidates(
 ) -> pd.DataFrame:
     """bypass, induce and kl of every candidate (paper, appendix C.1); options as of `sweep`.
 
-    One row per candidate: position, position_name, layer, norm, bypass, induce, kl. A lazy table
-    has a column skipped besides: why a NaN score was not needed, or "".
+    One row per candidate: place, position (of post-instruction tokens), position_name, layer, norm, bypass, induce,
+    kl. A lazy table has a column skipped besides: why a NaN score was not needed, or "".
     """
     return sweep(
         model, candidates, positive=positive, negative=negative, behaviour=behaviour, **options
@@ -238,17 +238,20 @@ def _known(resume: SweepCheckpoint | None) -> CandidateScores:
 
 def _table(candidates: Candidates, scores: CandidateScores) -> pd.DataFrame:
     rows = []
-    for position, layer in candidates.index():
-        vector = candidates.mean_diffs[position, layer]
+    for row, layer in candidates.index():
+        place = candidates.places[row]
         rows.append(
             {
-                "position": position,
-                "position_name": candidates.positions[position],
+                "place": str(place),
+                "position": place.position,
+                "position_name": candidates.names[row],
                 "layer": layer,
-                "norm": float(vector.norm()),
-                **{name: scores.get(name, (position, layer)) for name in NAMES},
-                "skipped": scores.skipped.get((position, layer), ""),
+                "norm": float(candidates.mean_diffs[row, layer].norm()),
+                **{name: scores.get(name, (row, layer)) for name in NAMES},
+                "skipped": scores.skipped.get((row, layer), ""),
             }
         )
     table = pd.DataFrame(rows)
+    if any(place.position is None for place in candidates.places):
+        table["position"] = table["position"].astype("Int64")
     return table if scores.skipped else table.drop(columns="skipped")

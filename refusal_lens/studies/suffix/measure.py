@@ -22,7 +22,7 @@ from ...attribution import (
 from ...behaviours import LogitBehaviour
 from ...behaviours.last_token import require_last_token
 from ...chat import Rendered
-from ...chat.tails import Tailed
+from ...chat.suffixed import Suffixed
 from ...conversations import Prompt, unanswered
 from ...directions import Direction
 from ...display import shown
@@ -57,9 +57,9 @@ class Condition:
     merged: Tensor | None = None
 
     @classmethod
-    def of(cls, suffixed: Tailed) -> Condition:
+    def of(cls, suffixed: Suffixed) -> Condition:
         """From prompts with suffixes."""
-        return cls(suffixed.rendered, suffixed.tail, suffixed.merged)
+        return cls(suffixed.rendered, suffixed.suffix, suffixed.merged)
 
     @property
     def regions(self) -> Regions:
@@ -265,10 +265,10 @@ def _measure(
         regions=condition.regions,
         batch_size=batch_size,
     )
-    last = cache_residuals(model, rendered, positions=[-1], batch_size=batch_size)[:, 0]
+    last = cache_residuals(model, rendered, places=["post[-1]"], batch_size=batch_size)[:, 0]
     completions = complete(
         model,
-        rendered.instructions,
+        rendered.prompts,
         behaviour=subject.behaviour,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...chat import ChatFormat
-from ...chat.tails import Tailed, render_tailed
+from ...chat.suffixed import Suffixed, render_suffixed
 from ...conversations import Prompt
 from ...door import checked
 from ...errors import InputError
@@ -67,12 +67,12 @@ def checked_suffix(suffix: Any, *, where: str = "suffix") -> str:
 
 def with_suffix(
     model: ChatModel, prompts: Sequence[Prompt], suffixes: Sequence[str], *, room: int = 0
-) -> Tailed:
+) -> Suffixed:
     """Each prompt with its suffix behind the last user message.
 
     Raises InputError when a prompt and `room` reply tokens are longer than the model's context.
     """
-    suffixed = render_tailed(model.chat, prompts, suffixes)
+    suffixed = render_suffixed(model.chat, prompts, suffixes)
     context = model.max_positions
     longest = int(suffixed.rendered.lengths.max())
     if context is not None and longest + room > context:
@@ -106,7 +106,7 @@ def random_suffixes(
     waiting = list(range(len(prompts)))
     for round_ in range(_ROUNDS):
         texts = [pool.text(drawn[i]) for i in waiting]
-        tried = render_tailed(chat, [prompts[i] for i in waiting], texts)
+        tried = render_suffixed(chat, [prompts[i] for i in waiting], texts)
         still = []
         for i, n, merged in zip(waiting, tried.n_tokens, tried.merged.tolist(), strict=True):
             if n == n_tokens[i] and not merged:
