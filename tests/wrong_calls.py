@@ -50,7 +50,7 @@ from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
 from refusal_lens.judges import PhraseJudge, judge_from_json, judge_replies
 from refusal_lens.metrics import binomial_standard_error, cosine_similarity, cross_entropy
 from refusal_lens.model import ChatModel, Site
-from refusal_lens.report import write_reference_report
+from refusal_lens.pipeline import write_reference_report
 from refusal_lens.studies import suffix
 
 NAN, INF, HUGE = math.nan, math.inf, 10**30
@@ -974,7 +974,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "model": model,
                 "contrast": takes(w.contrast, "contrast"),
                 "behaviour": takes(None, "behaviour or None"),
-                "thresholds": takes(None, "thresholds"),
+                "rule": takes(None, "thresholds"),
                 "mode": takes("lazy", "word"),
                 "batch_size": count,
                 "on_progress": told,
