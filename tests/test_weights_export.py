@@ -69,7 +69,7 @@ class TestFormats:
         assert set(coverage["treatment"]) == {"edited"}
         whole = Run.read(run).whole()
         assert {f"exports/as-{to}.json", f"exports/as-{to}.writers.csv"} <= set(whole["outputs"])
-        assert whole["steps"].keys() >= {"all", f"export-as-{to}"}
+        assert whole["steps"].keys() >= {"selection", f"export-as-{to}"}
         assert not Run.read(run).damage()
         made = read_json(out / "refusal_lens.json")
         assert made["direction"]["layer"] == 2
