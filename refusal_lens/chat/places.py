@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from jaxtyping import Float64, Int
+import torch
+from jaxtyping import Float64, Int, Shaped
 from torch import Tensor
 
 from ..errors import InputError
+from ..shapes import as_float64
 
 Region = Literal["instruction", "post", "reply", "last"]
 _SPELT = re.compile(r"(?P<region>[a-z]+)(?:\[(?P<index>-?\d{1,6})\]|\.(?P<mean>mean))?")
@@ -100,3 +103,24 @@ class Columns(NamedTuple):
 
     columns: Int[Tensor, "batch k"]
     weights: Float64[Tensor, "batch k"]
+
+
+def all_columns(places: Sequence[Columns]) -> Int[Tensor, "batch column"]:
+    """The columns of several places side by side: what `by_place` takes values at."""
+    return torch.cat([place.columns for place in places], 1)
+
+
+def by_place(
+    values: Shaped[Tensor, "batch column *axes"], places: Sequence[Columns]
+) -> Shaped[Tensor, "batch place *axes"]:
+    """Values at `all_columns` brought together: one for each place.
+
+    Single tokens stay as they are where there is no other place; else float64, means weighted.
+    """
+    lengths = [place.columns.shape[1] for place in places]
+    if max(lengths) == 1:
+        return values
+    values = as_float64(values)
+    weights = torch.cat([place.weights for place in places], 1).to(values.device)
+    weighted = values * weights.reshape(*weights.shape, *[1] * (values.ndim - 2))
+    return torch.stack([part.sum(1) for part in weighted.split(lengths, dim=1)], 1)
