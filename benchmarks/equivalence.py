@@ -34,7 +34,7 @@ from refusal_lens.interop.adapter import write_adapter
 from refusal_lens.interventions import ablate, applied
 from refusal_lens.model import ChatModel
 from refusal_lens.weights import (
-    Job,
+    ExportPlan,
     edited,
     orthogonalise,
     prepare,
@@ -129,12 +129,12 @@ def or_no(measure: Callable[[], float], refusals: tuple[type[Exception], ...]) -
         return "no"
 
 
-def exported(job: Job, place: Path) -> Path:
+def exported(job: ExportPlan, place: Path) -> Path:
     """The folder that an export writes."""
     return write_checkpoint(job, place / "checkpoint", provenance={})
 
 
-def adapted_logits(job: Job, source: Path, place: Path) -> torch.Tensor:
+def adapted_logits(job: ExportPlan, source: Path, place: Path) -> torch.Tensor:
     """Logits of the unedited model with the adapter on."""
     import peft
 

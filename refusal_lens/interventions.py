@@ -82,7 +82,7 @@ class Ablate:
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
         """Every write to the residual stream."""
-        return model.writes() if self.strength == 1 else model.writes_once()
+        return model.writes(once=self.strength != 1)
 
 
 @shown()
@@ -171,7 +171,7 @@ class NormMatchedMove:
 
     def sites(self, model: ChatModel) -> tuple[Site, ...]:
         """Every write to the residual stream, once."""
-        return model.writes_once()
+        return model.writes(once=True)
 
 
 @checked

@@ -73,7 +73,7 @@ class Row:
     exactness: str
     config: Mapping[str, Any]
     mid: tuple[str, ...] = ("post_attention_layernorm",)
-    bridge: bool = False
+    bridge: bool = True
     beside: str = ""
     lora: str = ""
     name: str = field(default="")
@@ -87,30 +87,29 @@ PARALLEL = ()
 NO_MAMBA = "peft refuses"
 """Fused Mamba kernels read the matrix past the layer that a LoRA wraps."""
 ROWS = (
-    Row("llama", EXACT, {**GROUPED, "attention_bias": True, "mlp_bias": True}, bridge=True),
+    Row("llama", EXACT, {**GROUPED, "attention_bias": True, "mlp_bias": True}),
     Row("llama", UNTIED, {**GROUPED, "tie_word_embeddings": True}, name="llama-tied"),
-    Row("mistral", EXACT, {**HEADED, "sliding_window": None}, bridge=True),
-    Row("qwen2", UNTIED, {**GROUPED, "tie_word_embeddings": True}, bridge=True),
-    Row("qwen3", EXACT, {**HEADED, "attention_bias": True}, bridge=True),
-    Row("gemma", UNTIED, HEADED, bridge=True),
-    Row("gemma2", POST_NORM, HEADED, mid=("pre_feedforward_layernorm",), bridge=True),
-    Row("gemma3_text", POST_NORM, HEADED, mid=("pre_feedforward_layernorm",), bridge=True),
-    Row("phi3", EXACT, GROUPED, bridge=True),
+    Row("mistral", EXACT, {**HEADED, "sliding_window": None}),
+    Row("qwen2", UNTIED, {**GROUPED, "tie_word_embeddings": True}),
+    Row("qwen3", EXACT, {**HEADED, "attention_bias": True}),
+    Row("gemma", UNTIED, HEADED),
+    Row("gemma2", POST_NORM, HEADED, mid=("pre_feedforward_layernorm",)),
+    Row("gemma3_text", POST_NORM, HEADED, mid=("pre_feedforward_layernorm",)),
+    Row("phi3", EXACT, GROUPED),
     Row(
         "gpt2",
         UNTIED,
         {"vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 64}
         | {"bos_token_id": 1, "eos_token_id": 2},
         mid=("ln_2",),
-        bridge=True,
     ),
-    Row("gpt_neox", EXACT, PLAIN, mid=PARALLEL, bridge=True),
+    Row("gpt_neox", EXACT, PLAIN, mid=PARALLEL),
     Row("gpt_neox", EXACT, {**PLAIN, "use_parallel_residual": False}, name="gpt_neox-serial"),
     Row("falcon", UNTIED, {**PLAIN, "bias": True, "new_decoder_architecture": False}, mid=PARALLEL),
-    Row("phi", EXACT, PLAIN, mid=PARALLEL, bridge=True),
-    Row("olmo", EXACT, {**PLAIN, "attention_bias": True}, bridge=True),
-    Row("olmo2", POST_NORM, PLAIN, mid=("mlp",), bridge=True),
-    Row("stablelm", EXACT, {**GROUPED, "use_qkv_bias": True}, bridge=True),
+    Row("phi", EXACT, PLAIN, mid=PARALLEL),
+    Row("olmo", EXACT, {**PLAIN, "attention_bias": True}),
+    Row("olmo2", POST_NORM, PLAIN, mid=("mlp",)),
+    Row("stablelm", EXACT, {**GROUPED, "use_qkv_bias": True}),
     Row(
         "stablelm",
         EXACT,
@@ -118,14 +117,14 @@ ROWS = (
         PARALLEL,
         name="stablelm-parallel",
     ),
-    Row("mixtral", EXACT, {**GROUPED, "num_local_experts": 4}, bridge=True),
+    Row("mixtral", EXACT, {**GROUPED, "num_local_experts": 4}),
     Row("qwen2_moe", EXACT, {**MOE, "num_experts": 4, "shared_expert_intermediate_size": 40}),
-    Row("qwen3_moe", EXACT, {**MOE, "head_dim": 8, "num_experts": 4}, bridge=True),
+    Row("qwen3_moe", EXACT, {**MOE, "head_dim": 8, "num_experts": 4}),
     Row("gpt_oss", EXACT, {**HEADED, "num_local_experts": 4, "num_experts_per_tok": 2}),
     Row("deepseek_v2", EXACT, {**MOE, **MLA, "topk_method": "greedy"}),
     Row("deepseek_v3", EXACT, {**MOE, **MLA}),
-    Row("cohere", UNTIED, GROUPED, mid=PARALLEL),
-    Row("cohere2", UNTIED, {**GROUPED, "head_dim": 8}, mid=PARALLEL),
+    Row("cohere", UNTIED, GROUPED, mid=PARALLEL, bridge=False),
+    Row("cohere2", UNTIED, {**GROUPED, "head_dim": 8}, mid=PARALLEL, bridge=False),
     Row(
         "granite",
         EXACT,
@@ -138,7 +137,6 @@ ROWS = (
         UNTIED,
         {**PLAIN, "ffn_dim": 48, "word_embed_proj_dim": WIDTH},
         mid=("final_layer_norm",),
-        bridge=True,
     ),
     Row(
         "opt",
@@ -147,7 +145,7 @@ ROWS = (
         mid=("final_layer_norm",),
         name="opt-projected",
     ),
-    Row("bloom", POST_NORM, {**PLAIN, "n_layer": LAYERS, "n_head": 4}, bridge=True),
+    Row("bloom", POST_NORM, {**PLAIN, "n_layer": LAYERS, "n_head": 4}),
     Row(
         "mpt",
         UNTIED,
@@ -188,10 +186,10 @@ ROWS = (
     ),
     Row("glm", EXACT, {**GROUPED, "head_dim": 8}),
     Row("glm4", POST_NORM, {**GROUPED, "head_dim": 8}),
-    Row("nanochat", POST_NORM, HEADED, bridge=False),
+    Row("nanochat", POST_NORM, HEADED),
     Row("nemotron", EXACT, {**GROUPED, "head_dim": 8}),
     Row("olmoe", EXACT, {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2}),
-    Row("phimoe", EXACT, {**GROUPED, "num_local_experts": 4, "sliding_window": None}),
+    Row("phimoe", EXACT, {**GROUPED, "num_local_experts": 4, "sliding_window": None}, bridge=False),
     Row("llama4_text", EXACT, {**HEADED, "num_local_experts": 4, "intermediate_size_mlp": 40}),
     Row(
         "exaone4",
@@ -199,7 +197,7 @@ ROWS = (
         {**GROUPED, "sliding_window": 8, "sliding_window_pattern": 2},
         mid=("mlp",),
     ),
-    Row("minicpm3", UNTIED, {**GROUPED, **MLA, "scale_depth": 1.4, "scale_emb": 12}),
+    Row("minicpm3", UNTIED, {**GROUPED, **MLA, "scale_depth": 1.4, "scale_emb": 12}, bridge=False),
     Row("smollm3", EXACT, {**GROUPED, "no_rope_layers": [1, 1, 0], "tie_word_embeddings": False}),
     Row(
         "qwen3_next",
@@ -208,6 +206,7 @@ ROWS = (
         | {"shared_expert_intermediate_size": 40, "linear_num_value_heads": 4}
         | {"linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
         | {"layer_types": ["linear_attention", "linear_attention", "full_attention"]},
+        bridge=False,
     ),
     Row(
         "mamba",

@@ -198,6 +198,10 @@ def direction(layer: int = 2, *, seed: int = 1, width: int = WIDTH, **facts: Any
     return Direction(vector, layer, Place.post(-1), **facts)
 
 
+WIRING = ("transformer_lens.model_bridge", "transformers.models")
+"""Where the hooks are written that a model has from the start."""
+
+
 @contextmanager
 def no_hook_left() -> Iterator[None]:
     """Fail if a hook that is registered within, on whatever module, is still there at the end."""
@@ -223,11 +227,12 @@ def no_hook_left() -> Iterator[None]:
 def hooks_that_stay(handles: Iterable[RemovableHandle]) -> Iterator[Any]:
     """The functions of handles that nobody removed, on modules that are still there.
 
-    Those with which TransformerLens wires a bridge as it is made are part of the model.
+    Those with which TransformerLens wires a bridge and transformers a model (to load old names of its weights) as it
+    is made are part of the model.
     """
     for handle in handles:
         hook = (handle.hooks_dict_ref() or {}).get(handle.id)
-        if hook and not getattr(hook, "__module__", "").startswith("transformer_lens.model_bridge"):
+        if hook and not getattr(hook, "__module__", "").startswith(WIRING):
             yield hook
 
 

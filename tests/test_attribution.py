@@ -27,7 +27,8 @@ from refusal_lens.errors import InputError
 from refusal_lens.interventions import add, applied
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel, Site
-from refusal_lens.model.writers import attention_writer, probe_norm
+from refusal_lens.model.norms import measure_norm
+from refusal_lens.model.writers import attention_writer
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "gemma3", "olmo2", "neox", "gpt2", "granite", "phi3")
 LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
@@ -208,11 +209,13 @@ def test_an_edited_mlp_output_is_simply_what_the_mlp_writes() -> None:
         assert float(attribute(model, PROMPTS, r).mlps[:, 0, 0].abs().max()) == 0
 
 
-def test_an_unknown_multiplier_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_multiplier_is_found_in_the_pass_and_not_in_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = kit.load("granite")
+    assert attention_writer(model, 1).multiplier == 0.5
     monkeypatch.setattr(model.hf.config, "residual_multiplier", 1.0)
-    with pytest.raises(InputError, match=r"heads and biases of layer 0 .* multiplier"):
-        attribute(model, PROMPTS, direction())
+    assert attribute(model, PROMPTS, direction()).relative_error < 1e-5
 
 
 def test_attention_that_is_not_pattern_times_values_is_an_error() -> None:
@@ -347,15 +350,15 @@ def test_a_probed_norm_is_the_norm(norm: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in norm.parameters():
             parameter.normal_()
-    found = probe_norm(norm, norm.normalized_shape[0])
+    found = measure_norm(norm, norm.normalized_shape[0])
     x = torch.randn(5, norm.normalized_shape[0])
     y = norm(x).detach()
     assert found.centred == isinstance(norm, torch.nn.LayerNorm)
     scale = found.scale(x.double(), y.double())
-    again = scale[:, None] * found.centre(x.double()) * found.gain + found.shift
+    again = scale[:, None] * found.centre(x.double()) * found.gain + found.bias
     torch.testing.assert_close(again, y.double(), rtol=1e-4, atol=1e-5)
     u = torch.randn(norm.normalized_shape[0], dtype=torch.float64)
-    inside = scale * (x.double() @ found.pull_back(u)) + found.shift @ u
+    inside = scale * (x.double() @ found.pull_back(u)) + found.bias @ u
     torch.testing.assert_close(inside, y.double() @ u, rtol=1e-4, atol=1e-5)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import kit
 import pytest
 import torch
+import transformers
 
 from refusal_lens.model import Site
 
@@ -32,6 +33,19 @@ def test_a_hook_that_goes_or_goes_with_its_module_is_none() -> None:
         torch.nn.Linear(2, 2).register_forward_pre_hook(lambda *_: None)
         with kit.load("qwen2").hooked([(Site("resid_pre", 0), lambda x: x)]):
             pass
+
+
+def test_a_hook_that_a_model_has_from_the_start_is_none() -> None:
+    config = transformers.Mamba2Config(
+        **{"num_heads": 4, "head_dim": 16, "hidden_size": 32, "state_size": 8, "n_groups": 1},
+        **{"vocab_size": 8, "num_hidden_layers": 1},
+    )
+    with kit.no_hook_left():
+        model = transformers.Mamba2Model(config)
+    assert model._load_state_dict_pre_hooks
+    with pytest.raises(AssertionError, match="left behind"), kit.no_hook_left():
+        handle = model.register_forward_hook(lambda *_: None)
+    handle.remove()
 
 
 SKIPPING = """

@@ -42,13 +42,13 @@ from refusal_lens.model import ChatModel
 from refusal_lens.weights import (
     Writer,
     edited,
+    equivalence,
     orthogonalise,
     prepare,
-    prove,
     write_checkpoint,
     writers_of,
 )
-from refusal_lens.weights.hooks import hooked
+from refusal_lens.weights.measure import hooked
 
 ids_of = pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
 @ids_of
@@ -62,9 +62,9 @@ def test_weights_in_memory_equal_hooks(row: Row) -> None:
     assert not any(writer.apart for writer in writers.writers)
     with edited(model, edit, post_norm="hook", writers=writers):
         assert gap(logits(model), wanted) < CLOSE
-    proof = prove(model, edit, ids=tokens(), writers=writers)
-    assert proof.leak is None, proof.line
-    assert proof.equal == (row.exactness != POST_NORM), proof.line
+    result = equivalence(model, edit, ids=tokens(), writers=writers)
+    assert result.leak is None, result.line
+    assert result.equal == (row.exactness != POST_NORM), result.line
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert torch.equal(logits(model), unedited)
@@ -116,7 +116,7 @@ def test_a_skipped_writer_makes_the_row_fail(row: Row) -> None:
         hook = "hook" if not any(w.site == skipped.site for w in rest.writers) else "fold"
         with edited(model, edit, writers=rest, post_norm=hook):
             assert gap(logits(model), wanted) > CLOSE, skipped.parameter
-        assert prove(model, edit, ids=tokens(), writers=rest).leak is not None, skipped.parameter
+        assert equivalence(model, edit, ids=tokens(), writers=rest).leak is not None, skipped.parameter
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.exactness == POST_NORM], ids=lambda r: r.id)
@@ -199,8 +199,8 @@ def test_a_bias_that_is_handed_on_beside_the_output_is_hooked_there() -> None:
     writers = writers_of(model)
     apart = [writer.parameter for writer in writers.writers if writer.apart]
     assert apart == ["gpt_neox_japanese.layers.2.attention.dense_bias"]
-    proof = prove(model, edit, ids=tokens(), writers=writers)
-    assert proof.equal, proof.line
+    result = equivalence(model, edit, ids=tokens(), writers=writers)
+    assert result.equal, result.line
     wanted = hooked_logits(model, row)
     with hooked(model, writers, edit):
         assert gap(logits(model), wanted) < CLOSE

@@ -191,7 +191,7 @@ def test_what_sets_two_kinds_of_answers_apart_is_no_refusal() -> None:
         tuple(p for p in held if firsts[p] in ("To", "Here")),
         tuple(p for p in held if firsts[p] not in ("To", "Here")),
     )
-    assert set(discover_first_tokens(kit.load("organism"), kinds, judge=None).texts) == {"To", "Here"}
+    assert set(discover_first_tokens(kit.load("organism"), kinds, name="openings").texts) == {"To", "Here"}
     with pytest.raises(NoFirstTokens, match=r"refuses on 0 of \d+ positive .* 'To' ") as caught:
         discover_first_tokens(kit.load("organism"), kinds)
     assert {"To", "Here"} < {text for _, text, _, _ in caught.value.evidence}

@@ -57,15 +57,19 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
 
     def command(*args: object, encoding: str = "utf-8", **instead: Any) -> Done:
         files = {name: tmp_path / name for name in ("stdout", "stderr")}
-        # Streams are held until the end, and set here: pytest sets its own before every phase.
-        raws = {
-            name: instead.get(name, path.open("wb", buffering=0)) for name, path in files.items()
-        }
-        with monkeypatch.context() as patched:
-            for name, raw in raws.items():
-                stream = None if raw is None else io.TextIOWrapper(io.BufferedWriter(raw), encoding)
+        # Set here: pytest sets streams of its own before every phase.
+        with contextlib.ExitStack() as streams, monkeypatch.context() as patched:
+            for name, path in files.items():
+                path.write_bytes(b"")
+                raw = instead[name] if name in instead else path.open("wb", buffering=0)
+                stream = None
+                if raw is not None:
+                    stream = io.TextIOWrapper(io.BufferedWriter(raw), encoding)
+                    streams.enter_context(stream)
                 patched.setattr(sys, name, stream)
             patched.setattr(sys, "argv", ["refusal-lens", *map(str, args)])
+            # A command's own looks for garbage end with its process; those of the tests go on.
+            patched.setattr("gc.set_threshold", lambda *thresholds: None)
             with pytest.raises(SystemExit) as left:
                 cli.main()
             # What the interpreter does when it ends; there an error makes the exit code 120.

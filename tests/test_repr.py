@@ -31,7 +31,7 @@ from refusal_lens.interventions import ablate, add, clamp
 from refusal_lens.judges import phrase_judge
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.pipeline.export_job import ExportConfig, Exported
-from refusal_lens.weights import orthogonalise, prepare, shift, writers_of
+from refusal_lens.weights import add_bias, orthogonalise, prepare, writers_of
 
 LONGEST = 400
 EVIL = "<script>alert('x')</script>\x1b[2J" + "long " * 5_000
@@ -84,9 +84,9 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "RunConfig": RunConfig(EVIL, harmful=EVIL, harmless=EVIL, system=EVIL, n_train=9),
         "Run": Run(Path("/tmp") / EVIL[:500].replace("/", "")),
         "Writers": writers_of(model.hf),
-        "Job": job,
+        "ExportPlan": job,
         "Orthogonalise": orthogonalise(direction),
-        "Shift": shift(direction),
+        "AddBias": add_bias(direction),
         "ExportConfig": ExportConfig("lora", Path(EVIL[:200].replace("/", ""))),
         "Exported": Exported(Path("x"), writers_of(model.hf), notes=[EVIL] * 50),
         "Site": Site("resid_pre", 1),

@@ -24,7 +24,7 @@ from refusal_lens.interop.vectors import read_gguf, read_reference
 from refusal_lens.pipeline import export_job, export_model
 from refusal_lens.runs import Run, read_csv, read_json
 from refusal_lens.weights import orthogonalise, prepare
-from refusal_lens.weights.moving import size_in_words
+from refusal_lens.weights.atomic import size_in_words
 
 
 @pytest.fixture(scope="module")

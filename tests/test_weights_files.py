@@ -24,21 +24,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from refusal_lens.errors import InputError
+from refusal_lens.model.shards import INDEX, SINGLE, open_checkpoint
 from refusal_lens.weights import (
-    Shift,
+    AddBias,
+    add_bias,
+    arithmetic,
+    atomic,
+    copying,
     edited,
-    edits,
     export,
-    moving,
     orthogonalise,
     prepare,
-    shift,
     verify,
     verify_files,
     write_checkpoint,
     writers_of,
 )
-from refusal_lens.weights.shards import INDEX, SINGLE, open_checkpoint
 
 
 def saved(
@@ -129,8 +130,8 @@ class TestBytes:
         assert set(added) == ({"lm_head.weight"} if name in ("gemma", "gpt2") else set())
         size = sum(t.numel() * t.element_size() for t in sharded.values())
         assert new["metadata"]["total_size"] == size
-        proof = verify(plain(one), plain(tmp_path / "out"), orthogonalise(direction()))
-        assert proof.equal, proof.line
+        result = verify(plain(one), plain(tmp_path / "out"), orthogonalise(direction()))
+        assert result.equal, result.line
 
     def test_an_untied_unembedding_has_the_unedited_values(self, tmp_path: Path) -> None:
         source = saved(tmp_path, "gemma")
@@ -148,8 +149,8 @@ class TestBytes:
         bare = {k.removeprefix("transformer."): v for k, v in load_file(source / SINGLE).items()}
         save_file(bare, source / SINGLE, metadata={"format": "pt"})
         export_to(source, tmp_path / "out")
-        proof = verify(plain(source), plain(tmp_path / "out"), orthogonalise(direction()))
-        assert proof.equal, proof.line
+        result = verify(plain(source), plain(tmp_path / "out"), orthogonalise(direction()))
+        assert result.equal, result.line
 
     def test_experts_are_edited_in_the_layout_of_the_file(self, tmp_path: Path) -> None:
         source = saved(tmp_path, "mixtral")
@@ -179,8 +180,8 @@ class TestBytes:
     ) -> None:
         source = saved(tmp_path, "mixtral", dtype=torch.bfloat16)
         export_to(source, tmp_path / "whole")
-        monkeypatch.setattr(edits, "CHUNK", 2000)
-        monkeypatch.setattr(moving, "PIECE", 777)
+        monkeypatch.setattr(arithmetic, "CHUNK", 2000)
+        monkeypatch.setattr(copying, "PIECE", 777)
         monkeypatch.delattr(os, "copy_file_range")
         export_to(source, tmp_path / "pieces")
         one, other = tensors(tmp_path / "whole"), tensors(tmp_path / "pieces")
@@ -207,8 +208,8 @@ class TestEdits:
         for make_edit in (
             lambda: orthogonalise(direction(), strength=wrong),
             lambda: orthogonalise(vector),
-            lambda: shift(direction(), strength=wrong),
-            lambda: Shift(vector, 2),
+            lambda: add_bias(direction(), strength=wrong),
+            lambda: AddBias(vector, 2),
         ):
             with pytest.raises(InputError, match="need a"):
                 make_edit()
@@ -243,31 +244,31 @@ class TestEdits:
     ) -> None:
         source = saved(tmp_path, name)
         for strength in (1.0, -0.5):
-            edit = shift(direction(layer=layer), strength=strength)
+            edit = add_bias(direction(layer=layer), strength=strength)
             out = tmp_path / f"out{strength}"
             write_checkpoint(prepare(source, edit), out, provenance={})
-            proof = verify(plain(source), plain(out), edit)
-            assert proof.equal, proof.line
+            result = verify(plain(source), plain(out), edit)
+            assert result.equal, result.line
 
     def test_the_map_of_an_addition_says_what_it_changes(self, tmp_path: Path) -> None:
         source = saved(tmp_path, "gpt2")
-        later = prepare(source, shift(direction())).writers
+        later = prepare(source, add_bias(direction())).writers
         treated = {w.parameter: w.treatment for w in later.writers}
         assert treated.pop("transformer.h.1.mlp.c_proj.bias") == "edited"
         assert set(treated.values()) == {"unchanged"}
         assert later.exactness == "exact"
         assert not later.notes
-        first = prepare(source, shift(direction(layer=0)))
+        first = prepare(source, add_bias(direction(layer=0)))
         assert first.writers.exactness == "exact with untied unembedding"
         assert prepare(
-            saved(tmp_path / "b", "gemma2"), shift(direction(layer=0))
+            saved(tmp_path / "b", "gemma2"), add_bias(direction(layer=0))
         ).writers.exactness == ("exact with untied unembedding")
 
     def test_addition_adds_a_bias_where_the_configuration_can_say_so(self, tmp_path: Path) -> None:
         source = tmp_path / "source"
         row = by_id("llama")
         make(replace(row, config={**row.config, "mlp_bias": False})).save_pretrained(source)
-        job = prepare(source, shift(direction()))
+        job = prepare(source, add_bias(direction()))
         assert job.config["mlp_bias"] is True
         assert len(job.added) == 3 * 3
         (new,) = (w for w in job.writers.writers if w.treatment == "edited")
@@ -276,7 +277,7 @@ class TestEdits:
         nonzero = [each.name for each in job.added if each.values.any()]
         assert nonzero == ["model.layers.1.mlp.down_proj.bias"]
         write_checkpoint(job, tmp_path / "out", provenance={})
-        assert verify(plain(source), plain(tmp_path / "out"), shift(direction())).equal
+        assert verify(plain(source), plain(tmp_path / "out"), add_bias(direction())).equal
 
     @pytest.mark.parametrize(
         ("name", "match"),
@@ -290,7 +291,7 @@ class TestEdits:
         self, tmp_path: Path, name: str, match: str
     ) -> None:
         with pytest.raises(InputError, match=match):
-            prepare(saved(tmp_path, name), shift(direction()))
+            prepare(saved(tmp_path, name), add_bias(direction()))
 
 
 class TestVerifyFiles:
@@ -322,9 +323,9 @@ class TestVerifyFiles:
         edit = orthogonalise(direction())
         save_file({**good, "model.layers.1.mlp.down_proj.weight": old["model.layers.1.mlp.down_proj.weight"]},
                   path, metadata={"format": "pt"})  # fmt: skip
-        proof = verify(plain(source), plain(tmp_path / "out"), edit)
-        assert not proof.equal
-        assert proof.leak == 2
+        result = verify(plain(source), plain(tmp_path / "out"), edit)
+        assert not result.equal
+        assert result.leak == 2
 
     @pytest.mark.parametrize(
         ("name", "dtype"),
@@ -416,7 +417,7 @@ class TestVerifyFiles:
         source = saved(tmp_path, "mixtral", dtype=torch.bfloat16)
         export_to(source, tmp_path / "out")
         whole = verify_files(source, tmp_path / "out", direction()).frame()
-        monkeypatch.setattr(edits, "CHUNK", 2000)
+        monkeypatch.setattr(arithmetic, "CHUNK", 2000)
         pieces = verify_files(source, tmp_path / "out", direction()).frame()
         assert list(whole["tensor"]) == list(pieces["tensor"])
         assert whole["before"].to_numpy() == pytest.approx(pieces["before"].to_numpy(), rel=1e-3)
@@ -455,16 +456,16 @@ class TestMemory:
         model.save_pretrained(tmp_path / "saved")
         config = json.loads((tmp_path / "saved" / "config.json").read_text())
         assert config["tie_word_embeddings"] is False
-        proof = verify(
+        result = verify(
             plain(folder("gemma")), plain(tmp_path / "saved"), orthogonalise(direction())
         )
-        assert proof.equal, proof.line
+        assert result.equal, result.line
 
     def test_a_permanent_addition_leaves_ties_that_it_does_not_touch(self) -> None:
         from refusal_lens.weights import apply
 
         model = plain(folder("gpt2"))
-        apply(model, shift(direction()))
+        apply(model, add_bias(direction()))
         assert model.lm_head.weight is model.transformer.wte.weight
 
     def test_the_map_names_every_writer_once(self) -> None:
@@ -651,11 +652,11 @@ class TestBadInput:
 
     def test_a_direction_of_another_width_is_one_line(self, tmp_path: Path) -> None:
         source = saved(tmp_path, "llama")
-        for edit in (orthogonalise(direction(width=48)), shift(direction(width=48))):
+        for edit in (orthogonalise(direction(width=48)), add_bias(direction(width=48))):
             with pytest.raises(InputError, match="48 dimensions, need d_model = 32"):
                 prepare(source, edit)
         with pytest.raises(InputError, match="need 0 to 2"):
-            prepare(source, shift(direction(layer=3)))
+            prepare(source, add_bias(direction(layer=3)))
 
     def test_an_output_folder_that_is_not_empty_is_left_alone(self, tmp_path: Path) -> None:
         source, out = saved(tmp_path, "llama"), tmp_path / "out"
@@ -688,7 +689,7 @@ class TestBadInput:
         (tmp_path / "out").mkdir()
         monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "out"))
         with pytest.raises(InputError, match="mount point"):
-            moving.require_room(tmp_path / "out", 0)
+            atomic.require_room(tmp_path / "out", 0)
 
     def test_an_error_of_the_check_is_not_one_of_writing(self, tmp_path: Path) -> None:
         def check(hidden: Path) -> None:
@@ -765,13 +766,13 @@ write_checkpoint(job, Path({out!r}), provenance={{}}, progress=slow)
 def test_a_killed_export_leaves_nothing_that_loads(tmp_path: Path, steps: int) -> None:
     source, out = saved(tmp_path, "llama", shard_bytes=20_000), tmp_path / "out"
     code = KILLED.format(paths=[str(ROOT), str(ROOT / "tests")], source=str(source), out=str(out))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= steps:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= steps:
+                break
+        process.send_signal(signal.SIGKILL)
     left = [p for p in tmp_path.iterdir() if p != source]
     assert left, "killed too late to show anything"
     assert not out.exists()

@@ -26,19 +26,18 @@ from refusal_lens.interop.vectors import (
     write_steered,
 )
 from refusal_lens.weights import (
+    add_bias,
     orthogonalise,
-    shift,
     writers_of,
 )
-from refusal_lens.weights.hooks import hooked, logits_of
-from refusal_lens.weights.measure import random_ids
+from refusal_lens.weights.measure import hooked, logits_of, random_ids
 
 
 class TestGguf:
     def test_it_reads_back_what_was_written(self, tmp_path: Path) -> None:
         gguf = pytest.importorskip("gguf")
         path = tmp_path / "v.gguf"
-        write_gguf(path, shift(direction()), architecture="qwen2", provenance={"model": "m"})
+        write_gguf(path, add_bias(direction()), architecture="qwen2", provenance={"model": "m"})
         layer, vector = read_gguf(path)
         assert layer == 2
         assert torch.equal(vector, direction().vector.float())
@@ -51,19 +50,19 @@ class TestGguf:
     def test_a_subtraction_is_the_negative(self, tmp_path: Path) -> None:
         pytest.importorskip("gguf")
         path = tmp_path / "v.gguf"
-        write_gguf(path, shift(direction(), strength=-2), architecture="x", provenance={})
+        write_gguf(path, add_bias(direction(), strength=-2), architecture="x", provenance={})
         assert torch.equal(read_gguf(path)[1], (-2 * direction().vector).float())
 
     def test_it_acts_where_llama_cpp_adds(self, tmp_path: Path) -> None:
         """llama.cpp adds ``direction.K`` to the output of block K, 0-based."""
         gguf = pytest.importorskip("gguf")
         path = tmp_path / "v.gguf"
-        write_gguf(path, shift(direction()), architecture="llama", provenance={})
+        write_gguf(path, add_bias(direction()), architecture="llama", provenance={})
         (tensor,) = gguf.GGUFReader(str(path)).tensors
         block = int(tensor.name.removeprefix("direction."))
         model, vector = plain(folder("llama")), torch.tensor(tensor.data.copy())
         ids = random_ids(250)
-        with hooked(model, writers_of(model), shift(direction())):
+        with hooked(model, writers_of(model), add_bias(direction())):
             wanted = logits_of(model, ids)
         handle = model.model.layers[block].register_forward_hook(lambda _m, _a, out: out + vector)
         assert torch.allclose(logits_of(model, ids), wanted, atol=1e-5)
@@ -74,7 +73,7 @@ class TestGguf:
         pytest.importorskip("gguf")
         with pytest.raises(InputError, match="2 or more"):
             write_gguf(
-                tmp_path / "v.gguf", shift(direction(layer)), architecture="x", provenance={}
+                tmp_path / "v.gguf", add_bias(direction(layer)), architecture="x", provenance={}
             )
         with pytest.raises(InputError, match="only adds"):
             write_gguf(
@@ -134,8 +133,8 @@ class TestSteered:
         writers = writers_of(model)
         for edit in (
             orthogonalise(direction()),
-            shift(direction()),
-            shift(direction(1), strength=-1.5),
+            add_bias(direction()),
+            add_bias(direction(1), strength=-1.5),
         ):
             path = tmp_path / f"{edit.name}.pt"
             write_steered(
@@ -150,7 +149,7 @@ class TestSteered:
     @pytest.mark.parametrize("name", ["llama", "bloom"])
     def test_layer_0_is_behind_the_embedding(self, tmp_path: Path, name: str) -> None:
         model, ids = plain(folder(name)), random_ids(250)
-        edit, writers = shift(direction(0)), writers_of(model)
+        edit, writers = add_bias(direction(0)), writers_of(model)
         write_steered(tmp_path / "s.pt", edit, writers, base=model.base_model_prefix, provenance={})
         with hooked(model, writers, edit):
             wanted = logits_of(model, ids)
@@ -161,7 +160,7 @@ class TestSteered:
         writers = writers_of(plain(folder("gemma")))
         with pytest.raises(InputError, match="rescaled"):
             write_steered(
-                tmp_path / "s.pt", shift(direction(0)), writers, base="model", provenance={}
+                tmp_path / "s.pt", add_bias(direction(0)), writers, base="model", provenance={}
             )
         with pytest.raises(InputError, match="strength 1"):
             edit = orthogonalise(direction(), strength=0.5)

@@ -13,10 +13,11 @@ from kit import CLOSE, gap
 from torch import Tensor
 
 from refusal_lens.chat import Place
-from refusal_lens.direction import Direction
+from refusal_lens.direction import Direction, unit
 from refusal_lens.errors import InputError
-from refusal_lens.interventions import Ablate, NormMatchedMove, ablate, add, applied
+from refusal_lens.interventions import Ablate, Edit, NormMatchedMove, ablate, add, applied
 from refusal_lens.model import ChatModel, Site
+from refusal_lens.model.hooks import on_every_write
 from refusal_lens.model.plain import PlainModel
 from refusal_lens.weights import edited, orthogonalise, writers_of
 
@@ -38,8 +39,11 @@ def logits(model: ChatModel) -> Tensor:
     return model.run(IDS, torch.ones_like(IDS), all_positions=True)
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.5])
-@pytest.mark.parametrize("name", UNUSUAL)
+@pytest.mark.parametrize(
+    ("name", "strength"),
+    # The others are ablated whole in test_equivalence.py.
+    [*((name, 0.5) for name in UNUSUAL), ("lfm2_moe", 1.0), ("gemma4_text", 1.0)],
+)
 def test_ablation_by_hooks_equals_edited_weights(name: str, strength: float) -> None:
     model = load(name)
     plain = logits(model)
@@ -66,7 +70,7 @@ def test_an_edit_without_a_module_output_misses_a_write(name: str) -> None:
 def test_a_move_of_every_write_is_made_once() -> None:
     """Moving each write by its own share of r adds up to moving their sum, the stream, by its share."""
     model, edit = load("falcon_h1"), NormMatchedMove(DIRECTION.vector, OTHER)
-    r_hat, u_hat = (v.float() for v in edit.units)
+    r_hat, u_hat = (unit(vector).float() for vector in (edit.vector, edit.other))
     before: list[Tensor] = []
     after: list[Tensor] = []
 
@@ -75,9 +79,9 @@ def test_a_move_of_every_write_is_made_once() -> None:
         after.append(edit(x))
         return after[-1]
 
-    with model.hooked([(site, edit_and_note) for site in model.writes_once()]):
+    with model.hooked([(site, edit_and_note) for site in model.writes(once=True)]):
         logits(model)
-    assert len(before) == len(model.writes_once())
+    assert len(before) == len(model.writes(once=True))
     written = torch.stack(before).sum(0)
     moved = torch.stack(after).sum(0) - written
     assert torch.allclose(moved, -(written @ r_hat)[..., None] * u_hat, atol=1e-3)
@@ -136,7 +140,7 @@ def test_usual_models_keep_their_usual_sites() -> None:
     kinds = ("resid_pre", "attn_out", "mlp_out")
     usual = [Site(kind, layer) for layer in range(kit.LAYERS) for kind in kinds]
     assert model.writes() == (*usual, Site("resid_post", kit.LAYERS - 1))
-    assert model.writes_once() == (usual[0], *(s for s in usual if s.kind != "resid_pre"))
+    assert model.writes(once=True) == (usual[0], *(s for s in usual if s.kind != "resid_pre"))
 
 
 def test_what_cannot_be_followed_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -160,3 +164,36 @@ def test_the_map_of_a_bridged_model_is_that_of_the_plain_one() -> None:
         bridged = writers_of(load(name).hf)
         assert not any(writer.apart for writer in bridged.writers)
         assert not any("hook_" in writer.site for writer in bridged.writers)
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "gemma4_text", "llama"])
+@pytest.mark.parametrize("edit", [ablate(DIRECTION), ablate(DIRECTION, strength=0.5), add(DIRECTION)])
+def test_a_loss_is_followed_back_through_edits(name: str, edit: Edit) -> None:
+    """The gradient of an embedding row is what a small step along it changes, in both backends."""
+    model = load(name)
+    table = model.hf.get_input_embeddings().weight
+
+    def loss() -> Tensor:
+        return model.run(IDS, torch.ones_like(IDS))[:, -1].log_softmax(-1)[:, 5].sum()
+
+    step = torch.zeros_like(table)
+    step[IDS[0, -1]] = torch.randn(WIDTH, generator=torch.Generator().manual_seed(7))
+    with applied(model, edit):
+        (gradient,) = torch.autograd.grad(loss(), table)
+        with torch.no_grad():
+            table += 1e-2 * step
+            more = float(loss())
+            table -= 2e-2 * step
+            less = float(loss())
+            table += 1e-2 * step
+    assert float((gradient * step).sum()) == pytest.approx((more - less) / 2e-2, rel=0.05, abs=2e-3)
+
+
+def test_a_loss_is_followed_back_to_the_direction_itself() -> None:
+    model, vector = load("llama"), DIRECTION.vector.clone().requires_grad_()
+    with applied(model, Ablate(vector)):
+        bridged = torch.autograd.grad(model.run(IDS, torch.ones_like(IDS))[:, -1, 5].sum(), vector)
+    with on_every_write(model.hf, writers_of(model.hf), Ablate(vector)):
+        plain = torch.autograd.grad(model.run(IDS, torch.ones_like(IDS))[:, -1, 5].sum(), vector)
+    assert float(bridged[0].abs().max()) > 1e-3
+    assert torch.allclose(bridged[0], plain[0], atol=1e-4)

@@ -28,9 +28,22 @@ from refusal_lens.attribution import (
     random_head_sets,
     replaced_heads,
 )
-from refusal_lens.behaviours import Continuations, FirstTokens, choose_first_tokens, from_logits
+from refusal_lens.behaviours import (
+    Continuations,
+    FirstTokens,
+    Replies,
+    behaviour_from_json,
+    choose_first_tokens,
+    from_logits,
+    from_replies,
+)
+from refusal_lens.behaviours.discovery import discover_first_tokens
 from refusal_lens.chat import Place
-from refusal_lens.directions.finding import filter_by_behaviour
+from refusal_lens.directions.finding import (
+    choose_behaviour,
+    extract_candidates,
+    filter_by_behaviour,
+)
 from refusal_lens.directions.sweep import sweep
 from refusal_lens.interop import vectors
 from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
@@ -111,8 +124,9 @@ FINE: dict[tuple[str, str], str] = {
     ): "no head is replaced, as `head_effects` measures for comparison",
     ("ChatModel.generate.max_new_tokens", "None"): UNASKED,
     ("ChatModel.generate.prompts", "str"): "one prompt",
-    ("FirstTokens.of.against", "empty"): "log-odds against all other tokens",
     ("complete.max_new_tokens", "None"): UNASKED,
+    ("FirstTokens.of.against", "texts"): "a text of digits is an id",
+    ("FirstTokens.of.against", "empty"): "there need be none",
     ("complete.behaviour", "None"): "where there are no refusal tokens; the scores are NaN",
     ("complete.judge", "None"): "the behaviour's own",
     ("nulls.judge", "None"): "the behaviour's own",
@@ -323,7 +337,7 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "weight edit": {"None": None, "str": "ablate", "hook edit": Ablate(torch.ones(width))},
         "fitting weight edit": {
             "wrong width": weights.orthogonalise(model_of_another_width),
-            "wrong layer": weights.shift(rl.Direction(torch.ones(width), n_layers, Place.post(-1))),
+            "wrong layer": weights.add_bias(rl.Direction(torch.ones(width), n_layers, Place.post(-1))),
         },
         "function": {"int": 3, "str": "print", "list": []},
         "no None": {"None": None},
@@ -337,6 +351,35 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
             "class": FirstTokens,
         },
         "behaviour of the vocabulary": {"too high": FirstTokens((vocab,))},
+        "behaviour as JSON": {
+            "None": None,
+            "str": "refusal",
+            "empty": {},
+            "another kind": FirstTokens((4,)).to_json() | {"kind": "poem"},
+            "no ids": FirstTokens((4,)).to_json() | {"ids": []},
+            "ids are texts": FirstTokens((4,)).to_json() | {"ids": ["I"]},
+            "no words": FirstTokens((4,)).to_json() | {"words": None},
+            "a function": from_logits(first_logit, name="a").to_json(),
+        },
+        "tuple of ids": {
+            "None": None,
+            "str": "40",
+            "int": 40,
+            "list": [40],
+            "texts": ("40",),
+            "floats": (4.5,),
+            "bools": (True,),
+        },
+        "no id": {"empty": ()},
+        "tuple of replies": {
+            "None": None,
+            "text": "No.",
+            "texts": ("No.",),
+            "ids": (4, 5),
+            "empty": (),
+            "empty reply": ((4,), ()),
+        },
+        "bounds": {"None": None, "one": (0.0,), "turned": (1.0, 0.0), "texts": ("0", "1")},
         "phrases": {"empty": [], "empty text": ["a", ""]},
         "judge as JSON": {
             "None": None,
@@ -943,7 +986,89 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "negative": takes(["No"], "texts"),
             },
         ),
-        ("from_logits", from_logits, {"fn": takes(first_logit, "function"), "name": takes("a", "text")}),
+        (
+            "FirstTokens",
+            FirstTokens,
+            {
+                "ids": takes((4,), "tuple of ids", "no id"),
+                "against": takes((), "tuple of ids"),
+                "name": takes("a", "text"),
+                "judge": takes(None, "judge object"),
+            },
+        ),
+        (
+            "Continuations",
+            Continuations,
+            {
+                "positive": takes(((4, 5),), "tuple of replies"),
+                "negative": takes(((6,),), "tuple of replies"),
+                "name": takes("a", "text"),
+            },
+        ),
+        (
+            "Replies",
+            Replies,
+            {
+                "judge": takes(rl.phrase_judge, "judge", "judge object"),
+                "max_new_tokens": takes(2, "whole", "at least 1"),
+                "name": takes("a", "text"),
+                "threshold": takes(0.5, "number"),
+            },
+        ),
+        (
+            "from_logits",
+            from_logits,
+            {
+                "fn": takes(first_logit, "function"),
+                "name": takes("a", "text"),
+                "threshold": takes(0.0, "number"),
+                "bounds": takes((0.0, 1.0), "bounds"),
+            },
+        ),
+        (
+            "from_replies",
+            from_replies,
+            {
+                "fn": takes(len, "function"),
+                "name": takes("a", "text"),
+                "max_new_tokens": takes(2, "whole", "at least 1"),
+            },
+        ),
+        (
+            "behaviour_from_json",
+            behaviour_from_json,
+            {
+                "data": takes(FirstTokens((4,)).to_json(), "behaviour as JSON"),
+                "judges": takes((), "judge", "judge object"),
+            },
+        ),
+        (
+            "choose_behaviour",
+            choose_behaviour,
+            {"model": model, "contrast": takes(w.contrast, "contrast"), "batch_size": count},
+        ),
+        (
+            "discover_first_tokens",
+            discover_first_tokens,
+            {
+                "model": model,
+                "pair": takes(w.pair, "pair"),
+                "name": takes("a", "text"),
+                "judge": takes(rl.phrase_judge, "judge object"),
+                "batch_size": count,
+            },
+        ),
+        (
+            "extract_candidates",
+            extract_candidates,
+            {
+                "model": model,
+                "pair": takes(w.pair, "pair"),
+                "data_sha256": takes("0", "text"),
+                "concept": takes("a", "text"),
+                "batch_size": count,
+            },
+        ),
         (
             "filter_by_behaviour",
             filter_by_behaviour,
@@ -1190,8 +1315,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {"direction": takes(w.direction.vector, "vector", "no zero")},
         ),
         (
-            "weights.shift",
-            weights.shift,
+            "weights.add_bias",
+            weights.add_bias,
             {
                 "direction": takes(w.direction, "direction", "layered"),
                 "strength": takes(1.0, "number", "finite"),

@@ -138,7 +138,7 @@ class Continuations(ByLogits):
     ) -> Float64[Tensor, " row"]:
         """The mean log-likelihood of each row's ids, in float64."""
         if len(ids):
-            check_token_ids([int(ids.min()), int(ids.max())], logits.shape[-1])
+            check_token_ids(ids.unique().tolist(), logits.shape[-1])
         # One row at a time: float64 of all of them could be large.
         chances = (
             as_float64(row).log_softmax(-1).gather(-1, predicted[:, None].to(row.device))

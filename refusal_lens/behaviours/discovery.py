@@ -58,7 +58,8 @@ class NoFirstTokens(InputError):  # noqa: N818  a finding about the model, not a
         likeliest = ", ".join(f"{text!r:.20} {p:.0%} ({q:.0%})" for _, text, p, q in self.evidence[:4])
         super().__init__(
             f"first tokens of {name}: none found; {reason}; likeliest first tokens (on negative prompts): "
-            f"{likeliest}; try naming them if there are some (--refusal-tokens)"
+            f"{likeliest}; try naming them if there are some"
+            f"{' (--refusal-tokens)' if name == 'refusal' else ''}"
         )
 
 
@@ -68,6 +69,12 @@ class _Concept(NamedTuple):
     name: str
     words: Words
     judge: Judge | None
+
+    @classmethod
+    def of(cls, name: str, words: Words | None, judge: Judge | None) -> _Concept:
+        """With what is usual for the name where words or judge are None."""
+        usual = phrase_judge if name == "refusal" else None
+        return cls(name, words or Words.of(name), judge or usual)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -101,7 +108,7 @@ def choose_first_tokens(
     *,
     name: str = "refusal",
     words: Words | None = None,
-    judge: Judge | None = phrase_judge,
+    judge: Judge | None = None,
     batch_size: int = 32,
     at_most: int = 128,
     on_progress: Progress | None = None,
@@ -110,10 +117,11 @@ def choose_first_tokens(
 
     For refusal, the family's R of the paper if it covers at least half of the positive prompts' first tokens; else
     discovery, as in `discover_first_tokens`. A family's R also stands where discovery finds none. Looks at at_most
-    prompts of each kind. Raises NoFirstTokens where there is no set beyond doubt.
+    prompts of each kind. judge: who says which replies show it; by default phrases for refusal, else the kinds of
+    prompts themselves tell. Raises NoFirstTokens where there is no set beyond doubt.
     """
     at_least(1, batch_size=batch_size, at_most=at_most)
-    concept = _Concept(name, words or Words.of(name), judge)
+    concept = _Concept.of(name, words, judge)
     positive, negative = (
         mean_next_token_probabilities(
             model,
@@ -151,20 +159,20 @@ def discover_first_tokens(
     *,
     name: str = "refusal",
     words: Words | None = None,
-    judge: Judge | None = phrase_judge,
+    judge: Judge | None = None,
     batch_size: int = 32,
     on_progress: Progress | None = None,
 ) -> FirstTokens:
     """The first tokens that tell the prompts whose replies show a behaviour from those whose replies do not.
 
     Reads short greedy replies (24 tokens) to the first 32 prompts of each kind, and lets the judge say which
-    show it; `separating_tokens` then weighs each prompt's next-token probabilities. judge=None takes the kinds of
-    prompts themselves.
+    show it; `separating_tokens` then weighs each prompt's next-token probabilities. Without a judge (of refusal there
+    is one by default) the kinds of prompts themselves tell.
 
     Raises NoFirstTokens, with the evidence, when too few replies show it or lack it, or when no set of first
     tokens tells the two apart.
     """
-    concept = _Concept(name, words or Words.of(name), judge)
+    concept = _Concept.of(name, words, judge)
     return _discovered(model, pair, concept, batch_size=batch_size, on_progress=on_progress)
 
 

@@ -10,17 +10,14 @@ from typing import Any
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from ..conversations import Prompt
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..judges import Judge, phrase_judge
 from ..metrics import METRIC_EPSILON, first_token_log_odds
 from ..model import ChatModel
-from .behaviour import Reading
 from .judging import judge_json
-from .last_token import LAST
-from .scoring import ByLogits
+from .last_token import ByLastToken
 from .tokens import first_token, token_text
 from .words import REFUSAL, Words
 
@@ -34,7 +31,7 @@ Evidence = tuple[int, str, float, float]
 @shown("name", "ids", "texts", "against", "source")
 @checked
 @dataclass(frozen=True)
-class FirstTokens(ByLogits):
+class FirstTokens(ByLastToken):
     """``ln(P + eps) - ln(1 - P + eps)``, P the probability that the reply begins with one of ids.
 
     The paper's refusal metric (section 2.4, appendix B) where ids are the refusal tokens R; with against
@@ -94,12 +91,8 @@ class FirstTokens(ByLogits):
         texts = tuple(token_text(model, token) for token in ids)
         return cls(ids, others, texts, **facts)
 
-    def readings(self, prompts: Sequence[Prompt]) -> list[tuple[Reading, ...]]:
-        """The prompt itself, at its last token."""
-        return [LAST] * len(prompts)
-
     def number(
-        self, logits: Float[Tensor, "row k d_vocab"], ids: Int[Tensor, "row n_ids"] | None = None
+        self, logits: Float[Tensor, "row k d_vocab"], ids: Int[Tensor, "row n_ids"]
     ) -> Float64[Tensor, " row"]:
         """The log-odds of each row."""
         return first_token_log_odds(logits[:, -1], self.ids, self.against)

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from ..conversations import Prompt
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
 from ..judges import Judge
-from ..shapes import LastLogits
-from .behaviour import Reading
-from .last_token import LAST
-from .scoring import ByLogits
+from ..shapes import LastLogits, as_float64
+from .last_token import ByLastToken
 from .words import REFUSAL, Words
 
 
 @shown("name", "fn")
 @checked
 @dataclass(frozen=True)
-class LogitFunction(ByLogits):
+class LogitFunction(ByLastToken):
     """``fn(logits)`` of the last position's logits [row d_vocab], a number per row; `from_logits` makes one.
 
     bounds: no number lies outside of them, which a lazy sweep relies on. Raises InputError for bounds out of order.
@@ -46,21 +42,24 @@ class LogitFunction(ByLogits):
         if self.words is REFUSAL:
             object.__setattr__(self, "words", Words.of(self.name))
 
-    def readings(self, prompts: Sequence[Prompt]) -> list[tuple[Reading, ...]]:
-        """The prompt itself, at its last token."""
-        return [LAST] * len(prompts)
-
     def number(
         self, logits: Float[Tensor, "row k d_vocab"], ids: Int[Tensor, "row n_ids"]
     ) -> Float64[Tensor, " row"]:
-        """What the function says of each row. Raises InputError unless that is a number per row."""
+        """What the function says of each row. Raises InputError unless that is a number per row, within the bounds."""
         numbers = self.fn(logits[:, -1])
         if not isinstance(numbers, Tensor) or numbers.shape != (len(logits),):
             what = list(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
             raise InputError(
                 f"{self.name} of logits [{len(logits)} rows]: got {what}, need a tensor of one number per row"
             )
-        return numbers.to("cpu" if numbers.device.type == "mps" else numbers.device).to(torch.float64)
+        numbers = as_float64(numbers)
+        lowest, highest = self.bounds
+        outside = numbers[(numbers < lowest) | (numbers > highest)]
+        if len(outside):
+            raise InputError(
+                f"{self.name} of logits: got {float(outside[0]):g}, need numbers within {lowest:g} and {highest:g}"
+            )
+        return numbers
 
     def to_json(self) -> dict[str, Any]:
         """The function's name alone stands for what it does; no run can give the function back."""

@@ -10,9 +10,18 @@ from ..conversations import Prompt
 from ..errors import InputError
 from ..shapes import LastLogits, PerPrompt
 from .behaviour import Behaviour, LogitBehaviour, Reading
+from .scoring import ByLogits
 
 LAST = (Reading((), 1.0),)
 """The prompt as it is, read at its last token."""
+
+
+class ByLastToken(ByLogits):
+    """What behaviours of next-token logits have in common."""
+
+    def readings(self, prompts: Sequence[Prompt]) -> list[tuple[Reading, ...]]:
+        """The prompt itself, at its last token."""
+        return [LAST] * len(prompts)
 
 
 def reads_last_token(behaviour: Behaviour, prompts: Sequence[Prompt]) -> bool:

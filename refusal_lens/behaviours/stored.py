@@ -30,21 +30,22 @@ def behaviour_from_json(data: Mapping[str, Any], *, judges: Sequence[Judge] = ()
     behaviour has none, which is logged. Raises InputError for anything else, for a behaviour of a plain function,
     which no file holds, and for one that is scored by a judge that is not found.
     """
-    kind, name = data.get("kind"), data.get("name")
+    kind = data.get("kind")
     if kind == "function of logits":
         raise InputError(
-            f"behaviour {name!r:.60}: is the Python function {data.get('function')!r:.80}, which no file can give "
-            "back; make it again with from_logits"
+            f"behaviour {data.get('name')!r:.60}: is the Python function {data.get('function')!r:.80}, which no file "
+            "can give back; make it again with from_logits"
         )
-    readers: dict[Any, Callable[[], Behaviour]] = {
+    readers: dict[str, Callable[[], Behaviour]] = {
         "first tokens": lambda: _first_tokens(data, judges),
         "continuations": lambda: _continuations(data, judges),
         "replies": lambda: _replies(data, judges),
     }
-    if kind not in readers:
+    reader = readers.get(kind) if isinstance(kind, str) else None
+    if reader is None:
         raise InputError(f"{WHERE}: got kind {kind!r:.40}, need one of {', '.join(readers)}")
     try:
-        return readers[kind]()
+        return reader()
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -53,8 +54,8 @@ def behaviour_from_json(data: Mapping[str, Any], *, judges: Sequence[Judge] = ()
 
 def _first_tokens(data: Mapping[str, Any], judges: Sequence[Judge]) -> FirstTokens:
     return FirstTokens(
-        _ids(data["ids"]),
-        _ids(data["against"]),
+        tuple(data["ids"]),
+        tuple(data["against"]),
         tuple(str(text) for text in data.get("texts", ())),
         str(data.get("source", "given")),
         tuple((int(i), str(text), float(p), float(q)) for i, text, p, q in data.get("evidence", ())),
@@ -65,10 +66,10 @@ def _first_tokens(data: Mapping[str, Any], judges: Sequence[Judge]) -> FirstToke
 
 def _continuations(data: Mapping[str, Any], judges: Sequence[Judge]) -> Continuations:
     return Continuations(
-        tuple(map(_ids, data["positive"])),
-        tuple(map(_ids, data["negative"])),
+        tuple(map(tuple, data["positive"])),
+        tuple(map(tuple, data["negative"])),
         tuple(
-            ReplyPair(Conversation.of(pair["prompt"]).prompt, _ids(pair["positive"]), _ids(pair["negative"]))
+            ReplyPair(Conversation.of(pair["prompt"]).prompt, tuple(pair["positive"]), tuple(pair["negative"]))
             for pair in data["pairs"]
         ),
         _texts_of_both(data.get("texts", ((), ()))),
@@ -83,8 +84,8 @@ def _replies(data: Mapping[str, Any], judges: Sequence[Judge]) -> Replies:
         raise InputError(f"{WHERE}: got no judge of the replies, need one")
     return Replies(
         judge,
-        int(data["max_new_tokens"]),
-        threshold=float(data["threshold"]),
+        data["max_new_tokens"],
+        threshold=data["threshold"],
         **_name_and_words(data),
     )
 
@@ -101,10 +102,6 @@ def _judge(data: Mapping[str, Any], judges: Sequence[Judge]) -> Judge | None:
 def _texts_of_both(listed: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     positive, negative = (tuple(map(str, texts)) for texts in listed)
     return positive, negative
-
-
-def _ids(listed: Any) -> tuple[int, ...]:
-    return tuple(int(token) for token in listed)
 
 
 def _name_and_words(data: Mapping[str, Any]) -> dict[str, Any]:

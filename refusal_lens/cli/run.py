@@ -97,6 +97,9 @@ def run(
     n_moves: Annotated[int, typer.Option(min=0, help="Norm-matched random moves.")] = 8,
     null_prompts: Annotated[int, typer.Option(min=1, help="Test prompts for each null.")] = 32,
     null_tokens: Annotated[int, typer.Option(min=1, help="Longest completion for nulls.")] = 16,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Go on where hooks miss a write to the stream.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -16,7 +16,6 @@ from ..direction import Direction
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..judges import phrase_judge
 from ..model import ChatModel
 from ..progress import Progress, named
 from ..prompts import Contrast, PromptPair
@@ -107,7 +106,6 @@ def choose_behaviour(
         model,
         contrast.train,
         name=contrast.name,
-        judge=phrase_judge if contrast.name == "refusal" else None,
         batch_size=batch_size,
         on_progress=on_progress,
     )

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from ..door import checked
 from ..errors import InputError
-from ..model.stream.blueprint import blueprint
+from ..model.stream.empty import empty_model
 from ..runs import write_json, write_safetensors
-from ..weights.checkpoint import Job, configuration, require_job
+from ..weights.arithmetic import Change, NewBias, Offset, Project, change_in_place
+from ..weights.atomic import Recorded, atomic_folder, require_outside
+from ..weights.checkpoint import ExportPlan, configuration, require_plan
 from ..weights.contraction import contraction
-from ..weights.edits import Change, NewBias, Offset, Project, change_in_place
+from ..weights.copying import OnBytes
 from ..weights.export import PROVENANCE
-from ..weights.moving import Progress, Recorded, appearing, require_outside
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -47,13 +48,13 @@ class _Part(NamedTuple):
 
 @checked
 def write_adapter(
-    job: Job,
+    plan: ExportPlan,
     out: str | Path,
     *,
     provenance: Mapping[str, Any],
     allow_partial: bool = False,
     trust_remote_code: bool = False,
-    progress: Progress = lambda _: None,
+    progress: OnBytes = lambda _: None,
     check: Callable[[Path], None] = lambda _: None,
     recorded: Recorded = nullcontext,
 ) -> Path:
@@ -63,17 +64,17 @@ def write_adapter(
     are stored whole under peft's ``bias="all"``. Raises InputError when peft is not installed, the edit is
     not of rank one, or a parameter fits neither form (unless allow_partial).
     """
-    require_job(job)
-    require_outside(Path(out), job.checkpoint.folder)
+    require_plan(plan)
+    require_outside(Path(out), plan.checkpoint.folder)
     peft = _peft()
-    if any(isinstance(change, Project) and change.keep_norms for change in job.plans):
+    if any(isinstance(change, Project) and change.keep_norms for change in plan.parameter_changes):
         raise InputError(
             "norm-preserving edit: not of rank one, so it is no LoRA; use --to checkpoint"
         )
-    config = configuration(job.checkpoint.folder, trust_remote_code=trust_remote_code)
-    model = blueprint(config, trust_remote_code=trust_remote_code, meta=True)
-    mixture = any(len(w.shape) == 3 for w in job.writers.writers)
-    parts = [_part(model, change, mixture) for change in job.plans]
+    config = configuration(plan.checkpoint.folder, trust_remote_code=trust_remote_code)
+    model = empty_model(config, trust_remote_code=trust_remote_code, meta=True)
+    mixture = any(len(w.shape) == 3 for w in plan.writers.writers)
+    parts = [_part(model, change, mixture) for change in plan.parameter_changes]
     missed = [part.parameter for part in parts if part.kind == "none"]
     if missed and not allow_partial:
         raise InputError(
@@ -95,8 +96,8 @@ def write_adapter(
         inference_mode=True,
     )
     wrapped = _wrapped(peft, model, settings, parts)
-    with appearing(Path(out), needed=_size(job), check=check, recorded=recorded) as hidden:
-        tensors = dict(_tensors(job, wrapped, parts, progress))
+    with atomic_folder(Path(out), needed=_size(plan), check=check, recorded=recorded) as hidden:
+        tensors = dict(_tensors(plan, wrapped, parts, progress))
         write_safetensors(hidden / "adapter_model.safetensors", tensors, {"format": "pt"})
         write_json(hidden / PROVENANCE, {**provenance, "not_covered": missed})
         _save_settings(settings, hidden)
@@ -143,7 +144,7 @@ def _require_loaded_whole(
 
     It renames keys on loading, as transformers does for some architectures, and only warns of those it lost.
     """
-    model = blueprint(config, trust_remote_code=trust_remote_code, meta=True)
+    model = empty_model(config, trust_remote_code=trust_remote_code, meta=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -167,9 +168,9 @@ def _save_settings(settings: LoraConfig, folder: Path) -> None:
     settings.save_pretrained(str(folder))
 
 
-def _size(job: Job) -> int:
+def _size(plan: ExportPlan) -> int:
     """Upper bound of the adapter's bytes: one number per row and column."""
-    return sum(4 * sum(job.checkpoint.tensors[name].shape) for name in job.changes)
+    return sum(4 * sum(plan.checkpoint.tensors[name].shape) for name in plan.changes)
 
 
 def _part(model: nn.Module, change: Change, mixture: bool) -> _Part:
@@ -195,23 +196,23 @@ def _part(model: nn.Module, change: Change, mixture: bool) -> _Part:
 
 
 def _tensors(
-    job: Job, wrapped: nn.Module, parts: Sequence[_Part], progress: Progress
+    plan: ExportPlan, wrapped: nn.Module, parts: Sequence[_Part], progress: OnBytes
 ) -> Iterator[tuple[str, Tensor]]:
     """The adapter's tensors by the names that peft saves them under."""
     for part in parts:
         if part.kind == "bias":
-            yield _stored_name(wrapped, part), _edited_bias(job, part)
+            yield _stored_name(wrapped, part), _edited_bias(plan, part)
         elif part.kind == "new bias":
             yield from _bias_alone(wrapped, part)
         elif part.kind != "none":
-            yield from _factors(job, wrapped, part)
-        sources = job.sources.get(part.change.parameter, ())
-        progress(sum(job.checkpoint.tensors[source.name].bytes for source in sources))
+            yield from _factors(plan, wrapped, part)
+        sources = plan.sources.get(part.change.parameter, ())
+        progress(sum(plan.checkpoint.tensors[source.name].bytes for source in sources))
 
 
-def _factors(job: Job, wrapped: nn.Module, part: _Part) -> Iterator[tuple[str, Tensor]]:
+def _factors(plan: ExportPlan, wrapped: nn.Module, part: _Part) -> Iterator[tuple[str, Tensor]]:
     """A and B such that ``W + B A`` is the edited parameter."""
-    along, across = _rank_one(job, part)
+    along, across = _rank_one(plan, part)
     name = f"{BASE}{part.module}"
     if part.kind == "embedding":
         yield f"{name}.lora_embedding_A", along.view(1, -1)
@@ -235,14 +236,14 @@ def _bias_alone(wrapped: nn.Module, part: _Part) -> Iterator[tuple[str, Tensor]]
     yield f"{name}.lora_B.bias", part.change.vector.float()
 
 
-def _rank_one(job: Job, part: _Part) -> tuple[Tensor, Tensor]:
-    """What each input writes along b, and ``-s a``; for a shift of a table ones, and the vector."""
-    change, sources = part.change, job.sources[part.change.parameter]
+def _rank_one(plan: ExportPlan, part: _Part) -> tuple[Tensor, Tensor]:
+    """What each input writes along b, and ``-s a``; for an addition to a table ones, and the vector."""
+    change, sources = part.change, plan.sources[part.change.parameter]
     if isinstance(change, Offset):
-        rows = job.checkpoint.tensors[sources[0].name].shape[1 - sources[0].axis]
+        rows = plan.checkpoint.tensors[sources[0].name].shape[1 - sources[0].axis]
         return torch.ones(rows), change.vector.float()
     assert isinstance(change, Project)
-    along = [contraction(job.checkpoint, s.name, s.axis, change.right) for s in sources]
+    along = [contraction(plan.checkpoint, s.name, s.axis, change.right) for s in sources]
     whole = torch.stack(along) if part.kind == "experts" and along[0].ndim == 1 else along[0]
     return whole.float(), (-change.strength * change.left).float()
 
@@ -267,9 +268,9 @@ def _has(module: nn.Module, name: str) -> bool:
     return name in dict(module.named_parameters(remove_duplicate=False))
 
 
-def _edited_bias(job: Job, part: _Part) -> Tensor:
+def _edited_bias(plan: ExportPlan, part: _Part) -> Tensor:
     assert not isinstance(part.change, NewBias)
-    (source,) = job.sources[part.change.parameter]
-    bias = job.checkpoint.read(source.name)
-    change_in_place(bias, job.changes[source.name])
+    (source,) = plan.sources[part.change.parameter]
+    bias = plan.checkpoint.read(source.name)
+    change_in_place(bias, plan.changes[source.name])
     return bias

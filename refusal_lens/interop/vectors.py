@@ -6,7 +6,7 @@ import io
 import json
 import pickle
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from ..door import checked
 from ..errors import InputError
 from ..model.stream.writers import Writers
 from ..runs import write_json
-from ..weights.edits import Orthogonalise, Shift, WeightEdit
-from ..weights.moving import Recorded, appearing, appearing_files
+from ..weights.atomic import Recorded, atomic_files, atomic_folder
+from ..weights.edits import AddBias, Orthogonalise, WeightEdit
 
 
 @checked
@@ -43,7 +43,7 @@ def write_gguf(
         raise InputError(
             "GGUF export: needs gguf; try pip install 'refusal-lens[export]'"
         ) from error
-    if not isinstance(edit, Shift):
+    if not isinstance(edit, AddBias):
         raise InputError(
             "GGUF export of an ablation: a control vector only adds; try --edit add or --edit subtract, or "
             "export a checkpoint and convert that"
@@ -54,17 +54,18 @@ def write_gguf(
             "at the earliest, so the layer must be 2 or more"
         )
     path = Path(path)
-    with appearing_files([path], recorded=recorded) as hidden:
+    with atomic_files([path], recorded=recorded) as hidden:
         writer = gguf.GGUFWriter(str(hidden / path.name), "controlvector")
-        writer.add_string("controlvector.model_hint", architecture)
-        writer.add_uint32("controlvector.layer_count", 1)
-        writer.add_string("refusal_lens.provenance", json.dumps(provenance, sort_keys=True))
-        values = (edit.strength * edit.vector).float().numpy()
-        writer.add_tensor(f"direction.{edit.layer - 1}", values)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        # It keeps its file open when a write fails.
+        with closing(writer):
+            writer.add_string("controlvector.model_hint", architecture)
+            writer.add_uint32("controlvector.layer_count", 1)
+            writer.add_string("refusal_lens.provenance", json.dumps(provenance, sort_keys=True))
+            values = (edit.strength * edit.vector).float().numpy()
+            writer.add_tensor(f"direction.{edit.layer - 1}", values)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
     return path
 
 
@@ -118,7 +119,7 @@ def write_steered(
         entries = {_inside(site, base): _added(edit.strength * edit.vector)}
     path = Path(path)
     beside = path.with_suffix(".json")
-    with appearing_files([beside, path], recorded=recorded) as hidden:
+    with atomic_files([beside, path], recorded=recorded) as hidden:
         write_json(hidden / beside.name, provenance)
         _save(entries, hidden / path.name)
     return path
@@ -194,7 +195,7 @@ def write_reference(
             "format does not know; try another export"
         )
     needed = candidates.mean_diffs.numel() * 8
-    with appearing(Path(out), needed=needed, recorded=recorded) as hidden:
+    with atomic_folder(Path(out), needed=needed, recorded=recorded) as hidden:
         (hidden / "generate_directions").mkdir()
         _save(direction.vector.clone(), hidden / "direction.pt")
         _save(candidates.mean_diffs.clone(), hidden / "generate_directions" / "mean_diffs.pt")

@@ -2,7 +2,8 @@
 
 from .chat_model import ChatModel
 from .generation import Reply
+from .hooks import Hook
 from .loading import fingerprint
-from .sites import Hook, Site
+from .sites import Site
 
 __all__ = ["ChatModel", "Hook", "Reply", "Site", "fingerprint"]

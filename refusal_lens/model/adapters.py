@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..display import shown
 from ..errors import InputError
-from .stored import some
+from .stored import first_of
 
 
 @shown()
@@ -78,12 +78,12 @@ def merged(hf: Any, folder: Path, base: str, settings: Mapping[str, Any]) -> tup
 def _require_whole(folder: Path, wrapped: Any, tensors: Mapping[str, Tensor], report: Any) -> None:
     missing, unread = sorted(report.missing_keys), sorted(report.unexpected_keys)
     if missing or unread:
-        told = f"{len(missing)} matrices of the model are not in it ({some(missing)})"
+        told = f"{len(missing)} matrices of the model are not in it ({first_of(missing)})"
         if not missing:
-            told = f"{len(unread)} of its tensors fit nothing in the model ({some(unread)})"
+            told = f"{len(unread)} of its tensors fit nothing in the model ({first_of(unread)})"
         raise InputError(f"adapter {folder}: {told}; is it an adapter of another model?"[:299])
     if not tensors:
         raise InputError(f"adapter {folder}: holds no tensors; download it again")
     odd = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if odd:
-        raise InputError(f"adapter {folder}: NaN or infinity in {some(odd)}; download it again")
+        raise InputError(f"adapter {folder}: NaN or infinity in {first_of(odd)}; download it again")

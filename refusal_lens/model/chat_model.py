@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,24 +27,20 @@ from ..errors import InputError
 from ..progress import Progress
 from ..shapes import LastLogits, Logits, ReadLogits, TokenMask
 from .adapters import Adapter
-from .check import Probe, ask, check_cache, self_check
+from .check import Probe, check_cache, self_check, take_probe
 from .fingerprint import weights_sha256
 from .generation import Reply, first_logits, generate_by_bridge, generate_by_hf, until_stop
+from .hooks import Hook, installed, unwrapped
 from .loading import bridge_of, load_pretrained, loading, require_embedded
 from .room import max_positions, reply_length, require_room
-from .sites import Hook, Site, as_transformer_lens_hook, whole
+from .sites import Site, whole
 from .stream.coverage import Coverage, coverage
+from .stream.writers import Writers
 from .threads import Users
 
 log = logging.getLogger(__name__)
 
 HOOKS_FAIL = "TransformerLens cannot run this architecture with hooks; try a newer transformer_lens"
-_levels = itertools.count(1_000_000)
-"""A context level of its own for every set of hooks, so that each removes just what it added.
-
-The bridge's own ``hooks()`` context does the same but rebuilds its table of aliases for every call, 0.1 s
-for a small model.
-"""
 
 
 @shown("name", "n_layers", "d_model", "n_heads", "dtype", "device", "uses_cache")
@@ -144,19 +139,26 @@ class ChatModel:
         return site.layer < self.n_layers and site.hook_name in self._points
 
     @checked
-    def writes(self, layers: Sequence[int] | None = None) -> tuple[Site, ...]:
+    def writes(self, layers: Sequence[int] | None = None, *, once: bool = False) -> tuple[Site, ...]:
         """The sites where something enters the residual stream at these layers (default: all).
 
         The stream at the start of every block, each attention output and each MLP output after its
         post-norm, and the final stream: the places of equation 4 of the paper, written on outputs as the
         reference implementation does. Then the outputs of modules that write beside these and are read before
-        the next block, such as a hybrid's mixer. `missed_writes` says what remains. Raises InputError for a
-        layer that is not there.
+        the next block, such as a hybrid's mixer. `missed_writes` says what remains.
+        once: of these, or of other modules' outputs, those that see each write exactly once (the stream at
+        block 0 alone, for most models), so that what is done there adds up as in an edit of weights.
+        Raises InputError for a layer that is not there, or a model without sites that see each write once.
         """
-        sites = self._coverage.every
+        sites = self._coverage.once if once else self._coverage.every
+        if sites is None:
+            raise InputError(
+                f"writes of {self.name}: no hooks see each of them once, so only a full ablation can be done by "
+                "hooks; try edited weights"
+            )
         if layers is None:
             return sites
-        wanted = {self._layer(each) for each in layers}
+        wanted = {self._layer(layer) for layer in layers}
         return tuple(s for s in sites if s.layer in wanted and s.kind != "resid_post")
 
     def _layer(self, layer: Any) -> int:
@@ -164,20 +166,29 @@ class ChatModel:
             raise InputError(f"layer of {self.name}: got {layer}, need 0 to {self.n_layers - 1}")
         return int(layer)
 
-    def writes_once(self) -> tuple[Site, ...]:
-        """The sites that see each write to the residual stream exactly once.
+    def module_of(self, site: Site) -> torch.nn.Module:
+        """The Hugging Face module whose output a site of `writes` shows, without TransformerLens' wrapper.
 
-        The stream entering block 0, each attention output and each MLP output, or where these are not all, the
-        outputs of the modules that write. What is done here adds up over the writes, as an edit of weights
-        does. Raises InputError for a model that has no such sites.
+        A constant factor may lie between. Raises InputError where no module makes it.
         """
-        sites = self._coverage.once
-        if sites is None:
+        maker = site.module or self._coverage.makers.get(site, "")
+        if self.hf is None or not maker:
+            raise InputError(f"plain passes of {self.name}: {site.hook_name} is no module's output")
+        return unwrapped(self.hf.get_submodule(maker))
+
+    @property
+    def writers(self) -> Writers | None:
+        """The map of all parameters that write to the residual stream; None where it cannot be followed."""
+        return self._coverage.writers
+
+    def require_writes_reached(self, *, allow_partial: bool) -> None:
+        """Raise InputError when hooks leave out something that writes to the residual stream."""
+        if self.missed_writes and not allow_partial:
+            more = f" (and {len(self.missed_writes) - 1} more)" if len(self.missed_writes) > 1 else ""
             raise InputError(
-                f"writes of {self.name}: no hooks see each of them once, so only a full ablation can be done by "
-                "hooks; try edited weights"
+                f"hooks on {self.name}: {self.missed_writes[0]}{more}; so ablation would be partial, pass "
+                "--allow-partial to leave that in the stream"
             )
-        return sites
 
     @property
     def missed_writes(self) -> tuple[str, ...]:
@@ -193,18 +204,18 @@ class ChatModel:
         kinds = ("resid_pre", "attn_out", "mlp_out")
         sites = [Site(kind, layer) for layer in range(self.n_layers) for kind in kinds]
         sites.append(Site("resid_post", self.n_layers - 1))
-        found = coverage(self.hf, {s: self._points[s.hook_name] for s in sites if self.has(s)}, self.n_layers)
-        self._points |= {f"output of {name}": output for name, output in found.outputs.items()}
-        if found.missed:
-            more = f" and {len(found.missed) - 1} more" if len(found.missed) > 1 else ""
+        covered = coverage(self.hf, {s: self._points[s.hook_name] for s in sites if self.has(s)}, self.n_layers)
+        self._points |= {f"output of {name}": output for name, output in covered.outputs.items()}
+        if covered.missed:
+            more = f" and {len(covered.missed) - 1} more" if len(covered.missed) > 1 else ""
             log.warning(
                 "hooks on %s may leave writes to the residual stream unedited (%s%s): figures under ablation are "
                 "not those of edited weights",
                 self.name,
-                found.missed[0],
+                covered.missed[0],
                 more,
             )
-        return found
+        return covered
 
     # ---------------------------------------------------------------- hooks
 
@@ -223,16 +234,9 @@ class ChatModel:
                     f"{self.n_layers} layers and {'no' if site.layer < self.n_layers else 'fewer'} "
                     f"such {'site in this block' if site.layer < self.n_layers else 'layers'}"
                 )
-        level = next(_levels)
-        points = [self._points[site.hook_name] for site, _ in hooks]
-        with self._users.hooking(self.name) if hooks else nullcontext():
-            try:
-                for point, (_, fn) in zip(points, hooks, strict=True):
-                    point.add_hook(as_transformer_lens_hook(fn), level=level)
-                yield self
-            finally:
-                for point in points:
-                    point.remove_hooks(dir="fwd", level=level)
+        places = [(self._points[site.hook_name], hook) for site, hook in hooks]
+        with self._users.hooking(self.name) if hooks else nullcontext(), installed(places):
+            yield self
 
     @property
     def reply_mask(self) -> TokenMask:
@@ -564,7 +568,7 @@ def _bridged(model: PreTrainedModel, tokenizer: Any, name: str | None) -> tuple[
     model.eval()
     name = name or model.config.name_or_path or type(model).__name__
     with loading(name):
-        probe = ask(model, tokenizer)
+        probe = take_probe(model, tokenizer)
     return bridge_of(model, tokenizer, name=name), probe
 
 

@@ -43,7 +43,7 @@ class Probe:
 
 
 @torch.no_grad()
-def ask(hf: Any, tokenizer: Any) -> Probe:
+def take_probe(hf: Any, tokenizer: Any) -> Probe:
     """Ask a plain Hugging Face model, on the device of its embedding."""
     room = max_positions(hf.config) or LENGTH
     ids = torch.tensor([tokenizer.encode(PROBE, add_special_tokens=True)[: min(LENGTH, room)]])
@@ -132,13 +132,13 @@ def check_cache(model: ChatModel, probe: Probe | None) -> bool:
         wanted = generated(model.hf, ids, use_cache=False)
     else:
         ids, wanted = probe.ids, probe.steps
-    found = None if wanted is None else generated(model.hf, ids, use_cache=True)
-    if wanted is None or found is None:
+    logits = None if wanted is None else generated(model.hf, ids, use_cache=True)
+    if wanted is None or logits is None:
         return True
-    _require_equal(model, found[0], wanted[0], "logits of padded rows")
+    _require_equal(model, logits[0], wanted[0], "logits of padded rows")
     # Rounding in the cached steps may be a few times that of the first pass.
-    rounding = max(_allowed(model, wanted), 4 * _gap(found[0], wanted[0]))
-    gap = _gap(found[1:], wanted[1:])
+    rounding = max(_allowed(model, wanted), 4 * _gap(logits[0], wanted[0]))
+    gap = _gap(logits[1:], wanted[1:])
     if gap <= rounding:
         return True
     log.warning(
@@ -150,8 +150,8 @@ def check_cache(model: ChatModel, probe: Probe | None) -> bool:
     return False
 
 
-def _require_equal(model: ChatModel, found: Tensor, wanted: Tensor, what: str) -> None:
-    gap, allowed = _gap(found, wanted), _allowed(model, wanted)
+def _require_equal(model: ChatModel, logits: Tensor, wanted: Tensor, what: str) -> None:
+    gap, allowed = _gap(logits, wanted), _allowed(model, wanted)
     if not gap <= allowed:
         raise InputError(
             f"{what} of {model.name}: hooked and plain model differ by {gap:.2g}, "
@@ -163,6 +163,6 @@ def _allowed(model: ChatModel, wanted: Tensor) -> float:
     return max(1e-4, 4 * torch.finfo(model.dtype).eps) * max(1.0, float(wanted.abs().max()))
 
 
-def _gap(found: Tensor, wanted: Tensor) -> float:
+def _gap(logits: Tensor, wanted: Tensor) -> float:
     # Where both are the same infinity, the difference would be NaN.
-    return float(torch.where(found == wanted, 0.0, found - wanted).abs().max())
+    return float(torch.where(logits == wanted, 0.0, logits - wanted).abs().max())

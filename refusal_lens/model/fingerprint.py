@@ -43,10 +43,10 @@ def fingerprint(
     Raises InputError for what is neither, and for files that cannot be read.
     """
     source = find_source(name, revision, adapter=adapter)
-    found = _weights(source, trust_remote_code)
+    weights = _weights(source, trust_remote_code)
     if source.adapter is None:
-        return found
-    base = {**found, "name": Path(source.at).name if "sha256" in found else source.at}
+        return weights
+    base = {**weights, "name": Path(source.at).name if "sha256" in weights else source.at}
     return {
         "name": Path(name).name,
         **_files(source.adapter, _model_files(source.adapter)),

@@ -84,16 +84,16 @@ def _tracking_replies(hf: Any, users: Users, batch: Rendered) -> Iterator[None]:
 @contextmanager
 def first_logits(hf: Any) -> Iterator[list[Tensor]]:
     """Collect the last-position logits [batch d_vocab] of this thread's first pass."""
-    found: list[Tensor] = []
+    collected: list[Tensor] = []
     mine = threading.get_ident()
 
     def keep(_module: Any, _args: Any, output: Any) -> None:
-        if not found and threading.get_ident() == mine:
-            found.append(output.logits[:, -1].detach().clone())
+        if not collected and threading.get_ident() == mine:
+            collected.append(output.logits[:, -1].detach().clone())
 
     handle = hf.register_forward_hook(keep)
     try:
-        yield found
+        yield collected
     finally:
         handle.remove()
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .stored import require_whole, some
+from .stored import first_of, require_whole
 
 ROTARY = "rope_"
 """Start of the names of tensors that scale rotary frequencies; transformers reads none of them."""
@@ -82,23 +82,23 @@ def _reader(path: Path) -> Any:
 def _require_all_read(path: Path, reader: Any, model: Any, unread: tuple[str, ...]) -> None:
     """Raise InputError unless every number of the file is in the model."""
     names = [str(tensor.name) for tensor in reader.tensors]
-    rotary = [each for each in names if ROTARY in each]
+    rotary = [name for name in names if ROTARY in name]
     if rotary:
         raise InputError(
             f"{path}: holds {rotary[0]}, a scaling of rotary frequencies that transformers does not read from "
             "GGUF; try the original model folder"
         )
-    held = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    in_file = sum(int(tensor.n_elements) for tensor in reader.tensors)
     tied = model.get_output_embeddings()
     if (
         tied is not None
         and tied.weight is model.get_input_embeddings().weight
         and "output.weight" in names
     ):
-        held -= tied.weight.numel()
-    taken = sum(parameter.numel() for parameter in model.parameters())
-    if unread or held > taken:
-        told = f"{len(unread)} tensors ({some(unread)})" if unread else f"{held - taken:,} numbers"
+        in_file -= tied.weight.numel()
+    in_model = sum(parameter.numel() for parameter in model.parameters())
+    if unread or in_file > in_model:
+        told = f"{len(unread)} tensors ({first_of(unread)})" if unread else f"{in_file - in_model:,} numbers"
         raise InputError(
             f"{path}: transformers' reader for {model.config.model_type} leaves out {told}; try the original "
             "model folder"

@@ -22,11 +22,11 @@ from ..display import shown
 from ..errors import InputError
 from .adapters import Adapter, merged
 from .boundary import loading, what
-from .check import PROBE, Probe, ask
+from .check import PROBE, Probe, take_probe
 from .fingerprint import fingerprint
 from .gguf import fresh, load_gguf
 from .source import ADAPTER, Source, find_source, read_object
-from .stored import quantisation, require_fitting, require_whole, some
+from .stored import first_of, quantisation, require_fitting, require_whole
 
 __all__ = [
     "Loaded",
@@ -71,7 +71,7 @@ def load_pretrained(
     trust_remote_code: bool,
     adapter: str | Path | None = None,
 ) -> Loaded:
-    """Load weights and tokenizer with transformers, ask the plain model, then wrap it.
+    """Load weights and tokenizer with transformers, probe the plain model, then wrap it.
 
     Attention is loaded as "eager" so that patterns can be hooked, and raw weights are kept: folding norms
     would move the residual basis. Raises InputError for whatever cannot be found, opened or wrapped, for
@@ -88,7 +88,7 @@ def load_pretrained(
             adapter=adapter,
         )
         _require_words(str(name), plain.tokenizer)
-        probe = ask(plain.model, plain.tokenizer)
+        probe = take_probe(plain.model, plain.tokenizer)
         bridge = bridge_of(plain.model, plain.tokenizer, name=str(name))
     return Loaded(
         bridge=bridge,
@@ -177,7 +177,7 @@ def _open(
     unread = require_whole(source.name, report, quantised=quantised)
     if unread:
         log.warning(
-            "%d tensors of %s are in no parameter: %s", len(unread), source.name, some(unread)
+            "%d tensors of %s are in no parameter: %s", len(unread), source.name, first_of(unread)
         )
     if source.folder is None:
         _require_fitting_on_hub(source, config)
@@ -219,9 +219,9 @@ def _require_fitting_on_hub(source: Source, config: Any) -> None:
     from huggingface_hub import try_to_load_from_cache
 
     commit = getattr(config, "_commit_hash", None) or source.revision
-    found = try_to_load_from_cache(source.at, "config.json", revision=commit)
-    if isinstance(found, str):
-        require_fitting(Path(found).parent, config, _kind(config))
+    cached = try_to_load_from_cache(source.at, "config.json", revision=commit)
+    if isinstance(cached, str):
+        require_fitting(Path(cached).parent, config, _kind(config))
 
 
 def _adapter_tokenizer(folder: Path) -> Any:
@@ -286,10 +286,10 @@ def bridge_of(hf: Any, tokenizer: Any, *, name: str | None = None) -> Any:
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """The named device, or CUDA, then MPS, then CPU. Raises InputError when it is not there."""
     if device is None:
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        if found == "cpu" and torch.backends.mps.is_available():
-            found = "mps"
-        return torch.device(found)
+        best = "cuda" if torch.cuda.is_available() else "cpu"
+        if best == "cpu" and torch.backends.mps.is_available():
+            best = "mps"
+        return torch.device(best)
     try:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)

@@ -13,21 +13,19 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..shapes import Activation, ReadLogits, TokenIds
+from .hooks import Hook, Hookable, ModuleInput, ModuleOutput, installed, unwrapped
 from .sites import Site
 from .threads import Users
 
 if TYPE_CHECKING:
     from .chat_model import ChatModel
-
-Edit = Callable[[Tensor], Tensor]
-"""A map of an activation [batch pos d_model]; it may change it in place."""
-
 
 @dataclass(frozen=True)
 class _Wrapped:
@@ -51,14 +49,16 @@ class PlainModel:
         self._name = model.name
         self.n_layers = model.n_layers
         self._wrapped = list(_wrapped_modules(self.hf))
-        owners = _owners(model)
-        self.blocks = [_plain(owners, model, "resid_pre", layer) for layer in range(self.n_layers)]
-        outputs = [s for s in model.writes() if s.kind in ("attn_out", "mlp_out")]
-        more = [s.module for s in model.writes() if s.kind == "output"]
-        self._writers = [_plain(owners, model, s.kind, s.layer) for s in outputs]
-        self._writers += [_inside(self.hf.get_submodule(name)) for name in more]
-        self.complete = len(outputs) == 2 * self.n_layers and not model.missed_writes
-        """Whether every block has an attention and an MLP whose outputs can be edited."""
+        writers = model.writers
+        if writers is None:
+            raise InputError(f"plain passes of {model.name}: {model.missed_writes[0]}")
+        blocks = self.hf.get_submodule(writers.blocks)
+        self.blocks = [unwrapped(block) for block in blocks]
+        once = model._coverage.once
+        self.complete = once is not None and not model.missed_writes
+        """Whether there are places that see each write once."""
+        self._once = [_place(model, site, self.blocks) for site in once or ()]
+        self._every = [_place(model, site, self.blocks) for site in model.writes()]
         self._last_mlp = getattr(model.bridge.blocks[-1], "mlp", None)
         self._last_mlp = getattr(self._last_mlp, "original_component", None)
         self._accepts = frozenset(inspect.signature(type(self.hf).forward).parameters)
@@ -75,16 +75,16 @@ class PlainModel:
         before = self.hf.config._attn_implementation
         with Users.of(self.hf).hooking(self._name):
             try:
-                for one in self._wrapped:
-                    one.parent._modules[one.name] = one.plain
+                for module in self._wrapped:
+                    module.parent._modules[module.name] = module.plain
                 if attention is not None and attention != before:
                     self.hf.set_attn_implementation(attention)
                 yield self
             finally:
                 if self.hf.config._attn_implementation != before:
                     self.hf.set_attn_implementation(before)
-                for one in self._wrapped:
-                    one.parent._modules[one.name] = one.wrapper
+                for module in self._wrapped:
+                    module.parent._modules[module.name] = module.wrapper
 
     # ---------------------------------------------------------------- passes
 
@@ -112,36 +112,20 @@ class PlainModel:
             return self.hf(input_ids=ids, **asked).logits[:, -last:]
 
     @contextmanager
-    def editing(self, edit: Edit, *, every_block: bool) -> Iterator[None]:
-        """Apply edit to every write to the residual stream.
+    def editing(self, edit: Hook, *, every_block: bool) -> Iterator[None]:
+        """Apply an edit, which may work in place, at the sites of `ChatModel.writes`.
 
-        The embedding (the stream entering block 0), every attention output and every MLP output;
-        with every_block also the stream entering each block and the final one, which changes
-        nothing but rounding unless the model writes by other ways too.
+        With every_block all of them; without, those that see each write once, which for an ablation is the
+        same but for rounding.
         """
-        with ExitStack() as stack:
-            for layer, block in enumerate(self.blocks):
-                if layer == 0 or every_block:
-                    stack.callback(
-                        block.register_forward_pre_hook(_on_input(edit), with_kwargs=True).remove
-                    )
-            for writer in self._writers:
-                stack.callback(writer.register_forward_hook(_on_output(edit)).remove)
-            if every_block:
-                stack.callback(self.blocks[-1].register_forward_hook(_on_output(edit)).remove)
+        places = self._every if every_block else self._once
+        with installed((place, edit) for place in places):
             yield
 
     @contextmanager
     def reading(self, layers: Sequence[int]) -> Iterator[dict[int, Activation]]:
         """Collect resid_pre [batch pos d_model] of the given layers during the context's passes."""
-        held: dict[int, Tensor] = {}
-
-        def keep(layer: int) -> Edit:
-            def look(x: Tensor) -> Tensor:
-                held[layer] = x
-                return x
-
-            return look
+        kept: dict[int, Tensor] = {}
 
         def note(layer: int) -> Callable[..., None]:
             def look(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -149,16 +133,12 @@ class PlainModel:
 
             return look
 
+        entries = [(ModuleInput(self.blocks[layer]), partial(kept.__setitem__, layer)) for layer in layers]
         with ExitStack() as stack:
             for layer, block in enumerate(self.blocks):
                 stack.callback(block.register_forward_hook(note(layer)).remove)
-                if layer in layers:
-                    stack.callback(
-                        block.register_forward_pre_hook(
-                            _on_input(keep(layer)), with_kwargs=True
-                        ).remove
-                    )
-            yield held
+            stack.enter_context(installed(entries))
+            yield kept
 
     @contextmanager
     def spanning(
@@ -172,17 +152,15 @@ class PlainModel:
         """
         stop = self.n_layers if stop is None else stop
         saved: list[tuple[nn.Module, Any]] = []
-        enter = self.blocks[start].register_forward_pre_hook(
-            _on_input(lambda _: stream), with_kwargs=True
-        )
+        entry = (ModuleInput(self.blocks[start]), lambda _: stream)
         try:
             for layer, block in enumerate(self.blocks):
                 if not start <= layer < stop:
                     saved.append((block, block.__dict__.get("forward")))
                     block.__dict__["forward"] = _pass_through(self._tuples[layer])
-            yield
+            with installed([entry]):
+                yield
         finally:
-            enter.remove()
             for block, forward in saved:
                 if forward is None:
                     del block.__dict__["forward"]
@@ -209,10 +187,8 @@ class PlainModel:
         def filled(x: Tensor) -> Tensor:
             return x if last == 1 else nn.functional.pad(x, (0, 0, max(0, width - last), 0))
 
-        with ExitStack() as stack:
-            pre = self._last_mlp.register_forward_pre_hook(_on_input(cut), with_kwargs=True)
-            stack.callback(pre.remove)
-            stack.callback(self._last_mlp.register_forward_hook(_on_output(filled)).remove)
+        mlp = self._last_mlp
+        with installed([(ModuleInput(mlp), cut), (ModuleOutput(mlp), filled)]):
             yield
 
 
@@ -227,68 +203,11 @@ def _wrapped_modules(parent: nn.Module) -> Iterator[_Wrapped]:
         yield from _wrapped_modules(child if plain is None else plain)
 
 
-def _owners(model: ChatModel) -> dict[int, tuple[str, nn.Module]]:
-    """Whose input or output each hook point shows: id of the point to ("in" | "out", module)."""
-    owners: dict[int, tuple[str, nn.Module]] = {}
-    for module in model.bridge.modules():
-        plain = module._modules.get("_original_component")
-        if plain is None:
-            continue
-        for end in ("in", "out"):
-            point = module._modules.get(f"hook_{end}")
-            if point is not None:
-                owners[id(point)] = (end, plain)
-    return owners
-
-
-def _plain(
-    owners: dict[int, tuple[str, nn.Module]], model: ChatModel, kind: str, layer: int
-) -> nn.Module:
-    """The module whose input (resid_pre) or output (the writes) a site shows.
-
-    Where a bridge computes a write after the module, such as by scaling its output, the module
-    itself: what an edit that commutes with scaling does there is the same.
-    """
-    site = Site(kind, layer)
-    end, plain = owners.get(id(model._points[site.hook_name]), ("", model.bridge))
-    if end == ("in" if kind == "resid_pre" else "out"):
-        return plain
-    part = getattr(model.bridge.blocks[layer], kind.removesuffix("_out"), None)
-    whole = None if part is None else part._modules.get("_original_component")
-    if whole is None:
-        raise InputError(
-            f"plain passes of {model.name}: {site.hook_name} is no module's own {kind}"
-        )
-    return whole
-
-
-def _inside(module: nn.Module) -> nn.Module:
-    """What a wrapper wraps, or the module itself."""
-    inner = module._modules.get("_original_component")
-    return module if inner is None else inner
-
-
-def _on_input(edit: Edit) -> Callable[..., Any]:
-    """A forward pre-hook that edits the hidden states, wherever they are among the arguments."""
-
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (edit(args[0]), *args[1:]), kwargs
-        name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
-        return args, {**kwargs, name: edit(kwargs[name])}
-
-    return hook
-
-
-def _on_output(edit: Edit) -> Callable[..., Any]:
-    """A forward hook that edits the output, or the first of several."""
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (edit(output[0]), *output[1:])
-        return edit(output)
-
-    return hook
+def _place(model: ChatModel, site: Site, blocks: Sequence[nn.Module]) -> Hookable:
+    """The input or output of a module that a site of `ChatModel.writes` shows."""
+    if site.kind == "resid_pre":
+        return ModuleInput(blocks[site.layer])
+    return ModuleOutput(blocks[site.layer] if site.kind == "resid_post" else model.module_of(site))
 
 
 def _pass_through(length: int) -> Callable[..., Any]:

@@ -76,8 +76,8 @@ class _Lent(DynamicLayer):
     def _joined(self, prefix: Tensor, new: Tensor) -> Tensor:
         """Prefix and new states in one copy, [member x run head seen+pos d_head]."""
         lent = prefix[:, None].expand(-1, self._run, -1, -1, -1)
-        own = new.unflatten(0, (prefix.shape[0], self._run))
-        return torch.cat([lent, own], dim=-2).flatten(0, 1)
+        states = new.unflatten(0, (prefix.shape[0], self._run))
+        return torch.cat([lent, states], dim=-2).flatten(0, 1)
 
     def get_seq_length(self) -> int:
         return self._layer.get_seq_length()

@@ -6,12 +6,9 @@ residual stream entering block l (``resid_pre``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
-
-from torch import Tensor
 
 from ..door import checked
 from ..errors import InputError
@@ -31,10 +28,6 @@ HOOK_NAMES = {
 }
 READ_ONLY = frozenset({"resid_mid"})
 """A bridge shows resid_mid as the second norm's input: a change there would miss the skip path."""
-
-Hook = Callable[[Tensor], "Tensor | None"]
-"""What sits at a site: it gets the activation and returns a new one, or None to leave it."""
-
 
 @checked
 @dataclass(frozen=True, order=True)
@@ -67,12 +60,3 @@ def whole(value: Any, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
         raise InputError(f"{what}: got {value!r}, need a whole number of at least 0")
     return int(value)
-
-
-def as_transformer_lens_hook(fn: Hook) -> Callable[..., Tensor | None]:
-    """A hook as TransformerLens calls it, with the hook point as a second argument."""
-
-    def hook(activation: Tensor, hook: Any) -> Tensor | None:
-        return fn(activation)
-
-    return hook

@@ -179,16 +179,16 @@ def _adapted(name: str, adapter: Path, base: str | None, revision: str | None) -
         check_files(Path(base))
         return Source(name, base, revision, adapter=adapter)
     try:
-        found = find_source(base, revision)
+        source = find_source(base, revision)
     except InputError as error:
         raise InputError(
             f"adapter {adapter}: its base model cannot be used ({error})"[:290]
         ) from error
-    if found.adapter is not None:
+    if source.adapter is not None:
         raise InputError(
             f"adapter {adapter}: its base {base} is an adapter too; merge that one first"
         )
-    return Source(name, found.at, found.revision, found.gguf, adapter)
+    return Source(name, source.at, source.revision, source.gguf, adapter)
 
 
 def _on_hub(name: str, revision: str | None) -> Source:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from ..errors import InputError
 from .boundary import loading
+from .shards import DTYPES, INDEX, SINGLE, Stored, read_header, tensors_of
 from .source import read_object, weight_files
 
-PLAIN = ("F64", "F32", "F16", "BF16")
 SCALES = re.compile(
     r"(_scale|_scale_inv|_scale_2|_scale_inverse|\.scales?|\.scb|absmax|zeros|zero_point)$"
 )
@@ -39,9 +38,9 @@ def require_fitting(folder: Path, config: Any, auto: Any) -> None:
             "pytorch_model.bin"
         )
     method = quantisation(config, folder)
-    held = _headers(folder, files)
+    tensors = _headers(folder, files)
     if method is None:
-        _require_plain(folder, held)
+        _require_plain(folder, tensors)
     _require_size(folder, files, config, auto, quantised=method is not None)
 
 
@@ -50,15 +49,15 @@ def quantisation(config: Any, where: str | Path) -> str | None:
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
 
     for part in (config, config.get_text_config()):
-        found = getattr(part, "quantization_config", None) or getattr(
+        settings = getattr(part, "quantization_config", None) or getattr(
             part, "compression_config", None
         )
-        if found is None:
+        if settings is None:
             continue
-        told = found if isinstance(found, Mapping) else getattr(found, "to_dict", dict)()
-        method = told.get("quant_method")
+        facts = settings if isinstance(settings, Mapping) else getattr(settings, "to_dict", dict)()
+        method = facts.get("quant_method")
         method = str(getattr(method, "value", method))
-        if told.get("load_in_8bit") or told.get("load_in_4bit") or method == "bitsandbytes":
+        if facts.get("load_in_8bit") or facts.get("load_in_4bit") or method == "bitsandbytes":
             return "bitsandbytes"
         if method not in KNOWN:
             raise InputError(
@@ -79,7 +78,7 @@ def require_whole(name: str, report: Mapping[str, Any], *, quantised: bool) -> t
     unread = tuple(sorted(report["unexpected_keys"]))
     if missing:
         raise InputError(
-            f"model {name!r}: {len(missing)} parameters are not in its weights ({some(missing)}) and would be "
+            f"model {name!r}: {len(missing)} parameters are not in its weights ({first_of(missing)}) and would be "
             "random; is a shard missing, or config.json another model's?"
         )
     if mismatched:
@@ -89,61 +88,57 @@ def require_whole(name: str, report: Mapping[str, Any], *, quantised: bool) -> t
             f"({first}: {tuple(stored)}, need {tuple(wanted)}); is config.json another model's?"
         )
     if report.get("error_msgs"):
-        raise InputError(f"model {name!r}: {some([str(e) for e in report['error_msgs']])}"[:290])
-    scales = [each for each in unread if SCALES.search(each.lower())]
+        raise InputError(f"model {name!r}: {first_of([str(e) for e in report['error_msgs']])}"[:290])
+    scales = [name for name in unread if SCALES.search(name.lower())]
     if scales and not quantised:
         raise InputError(
-            f"model {name!r}: {len(scales)} scales of quantised weights would not be read ({some(scales)}); "
+            f"model {name!r}: {len(scales)} scales of quantised weights would not be read ({first_of(scales)}); "
             "is quantization_config missing from config.json? try the model that it was made from"
         )
     return unread
 
 
-def some(names: Sequence[str]) -> str:
+def first_of(names: Sequence[str]) -> str:
     """The first few names, and how many more.
 
-    >>> some(["a", "b", "c", "d"])
+    >>> first_of(["a", "b", "c", "d"])
     'a, b, c and 1 more'
     """
     shown = ", ".join(name if len(name) <= 50 else "..." + name[-47:] for name in names[:NAMED])
     return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
-def _headers(folder: Path, files: Sequence[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype and shape of every tensor in safetensors files; {} for pickled ones, which have no header."""
-    held: dict[str, tuple[str, tuple[int, ...]]] = {}
+def _headers(folder: Path, files: Sequence[Path]) -> dict[str, Stored]:
+    """Every tensor in safetensors files; {} for pickled ones, which have no header."""
+    if any(path.suffix != ".safetensors" for path in files):
+        return {}
+    shards = []
     for path in files:
-        if path.suffix != ".safetensors":
-            return {}
-        with loading(path), safe_open(path, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                if name in held:
-                    raise InputError(
-                        f"{path}: holds {name}, as another shard does; download the folder again"
-                    )
-                part = opened.get_slice(name)
-                held[name] = (str(part.get_dtype()), tuple(part.get_shape()))
-    if files[0] != folder / "model.safetensors":
-        index = folder / "model.safetensors.index.json"
+        with loading(path):
+            shards.append(read_header(path))
+    tensors = tensors_of(folder, shards)
+    if files[0] != folder / SINGLE:
+        index = folder / INDEX
         listed = set(read_object(index)["weight_map"])
-        if odd := sorted(listed ^ set(held)):
+        if odd := sorted(listed ^ set(tensors)):
             raise InputError(
-                f"{index}: {len(odd)} tensors are in the index or in its files, but not in both ({some(odd)}); "
+                f"{index}: {len(odd)} tensors are in the index or in its files, but not in both ({first_of(odd)}); "
                 "download the folder again"
             )
-    return held
+    return tensors
 
 
-def _require_plain(folder: Path, held: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+def _require_plain(folder: Path, tensors: Mapping[str, Stored]) -> None:
     """Raise InputError for weights in a dtype that needs scales, where nothing says how they are applied."""
     odd = [
         name
-        for name, (dtype, shape) in sorted(held.items())
-        if dtype.startswith(("F8", "F4", "F6")) or (dtype not in PLAIN and name.endswith(".weight"))
+        for name, tensor in sorted(tensors.items())
+        if tensor.dtype.startswith(("F8", "F4", "F6"))
+        or (tensor.dtype not in DTYPES and name.endswith(".weight"))
     ]
     if odd:
         raise InputError(
-            f"model folder {folder}: {len(odd)} weights are stored as {held[odd[0]][0]} ({some(odd)}), but "
+            f"model folder {folder}: {len(odd)} weights are stored as {tensors[odd[0]].dtype} ({first_of(odd)}), but "
             "config.json has no quantization_config that says how to scale them; try the original model"
         )
 

@@ -36,10 +36,10 @@ class Users:
     def of(cls, module: nn.Module) -> Users:
         """The users of a model, shared by all that wraps it."""
         with _lock:
-            found = _known.get(module)
-            if found is None:
-                found = _known[module] = cls()
-            return found
+            users = _known.get(module)
+            if users is None:
+                users = _known[module] = cls()
+            return users
 
     @contextmanager
     def hooking(self, name: str) -> Iterator[None]:
@@ -110,13 +110,13 @@ class Users:
         greedy replies too.
         """
         with _lock:
-            own = self.settings(hf)
+            settings = self.settings(hf)
             hf.generation_config = blank
-            self._aside.append(own)
+            self._aside.append(settings)
         try:
             yield
         finally:
             with _lock:
                 self._aside.pop()
                 if not self._aside:
-                    hf.generation_config = own
+                    hf.generation_config = settings

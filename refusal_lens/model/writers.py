@@ -7,7 +7,6 @@ affine, so that one vector per head says how much the head writes along a direct
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,34 +18,11 @@ from ..display import shown
 from ..errors import InputError
 from ..shapes import Vector, as_float64
 from .chat_model import ChatModel
+from .norms import Norm, measure_norm
 from .sites import Site
 
 HeadVectors = Float64[Tensor, "head d_head"]
 """``W_O[h] u`` for every head h."""
-
-
-@shown()
-@dataclass(frozen=True, eq=False)
-class PostNorm:
-    """``y = s C(x) * gain + shift``, s the inverse root mean square, C centring or nothing."""
-
-    gain: Vector
-    shift: Vector
-    centred: bool
-
-    def centre(self, x: Tensor) -> Tensor:
-        """``C(x)``: LayerNorm subtracts the mean, RMSNorm nothing."""
-        return x - x.mean(-1, keepdim=True) if self.centred else x
-
-    def pull_back(self, u: Vector) -> Vector:
-        """The u' with ``<C(x) * gain, u> = <x, u'>`` for all x."""
-        return self.centre(self.gain * u)
-
-    def scale(self, x: Float[Tensor, "*axes d_model"], y: Float[Tensor, "*axes d_model"]) -> Tensor:
-        """S [*axes] from what went in and what came out, by least squares: eps is not needed."""
-        along = self.centre(x) * self.gain.to(x)
-        span = (along * along).sum(-1)
-        return ((y - self.shift.to(y)) * along).sum(-1) / span.clamp_min(1e-300)
 
 
 @shown()
@@ -60,7 +36,7 @@ class AttentionWriter:
 
     W_O: Float[Tensor, "head d_head d_model"]
     b_O: Vector | None  # noqa: N815
-    norm: PostNorm | None
+    norm: Norm | None
     multiplier: float
     heads_first: bool = False
 
@@ -80,7 +56,7 @@ class AttentionWriter:
     def bias_along(self, u: Vector) -> tuple[float, float]:
         """What b_O writes along u, up to the norm's scale, and what the norm's shift writes."""
         inside = 0.0 if self.b_O is None else float(self.b_O.cpu().double() @ self.pull_back(u))
-        shift = None if self.norm is None else self.norm.shift
+        shift = None if self.norm is None else self.norm.bias
         return inside, 0.0 if shift is None else self.multiplier * float(shift @ u.cpu().double())
 
     def head_sum(self, z: Float[Tensor, "*axes head d_head"]) -> Float[Tensor, "*axes d_model"]:
@@ -112,50 +88,29 @@ def attention_writer(model: ChatModel, layer: int) -> AttentionWriter:
             f"{model.d_model} dimensions ({(str(error).splitlines() or ['?'])[0]:.80}), so there is nothing to "
             "attribute to; choose another model or an earlier layer"
         ) from error
+    norm, multiplier = _on_the_way(model, layer, attention)
     return AttentionWriter(
         # Latent attention has values of another width than its keys, which the weight tells.
         W_O=by_head,
         b_O=None if bias is None else bias.detach(),
-        norm=_post_norm(model, layer),
-        multiplier=float(getattr(_config(model), "residual_multiplier", None) or 1.0),
+        norm=norm,
+        multiplier=multiplier,
         heads_first=any(c.__name__ == "MLAAttentionBridge" for c in type(attention).__mro__),
     )
 
 
-def _config(model: ChatModel) -> Any:
-    return getattr(model.hf, "config", model.bridge.cfg)
-
-
-def _post_norm(model: ChatModel, layer: int) -> PostNorm | None:
-    """The norm whose output is attn_out, if there is one.
-
-    attn_out is an alias on bridges; the name of what it stands for says which module wrote it.
-    """
-    block = model.bridge.blocks[layer]
-    written_by = str(model._points[Site("attn_out", layer).hook_name].name).split(".")
-    owner = written_by[-2] if len(written_by) >= 2 else ""
-    if owner.startswith("ln"):
-        return probe_norm(getattr(block, owner), model.d_model)
-    if model.hf is None and getattr(model.bridge.cfg, "use_normalization_before_and_after", False):
-        return probe_norm(block.ln1_post, model.d_model)
-    return None
-
-
-@torch.no_grad()
-def probe_norm(module: Any, d_model: int) -> PostNorm:
-    """A norm's gain, shift and kind, from what it does to four vectors.
-
-    Families spell the gain differently (Gemma's is 1 + weight), so the module is asked, in
-    float32. The probes are long, so that eps does not count, and have no entry near zero.
-    """
-    plain = copy.deepcopy(getattr(module, "original_component", module)).float()
-    device = next((p.device for p in plain.parameters()), torch.device("cpu"))
-    ramp = torch.linspace(1.0, 2.0, d_model, dtype=torch.float64)
-    ramp[1::2] *= -1
-    probe = 1e3 * (ramp - ramp.mean())
-    asked = torch.stack([probe, -probe, probe + 500.0]).float().to(device)
-    up, down, moved = plain(asked[None])[0].double().cpu()
-    shift = (up + down) / 2
-    gain = (up - down) / 2 * probe.square().mean().sqrt() / probe
-    centred = bool(torch.allclose(moved, up, rtol=1e-3, atol=1e-3 * float(up.abs().max())))
-    return PostNorm(gain, shift, centred)
+def _on_the_way(model: ChatModel, layer: int, attention: Any) -> tuple[Norm | None, float]:
+    """The norm and the factor between an attention's output matrix and the stream, from the map of writers."""
+    if model.hf is None:
+        after = getattr(model.bridge.cfg, "use_normalization_before_and_after", False)
+        module = model.bridge.blocks[layer].ln1_post if after else None
+        return None if module is None else measure_norm(module, model.d_model), 1.0
+    inside = {id(parameter) for parameter in attention.parameters()}
+    writers = () if model.writers is None else model.writers.writers
+    matrices = [w for w in writers if not w.is_vector and id(model.hf.get_parameter(w.parameter)) in inside]
+    if not matrices:
+        return None, 1.0
+    norms, scale = matrices[0].norms, matrices[0].scale
+    norm = measure_norm(model.hf.get_submodule(norms[0]), model.d_model) if norms else None
+    # A factor that differs between tokens is not known here; whoever adds up the heads sees that they do not.
+    return norm, 1.0 if scale is None else scale

@@ -24,10 +24,12 @@ log = logging.getLogger(__name__)
 def behaviour(job: Job, step: Step) -> None:
     """Refusal tokens; prompts filtered by the model's own behaviour; likeliest first tokens.
 
+    Raises InputError, before any pass over prompts, where ablation by hooks would miss a write to the stream.
     Where there are no refusal tokens, or too few prompts remain, ``no_direction`` says why none is sought.
     """
     contrast = job.contrast
     job.require_room()
+    job.model.require_writes_reached(allow_partial=job.config.allow_partial)
     tokens, reason = _first_tokens(job)
     rows: list[dict[str, Any]] = []
     counts: dict[str, Any] = {}

@@ -24,7 +24,8 @@ class RunConfig:
     organism's toy world. base: the base model that the chat model was tuned from, to compare with (the
     organism's own by default). n_null random directions and n_moves norm-matched moves
     make the nulls. system, prefill and thinking are those of `ChatFormat.from_tokenizer`. batch_size: prompts
-    in a forward pass, by default 64, or 256 for small models.
+    in a forward pass, by default 64, or 256 for small models. allow_partial: go on where hooks leave out a write
+    to the residual stream.
     """
 
     model: str = "organism"
@@ -55,6 +56,7 @@ class RunConfig:
     n_moves: int = 8
     null_prompts: int = 32
     null_tokens: int = 16
+    allow_partial: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_train", "n_val", "n_test", "max_new_tokens", "batch_size", "null_tokens"):

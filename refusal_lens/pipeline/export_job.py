@@ -28,27 +28,24 @@ from ..interop.adapter import write_adapter
 from ..interop.vectors import write_gguf, write_reference, write_steered
 from ..interventions import ablate, add, applied
 from ..model import ChatModel
+from ..model.shards import DTYPES
 from ..progress import Progress
 from ..report import write_report
 from ..runs import Run, read_csv, read_json, read_jsonl
 from ..weights import (
-    Job,
+    ExportPlan,
     Orthogonalise,
     WeightEdit,
     Writers,
+    add_bias,
     orthogonalise,
     prepare,
-    shift,
     write_checkpoint,
-    writers_of,
     writers_of_config,
 )
+from ..weights.arithmetic import NewBias
+from ..weights.atomic import leftovers, require_outside, require_room, shortened, there
 from ..weights.checkpoint import configuration
-from ..weights.edits import NewBias
-from ..weights.hooks import hooked
-from ..weights.memory import huggingface
-from ..weights.moving import leftovers, require_outside, require_room, shortened, there
-from ..weights.shards import DTYPES
 from .config import chat_options
 from .export_model import check_belongs, model_folder, where
 
@@ -163,7 +160,7 @@ class _Export:
         c = self.config
         if c.edit == "ablate":
             return orthogonalise(self.direction, strength=c.strength, keep_norms=c.norm_preserving)
-        return shift(self.direction, strength=c.strength if c.edit == "add" else -c.strength)
+        return add_bias(self.direction, strength=c.strength if c.edit == "add" else -c.strength)
 
     @cached_property
     def source(self) -> Path:
@@ -197,46 +194,46 @@ class _Export:
     # ---------------------------------------------------------------- formats
 
     def _to_checkpoint(self) -> Exported:
-        job = self._prepared(new_biases=True)
-        done = Exported(self.config.out, job.writers, notes=list(job.writers.notes))
-        require_room(self.config.out, job.total_bytes)
+        plan = self._prepared(new_biases=True)
+        done = Exported(self.config.out, plan.writers, notes=list(plan.writers.notes))
+        require_room(self.config.out, plan.total_bytes)
         wanted = self._hook_scores(done)
 
         def check(hidden: Path) -> None:
-            done.parity = self._parity(job, wanted, lambda: self._load(str(hidden)))
+            done.parity = self._parity(plan, wanted, lambda: self._load(str(hidden)))
 
         write_checkpoint(
-            job,
+            plan,
             self.config.out,
-            provenance=self._of_weights(job),
-            progress=self._bytes(job.total_bytes),
+            provenance=self._of_weights(plan),
+            progress=self._bytes(plan.total_bytes),
             check=check,
             recorded=lambda: self._recorded(done),
         )
         return done
 
     def _to_lora(self) -> Exported:
-        job = self._prepared(new_biases=False)
-        done = Exported(self.config.out, job.writers, notes=_lora_notes(job))
+        plan = self._prepared(new_biases=False)
+        done = Exported(self.config.out, plan.writers, notes=_lora_notes(plan))
         require_room(self.config.out, 0)
         wanted = self._hook_scores(done)
 
         def check(hidden: Path) -> None:
-            done.parity = self._parity(job, wanted, lambda: self._load_adapted(hidden))
+            done.parity = self._parity(plan, wanted, lambda: self._load_adapted(hidden))
 
         write_adapter(
-            job,
+            plan,
             self.config.out,
-            provenance=self._of_weights(job),
+            provenance=self._of_weights(plan),
             allow_partial=self.config.allow_partial,
             trust_remote_code=self.config.trust_remote_code,
-            progress=self._bytes(job.edited_bytes),
+            progress=self._bytes(plan.edited_bytes),
             check=check,
             recorded=lambda: self._recorded(done),
         )
         return done
 
-    def _prepared(self, *, new_biases: bool) -> Job:
+    def _prepared(self, *, new_biases: bool) -> ExportPlan:
         return prepare(
             self.source,
             self.edit,
@@ -301,18 +298,18 @@ class _Export:
             if there(path):
                 raise InputError(f"output file {path}: is there already; choose another name")
 
-    def _of_weights(self, job: Job) -> dict[str, Any]:
+    def _of_weights(self, plan: ExportPlan) -> dict[str, Any]:
         return {
             **self.provenance,
-            "exactness": job.writers.exactness,
-            "notes": list(job.writers.notes),
-            "left_unedited": list(job.writers.problems),
+            "exactness": plan.writers.exactness,
+            "notes": list(plan.writers.notes),
+            "left_unedited": list(plan.writers.problems),
             "writers": {
                 w.parameter: f"{w.treatment}: {w.why}" if w.why else w.treatment
-                for w in job.writers.writers
+                for w in plan.writers.writers
             },
-            "edited_tensors": sorted(job.changes),
-            "added_tensors": [each.name for each in job.added],
+            "edited_tensors": sorted(plan.changes),
+            "added_tensors": [each.name for each in plan.added],
         }
 
     def _bytes(self, total: int) -> Any:
@@ -389,7 +386,7 @@ class _Export:
         )
 
     def _parity(
-        self, job: Job, wanted: Answers | None, load: Callable[[], ChatModel]
+        self, plan: ExportPlan, wanted: Answers | None, load: Callable[[], ChatModel]
     ) -> Parity | None:
         """The table of hooks against files; raises unless they agree as far as the class promises."""
         if wanted is None:
@@ -397,9 +394,9 @@ class _Export:
         gc.collect()
         model = load()
         got = self._scores(model)
-        rounded = {model.dtype, *(DTYPES[job.checkpoint.tensors[n].dtype] for n in job.changes)}
+        rounded = {model.dtype, *(DTYPES[plan.checkpoint.tensors[n].dtype] for n in plan.changes)}
         coarsest = min(rounded, key=lambda d: (d.itemsize, d == torch.float16))
-        edit, complete = self.edit, not job.writers.problems
+        edit, complete = self.edit, not plan.writers.problems
         preserving = isinstance(edit, Orthogonalise) and edit.keep_norms
         table = parity(
             wanted,
@@ -407,7 +404,7 @@ class _Export:
             words=self.behaviour.words,
             promise=Promise(
                 dtype=coarsest,
-                exact=job.writers.exactness != "post-norm",
+                exact=plan.writers.exactness != "post-norm",
                 cleans=isinstance(edit, Orthogonalise) and edit.strength == 1 and complete,
                 made=complete and not preserving,
             ),
@@ -416,17 +413,11 @@ class _Export:
         return table
 
     def _hooks(self, model: ChatModel) -> AbstractContextManager[Any]:
-        """The hooks that the run measured with; for a part of an ablation, one for every writer of the map.
-
-        Hooks on the stream itself would take such a part anew at every layer.
-        """
+        """The edit as hooks, which the run measured with."""
         edit = self.edit
-        if not isinstance(edit, Orthogonalise):
-            return applied(model, add(self.direction, strength=edit.strength))
-        if edit.strength != 1:
-            module = huggingface(model)
-            return hooked(module, writers_of(module), edit)
-        return applied(model, ablate(self.direction))
+        if isinstance(edit, Orthogonalise):
+            return applied(model, ablate(self.direction, strength=edit.strength))
+        return applied(model, add(self.direction, strength=edit.strength))
 
     @cached_property
     def behaviour(self) -> FirstTokens:
@@ -526,14 +517,14 @@ def _free_name(run: Run, out: Path) -> str:
     raise AssertionError
 
 
-def _lora_notes(job: Job) -> list[str]:
-    notes = [note for note in job.writers.notes if "unedited values" not in note]
-    if job.writers.tied:
+def _lora_notes(plan: ExportPlan) -> list[str]:
+    notes = [note for note in plan.writers.notes if "unedited values" not in note]
+    if plan.writers.tied:
         notes.append(
-            f"{job.writers.tied} shares the embedding's values: load the adapter on the model, do not merge it, "
+            f"{plan.writers.tied} shares the embedding's values: load the adapter on the model, do not merge it, "
             "or the merge would change the unembedding too"
         )
-    added = [change.module for change in job.plans if isinstance(change, NewBias)]
+    added = [change.module for change in plan.parameter_changes if isinstance(change, NewBias)]
     if added:
         notes.append(
             f"{added[0]} has no bias, and the adapter adds one, which peft's merge_and_unload cannot merge: load "

@@ -123,6 +123,8 @@ def _finding(job: Job, model: Mapping[str, Any]) -> list[Task]:
         "dtype": job.dtype,
         **chat_options(c.as_dict()),
         **c.pick("refusal_tokens"),
+        # What was measured although a write is missed does not stand for a run that asks for all of them.
+        **(c.pick("allow_partial") if c.allow_partial else {}),
     }
     # A lazy sweep leaves out what the exact choice does not need, and that depends on the thresholds.
     rule = c.pick("kl_threshold", "induce_threshold", "prune_layers")
@@ -204,9 +206,20 @@ def _describe(job: Job, step: Step) -> None:
         completions,
         kinds,
         curves=curves,
-        missed_writes="; ".join(job.behaviour["model"].get("missed_writes", ())),
+        missed_writes=_missed(job.behaviour["model"].get("missed_writes", ())),
     )
     step.write_json("summary.json", summary | {"seconds": job.run.seconds, "version": __version__})
+
+
+def _missed(writes: Sequence[str]) -> str:
+    """What ablation by hooks leaves out, in a sentence; "" for nothing."""
+    if not writes:
+        return ""
+    more = f" and {len(writes) - 1} more" if len(writes) > 1 else ""
+    return (
+        f"Hooks leave writes to the residual stream unedited ({writes[0]}{more}): under --allow-partial, figures "
+        "under ablation are not those of edited weights."
+    )
 
 
 def metrics_frame(completions: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> pd.DataFrame:

@@ -74,6 +74,7 @@ class Run:
     ...         return step.reason
     >>> work(1), work(1), work(2)
     ('it was not done before', '', 'threshold changed 1 -> 2')
+    >>> place.cleanup()
     """
 
     def __init__(self, path: Path, *, lock: FolderLock | None = None) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..model.stream.blueprint import blueprint
-from .edits import NewBias
+from ..model.stream.empty import empty_model
+from .arithmetic import NewBias
 from .names import file_names
 
 
@@ -20,7 +20,7 @@ def config_with_bias(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What to change in config.json so that a module has a bias, and all biases that this adds.
 
-    Every switch of the configuration that is off and speaks of a bias is tried on a blueprint; the one that
+    Every switch of the configuration that is off and speaks of a bias is tried on an empty model; the one that
     adds fewest tensors wins, and all but the wanted one are zeros. Raises InputError when none does.
     """
     tried: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
@@ -35,7 +35,7 @@ def config_with_bias(
             f"addition in {change.module}: {type(model).__name__} has no bias there and its config.json cannot "
             "ask for one; use --to lora, --to steered or hooks instead"
         )
-    return min(tried, key=lambda each: len(each[1]))
+    return min(tried, key=lambda option: len(option[1]))
 
 
 def _switches(config: Any) -> Iterator[str]:
@@ -49,7 +49,7 @@ def _added(
 ) -> dict[str, Tensor]:
     """The biases that a configuration has beyond the model's own; empty unless the wanted one is there."""
     try:
-        other = blueprint(config, trust_remote_code=trust_remote_code)
+        other = empty_model(config, trust_remote_code=trust_remote_code)
     except InputError:
         return {}
     old, new = _shapes(model), _shapes(other)

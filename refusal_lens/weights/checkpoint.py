@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..model.stream.blueprint import blueprint
-from ..model.stream.writers import Writers, writers_of_config
+from ..model.norms import Norm, measure_norm
+from ..model.shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
+from ..model.stream.empty import empty_model
+from ..model.stream.mapping import writers_of_config
+from ..model.stream.writers import Writers
 from .addition import config_with_bias
-from .edits import (
-    Change,
-    NewBias,
-    Offset,
-    Project,
-    WeightEdit,
-    layout,
-    map_after,
-    pieces,
-    plan,
-    precise,
-)
-from .names import FileNames, Source, file_names, sources
-from .norms import Gain, measure_gain
-from .shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
+from .arithmetic import Change, NewBias, Offset, Project, layout, precise, row_chunks
+from .edits import WeightEdit, changes_of, map_after
+from .names import FileNames, Source, file_names
 
 
 @shown()
@@ -54,17 +45,17 @@ class Added:
 
 @shown("writers.architecture", "edit", "changes", "added", "total_bytes")
 @dataclass(frozen=True)
-class Job:
+class ExportPlan:
     """An export to be.
 
-    plans say what becomes of each parameter, sources which of the checkpoint's tensors hold it, and changes
-    the same by those tensors' names, each with the tensor's own axis.
+    parameter_changes say what becomes of each parameter, sources which of the checkpoint's tensors hold it, and
+    changes the same by those tensors' names, each with the tensor's own axis.
     """
 
     checkpoint: Checkpoint
     writers: Writers
     edit: WeightEdit
-    plans: tuple[Change, ...]
+    parameter_changes: tuple[Change, ...]
     sources: Mapping[str, tuple[Source, ...]]
     changes: Mapping[str, Project | Offset]
     added: tuple[Added, ...]
@@ -89,11 +80,11 @@ class Job:
     @property
     def held_bytes(self) -> int:
         """Most bytes in memory at a time for the tensor that is being edited."""
-        found = (
-            held(self.checkpoint.tensors[n].shape, c.axis, DTYPES[self.checkpoint.tensors[n].dtype])
+        sizes = (
+            bytes_held(self.checkpoint.tensors[n].shape, c.axis, DTYPES[self.checkpoint.tensors[n].dtype])
             for n, c in self.changes.items()
         )
-        return max(found, default=0)
+        return max(sizes, default=0)
 
 
 def _pattern(name: str) -> str:
@@ -101,20 +92,20 @@ def _pattern(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
+def bytes_held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
     """Bytes that editing a tensor along an axis takes: some rows, their new values, a few sums."""
     outer, d, inner = layout(shape, axis)
     n, width = (outer, d) if inner == 1 else (d, inner)
-    rows = next(pieces(n, width, dtype), slice(0, 0)).stop
+    rows = next(row_chunks(n, width, dtype), slice(0, 0)).stop
     finer = precise(dtype).itemsize
     sums = 4 * inner if inner > 1 else 2 * n
     return rows * width * (dtype.itemsize + 3 * finer) + sums * finer
 
 
-def require_job(job: Any) -> None:
+def require_plan(plan: Any) -> None:
     """Raise InputError for anything but what `prepare` gives."""
-    if not isinstance(job, Job):
-        raise InputError(f"export: got {type(job).__name__}, need a Job; try prepare(folder, edit)")
+    if not isinstance(plan, ExportPlan):
+        raise InputError(f"export: got {type(plan).__name__}, need an ExportPlan; try prepare(folder, edit)")
 
 
 @checked
@@ -125,7 +116,7 @@ def prepare(
     allow_partial: bool = False,
     trust_remote_code: bool = False,
     new_biases: bool = True,
-) -> Job:
+) -> ExportPlan:
     """Work out an export from a checkpoint's headers; no weights are read but those of post-norms.
 
     new_biases=False leaves a bias that the model lacks out of the checkpoint, for an adapter to carry.
@@ -133,55 +124,147 @@ def prepare(
     """
     if not isinstance(edit, WeightEdit):
         raise InputError(
-            f"weight edit: got {type(edit).__name__}, need what orthogonalise or shift of a direction give"
+            f"weight edit: got {type(edit).__name__}, need what orthogonalise or add_bias of a direction give"
         )
-    folder = folder_at(folder)
-    checkpoint = open_checkpoint(folder)
-    _refuse_quantised(checkpoint)
-    config = configuration(folder, trust_remote_code=trust_remote_code)
-    model, writers = writers_of_config(config, trust_remote_code=trust_remote_code)
-    writers.require_editable(allow_partial=allow_partial)
-    names = file_names(model, {name: t.shape for name, t in checkpoint.tensors.items()})
-    plans = plan(writers, edit, _gains(checkpoint, model, names, writers.d_model))
-    held = {
-        change.parameter: _sources(checkpoint, model, names, writers, change)
-        for change in plans
-        if not isinstance(change, NewBias)
-    }
+    opened = _Opened.of(folder_at(folder), trust_remote_code=trust_remote_code)
+    opened.writers.require_editable(allow_partial=allow_partial)
+    parameter_changes = changes_of(opened.writers, edit, opened.norm)
+    stored = [change for change in parameter_changes if not isinstance(change, NewBias)]
+    sources = {change.parameter: opened.sources(change) for change in stored}
     changes = {
         source.name: replace(change, parameter=source.name, axis=source.axis)
-        for change in plans
-        if not isinstance(change, NewBias)
-        for source in held[change.parameter]
+        for change in stored
+        for source in sources[change.parameter]
     }
-    contents, added = dict(checkpoint.config), []
-    for change in plans:
+    contents, added = dict(opened.checkpoint.config), []
+    for change in parameter_changes:
         if isinstance(change, NewBias) and new_biases:
-            flags, biases = config_with_bias(model, config, change, trust_remote_code)
+            flags, biases = config_with_bias(
+                opened.names.model, opened.config, change, trust_remote_code
+            )
             contents |= flags
-            dtype = checkpoint.tensors[_held(names, writers, f"{change.module}.weight")[0]].dtype
+            dtype = opened.stored(f"{change.module}.weight").dtype
             added += [Added(n, dtype, tuple(v.shape), values=v) for n, v in biases.items()]
-    done = replace(
-        map_after(writers, edit, plans), unread=_unread_writers(checkpoint, names, writers, changes)
-    )
-    if done.tied:
-        contents, more = _untied(checkpoint, contents, config, names, writers, trust_remote_code)
+    writers = map_after(opened.writers, edit, parameter_changes)
+    writers = replace(writers, unread=opened.unread_writers(changes))
+    if writers.tied:
+        contents, more = opened.untied(contents, writers)
         added += more
-    return Job(checkpoint, done, edit, plans, held, changes, tuple(added), contents, names.unread)
-
-
-def _unread_writers(
-    checkpoint: Checkpoint, names: FileNames, writers: Writers, changes: Iterable[str]
-) -> tuple[str, ...]:
-    """Tensors that no parameter takes and that look like writers: named as these are, of the stream's width."""
-    known = {_pattern(name) for name in (*changes, *(w.parameter for w in writers.writers))}
-    tails = {pattern.rpartition("#.")[2] for pattern in known if "#." in pattern}
-    return tuple(
-        name
-        for name in names.unread
-        if writers.d_model in checkpoint.tensors[name].shape
-        and _pattern(name).rpartition("#.")[2] in tails
+    return ExportPlan(
+        opened.checkpoint,
+        writers,
+        edit,
+        parameter_changes,
+        sources,
+        changes,
+        tuple(added),
+        contents,
+        opened.names.unread,
     )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model folder whose headers are read: its configuration, the map of its writers, its tensors' names."""
+
+    checkpoint: Checkpoint
+    config: Any
+    writers: Writers
+    names: FileNames
+    trust_remote_code: bool
+
+    @classmethod
+    def of(cls, folder: Path, *, trust_remote_code: bool) -> _Opened:
+        """Raises InputError for a folder that cannot be used, and for quantised weights."""
+        checkpoint = open_checkpoint(folder)
+        _refuse_quantised(checkpoint)
+        config = configuration(folder, trust_remote_code=trust_remote_code)
+        model, writers = writers_of_config(config, trust_remote_code=trust_remote_code)
+        names = file_names(model, {name: t.shape for name, t in checkpoint.tensors.items()})
+        return cls(checkpoint, config, writers, names, trust_remote_code)
+
+    def _names_of(self, parameter: str) -> list[str]:
+        """The checkpoint's tensors of a parameter, under whichever of its names; not the unembedding's."""
+        tied, by_parameter = self.writers.tied, self.names.by_parameter
+        copies = next((w.copies for w in self.writers.writers if w.parameter == parameter), ())
+        names = [n for n in (parameter, *copies) if n != tied and n in by_parameter]
+        if not names:
+            where = "only as the unembedding" if tied in by_parameter else "nowhere"
+            raise InputError(
+                f"{parameter}: stored {where} in the checkpoint; open and save it with transformers first"
+            )
+        return [stored for name in names for stored in by_parameter[name]]
+
+    def stored(self, parameter: str) -> Stored:
+        """The first of the checkpoint's tensors of a parameter."""
+        return self.checkpoint.tensors[self._names_of(parameter)[0]]
+
+    def sources(self, change: Project | Offset) -> tuple[Source, ...]:
+        """Every tensor of the checkpoint that holds a changed parameter, under each of its names."""
+        wanted = set(self._names_of(change.parameter))
+        sources = [
+            source
+            for parameter, members in self.names.by_parameter.items()
+            if wanted & set(members)
+            for source in self.names.sources(parameter, change.axis)
+        ]
+        for source in sources:
+            stored = self.checkpoint.tensors[source.name]
+            if stored.dtype not in DTYPES:
+                raise InputError(
+                    f"{source.name} in {self.checkpoint.folder / stored.file}: got dtype {stored.dtype}, need "
+                    f"one of {', '.join(DTYPES)}; the checkpoint is quantised"
+                )
+        return tuple(sources)
+
+    def norm(self, name: str) -> Norm:
+        """A norm module of the model, measured with the checkpoint's values."""
+        module = self.names.model.get_submodule(name)
+        values = {}
+        for leaf, parameter in module.named_parameters(recurse=False):
+            stored = self.names.by_parameter.get(f"{name}.{leaf}", ())
+            if len(stored) != 1:
+                raise InputError(f"{name}.{leaf}: not in the checkpoint; is a shard missing?")
+            values[leaf] = self.checkpoint.read(stored[0]).view(parameter.shape)
+        return measure_norm(module, self.writers.d_model, values)
+
+    def unread_writers(self, changes: Iterable[str]) -> tuple[str, ...]:
+        """Tensors that no parameter takes and that look like writers: named as these, of the stream's width."""
+        known = {_pattern(n) for n in (*changes, *(w.parameter for w in self.writers.writers))}
+        tails = {pattern.rpartition("#.")[2] for pattern in known if "#." in pattern}
+        return tuple(
+            name
+            for name in self.names.unread
+            if self.writers.d_model in self.checkpoint.tensors[name].shape
+            and _pattern(name).rpartition("#.")[2] in tails
+        )
+
+    def untied(
+        self, contents: dict[str, Any], writers: Writers
+    ) -> tuple[dict[str, Any], list[Added]]:
+        """Configuration and tensor that give the unembedding the unedited values for its own."""
+        config = copy.deepcopy(self.config)
+        contents = {**contents, "tie_word_embeddings": False}
+        for part in (config, config.get_text_config()):
+            part.tie_word_embeddings = False
+        for name, inner in contents.items():
+            if isinstance(inner, dict) and (
+                name == "text_config" or "tie_word_embeddings" in inner
+            ):
+                contents[name] = {**inner, "tie_word_embeddings": False}
+        model = empty_model(config, trust_remote_code=self.trust_remote_code)
+        unembedding = model.get_parameter(writers.tied)
+        names = [n for n, p in model.named_parameters(remove_duplicate=False) if p is unembedding]
+        if names != [writers.tied]:
+            raise InputError(
+                f"{writers.architecture}: its unembedding is the embedding and cannot be made separate by "
+                "tie_word_embeddings; edit it with hooks or as a LoRA"
+            )
+        if writers.tied in self.names.by_parameter:
+            return contents, []
+        source = next(w for w in writers.writers if writers.tied in w.copies)
+        like = self.stored(source.parameter)
+        return contents, [Added(writers.tied, like.dtype, like.shape, like=like)]
 
 
 def configuration(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -201,100 +284,10 @@ def configuration(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 def _refuse_quantised(checkpoint: Checkpoint) -> None:
     config = checkpoint.config
-    found = config.get("quantization_config") or config.get("compression_config")
-    if found:
-        method = found.get("quant_method", "?") if isinstance(found, dict) else "?"
+    quantisation = config.get("quantization_config") or config.get("compression_config")
+    if quantisation:
+        method = quantisation.get("quant_method", "?") if isinstance(quantisation, dict) else "?"
         raise InputError(
             f"model folder {checkpoint.folder}: quantised ({method}), need bf16, fp16 or fp32 weights; "
             "export the original model and quantise the result"
         )
-
-
-def _held(names: FileNames, writers: Writers, parameter: str) -> list[str]:
-    """The checkpoint's tensors of a parameter, under whichever of its names; not the unembedding's."""
-    copies = next((w.copies for w in writers.writers if w.parameter == parameter), ())
-    found = [n for n in (parameter, *copies) if n != writers.tied and n in names.by_parameter]
-    if not found:
-        what = "only as the unembedding" if writers.tied in names.by_parameter else "nowhere"
-        raise InputError(
-            f"{parameter}: stored {what} in the checkpoint; open and save it with transformers first"
-        )
-    return [name for each in found for name in names.by_parameter[each]]
-
-
-def _sources(
-    checkpoint: Checkpoint,
-    model: nn.Module,
-    names: FileNames,
-    writers: Writers,
-    change: Project | Offset,
-) -> tuple[Source, ...]:
-    """Every tensor of the checkpoint that holds a parameter, under each of its names."""
-    shapes = {name: stored.shape for name, stored in checkpoint.tensors.items()}
-    held = set(_held(names, writers, change.parameter))
-    found = [
-        source
-        for parameter, members in names.by_parameter.items()
-        if held & set(members)
-        for source in sources(model, names, shapes, parameter, change.axis)
-    ]
-    for source in found:
-        stored = checkpoint.tensors[source.name]
-        if stored.dtype not in DTYPES:
-            raise InputError(
-                f"{source.name} in {checkpoint.folder / stored.file}: got dtype {stored.dtype}, need one of "
-                f"{', '.join(DTYPES)}; the checkpoint is quantised"
-            )
-    return tuple(found)
-
-
-def _gains(
-    checkpoint: Checkpoint, model: nn.Module, names: FileNames, d_model: int
-) -> Callable[[str], Gain]:
-    """Measures a norm module of the blueprint with the checkpoint's values."""
-
-    def gain(name: str) -> Gain:
-        module = model.get_submodule(name)
-        values = {}
-        for leaf, parameter in module.named_parameters(recurse=False):
-            held = names.by_parameter.get(f"{name}.{leaf}", ())
-            if len(held) != 1:
-                raise InputError(f"{name}.{leaf}: not in the checkpoint; is a shard missing?")
-            values[leaf] = checkpoint.read(held[0]).view(parameter.shape)
-        return measure_gain(module, d_model, values)
-
-    return gain
-
-
-def _untied(
-    checkpoint: Checkpoint,
-    contents: dict[str, Any],
-    config: Any,
-    names: FileNames,
-    writers: Writers,
-    trust_remote_code: bool,
-) -> tuple[dict[str, Any], list[Added]]:
-    """Configuration and tensor that give the unembedding the unedited values for its own."""
-    untied = copy.deepcopy(config)
-    contents = {**contents, "tie_word_embeddings": False}
-    for part_of in {
-        id(untied): untied,
-        id(untied.get_text_config()): untied.get_text_config(),
-    }.values():
-        part_of.tie_word_embeddings = False
-    for name, inner in contents.items():
-        if isinstance(inner, dict) and (name == "text_config" or "tie_word_embeddings" in inner):
-            contents[name] = {**inner, "tie_word_embeddings": False}
-    model = blueprint(untied, trust_remote_code=trust_remote_code)
-    one = model.get_parameter(writers.tied)
-    shared = [n for n, p in model.named_parameters(remove_duplicate=False) if p is one]
-    if shared != [writers.tied]:
-        raise InputError(
-            f"{writers.architecture}: its unembedding is the embedding and cannot be made separate by "
-            "tie_word_embeddings; edit it with hooks or as a LoRA"
-        )
-    if writers.tied in names.by_parameter:
-        return contents, []
-    source = next(w for w in writers.writers if writers.tied in w.copies)
-    like = checkpoint.tensors[_held(names, writers, source.parameter)[0]]
-    return contents, [Added(writers.tied, like.dtype, like.shape, like=like)]

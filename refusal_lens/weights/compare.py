@@ -14,10 +14,11 @@ from torch import Tensor
 from ..direction import Direction
 from ..display import shown
 from ..door import checked
-from .checkpoint import Added, Job, configuration, prepare
-from .edits import Columns, Project, changed_rows, layout, orthogonalise, pieces, precise
-from .moving import bytes_of, read_all
-from .shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
+from ..model.shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
+from .arithmetic import Columns, Project, changed_rows, layout, precise, row_chunks
+from .checkpoint import Added, ExportPlan, configuration, prepare
+from .copying import read_rows
+from .edits import orthogonalise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,7 @@ PIECE = 64 << 20
 
 
 @dataclass(frozen=True)
-class TensorProof:
+class TensorCheck:
     """One tensor of the edited checkpoint.
 
     along: largest ``|b . W'|``, before: largest ``|b . W|``; problem: what is wrong, or nothing.
@@ -43,20 +44,20 @@ class TensorProof:
 
 @shown("line")
 @dataclass(frozen=True)
-class FilesProof:
+class FilesEquivalence:
     """Every tensor that writes to the stream, and every other one that differs."""
 
-    tensors: tuple[TensorProof, ...]
+    tensors: tuple[TensorCheck, ...]
 
     @property
     def equal(self) -> bool:
         """Whether the edited folder is the original one with exactly this edit."""
-        return not any(each.problem for each in self.tensors)
+        return not any(tensor.problem for tensor in self.tensors)
 
     @property
     def line(self) -> str:
         """The result in one line."""
-        wrong = [each for each in self.tensors if each.problem]
+        wrong = [tensor for tensor in self.tensors if tensor.problem]
         if not wrong:
             return f"{len(self.tensors)} tensors write to the stream, all are edited, and nothing else differs"
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
@@ -66,7 +67,7 @@ class FilesProof:
         """The same as a table."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(each) for each in self.tensors])
+        return pd.DataFrame([asdict(tensor) for tensor in self.tensors])
 
 
 @checked
@@ -78,7 +79,7 @@ def verify_files(
     strength: float = 1.0,
     keep_norms: bool = False,
     trust_remote_code: bool = False,
-) -> FilesProof:
+) -> FilesEquivalence:
     """Compare a checkpoint with the original it was made from, a piece of a tensor at a time.
 
     Every number of a writer must be what the edit makes of the original's, within one rounding step of the
@@ -87,55 +88,55 @@ def verify_files(
     whoever made the edit. Raises InputError for a folder that cannot be read.
     """
     edit = orthogonalise(direction, strength=strength, keep_norms=keep_norms)
-    job = prepare(original, edit, allow_partial=True, trust_remote_code=trust_remote_code)
+    plan = prepare(original, edit, allow_partial=True, trust_remote_code=trust_remote_code)
     two = open_checkpoint(folder_at(edited))
-    found = [
-        *_kept(job, two),
-        *(proof for each in job.added if (proof := _added(job, each, two)) is not None),
-        *_further(job, two),
-        *_ties(job, two, trust_remote_code=trust_remote_code),
+    checks = [
+        *_kept(plan, two),
+        *(check for added in plan.added if (check := _added(plan, added, two)) is not None),
+        *_further(plan, two),
+        *_ties(plan, two, trust_remote_code=trust_remote_code),
     ]
-    return FilesProof(tuple(found))
+    return FilesEquivalence(tuple(checks))
 
 
-def _kept(job: Job, two: Checkpoint) -> Iterator[TensorProof]:
+def _kept(plan: ExportPlan, edited: Checkpoint) -> Iterator[TensorCheck]:
     """Every writer of the original, and every other tensor of it that is not as it was."""
-    one = job.checkpoint
-    for name, stored in one.tensors.items():
-        change = job.changes.get(name)
-        problem = _unlike(stored, two.tensors.get(name))
+    original = plan.checkpoint
+    for name, stored in original.tensors.items():
+        change = plan.changes.get(name)
+        problem = _unlike(stored, edited.tensors.get(name))
         if problem:
-            yield TensorProof(name, change is not None, None, None, problem)
+            yield TensorCheck(name, change is not None, None, None, problem)
         elif isinstance(change, Project):
-            yield _of_writer(one, two, name, change)
-        elif not _same(one, stored, two, two.tensors[name]):
-            yield TensorProof(name, False, None, None, "differs although it does not write")
+            yield _of_writer(original, edited, name, change)
+        elif not _same(original, stored, edited, edited.tensors[name]):
+            yield TensorCheck(name, False, None, None, "differs although it does not write")
 
 
-def _added(job: Job, added: Added, two: Checkpoint) -> TensorProof | None:
+def _added(plan: ExportPlan, added: Added, edited: Checkpoint) -> TensorCheck | None:
     """What is wrong with a tensor that the edit adds: the unembedding with the unedited values."""
     assert added.like is not None
-    problem = _unlike(added.like, two.tensors.get(added.name))
-    if not problem and not _same(job.checkpoint, added.like, two, two.tensors[added.name]):
+    problem = _unlike(added.like, edited.tensors.get(added.name))
+    if not problem and not _same(plan.checkpoint, added.like, edited, edited.tensors[added.name]):
         problem = f"differs from the unedited {added.like.name}, which it was tied to"
-    return TensorProof(added.name, False, None, None, problem) if problem else None
+    return TensorCheck(added.name, False, None, None, problem) if problem else None
 
 
-def _further(job: Job, two: Checkpoint) -> Iterator[TensorProof]:
-    known = job.checkpoint.tensors.keys() | {each.name for each in job.added}
-    for name in two.tensors:
+def _further(plan: ExportPlan, edited: Checkpoint) -> Iterator[TensorCheck]:
+    known = plan.checkpoint.tensors.keys() | {tensor.name for tensor in plan.added}
+    for name in edited.tensors:
         if name not in known:
-            yield TensorProof(name, False, None, None, "is not in the original")
+            yield TensorCheck(name, False, None, None, "is not in the original")
 
 
-def _ties(job: Job, two: Checkpoint, *, trust_remote_code: bool) -> Iterator[TensorProof]:
+def _ties(plan: ExportPlan, edited: Checkpoint, *, trust_remote_code: bool) -> Iterator[TensorCheck]:
     """Whether config.json ties the unembedding as it should: not at all where the edit made it separate."""
-    folders = (job.checkpoint.folder, two.folder)
+    folders = (plan.checkpoint.folder, edited.folder)
     before, now = (_tied(folder, trust_remote_code=trust_remote_code) for folder in folders)
-    wanted = before and not job.writers.tied
+    wanted = before and not plan.writers.tied
     if now != wanted:
         problem = f"tie_word_embeddings is {str(now).lower()}, need {str(wanted).lower()}"
-        yield TensorProof("config.json: tie_word_embeddings", False, None, None, problem)
+        yield TensorCheck("config.json: tie_word_embeddings", False, None, None, problem)
 
 
 def _tied(folder: Path, *, trust_remote_code: bool) -> bool:
@@ -154,51 +155,51 @@ def _unlike(one: Stored, other: Stored | None) -> str:
     return "" if other.dtype == one.dtype else f"is stored as {other.dtype}, need {one.dtype}"
 
 
-def _of_writer(one: Checkpoint, two: Checkpoint, name: str, change: Project) -> TensorProof:
-    old, new = one.tensors[name], two.tensors[name]
-    found = _Difference(change, DTYPES[old.dtype])
+def _of_writer(original: Checkpoint, edited: Checkpoint, name: str, change: Project) -> TensorCheck:
+    old, new = original.tensors[name], edited.tensors[name]
+    difference = _Difference(change, DTYPES[old.dtype])
     with ExitStack() as files:
         first, second = (
-            _Reader(files.enter_context((each.folder / stored.file).open("rb")).fileno(), stored)
-            for each, stored in ((one, old), (two, new))
+            _Reader(files.enter_context((checkpoint.folder / stored.file).open("rb")).fileno(), stored)
+            for checkpoint, stored in ((original, old), (edited, new))
         )
         outer, d, inner = layout(old.shape, change.axis)
         if inner == 1:
-            _compare_rows(first, second, outer, d, found)
+            _compare_rows(first, second, outer, d, difference)
         else:
             for index in range(outer):
-                _compare_columns(first, second, index * d, d, inner, found)
-    return TensorProof(name, True, found.along, found.before, found.problem)
+                _compare_columns(first, second, index * d, d, inner, difference)
+    return TensorCheck(name, True, difference.along, difference.before, difference.problem)
 
 
-def _compare_rows(first: _Reader, second: _Reader, n: int, d: int, found: _Difference) -> None:
+def _compare_rows(first: _Reader, second: _Reader, n: int, d: int, difference: _Difference) -> None:
     """Compare a tensor whose rows [n d_model] are written vectors."""
-    right = found.change.right.to(found.finer)
-    for rows in pieces(n, d, found.dtype):
+    right = difference.change.right.to(difference.finer)
+    for rows in row_chunks(n, d, difference.dtype):
         old, got = first.rows(rows, d), second.rows(rows, d)
-        steps = found.look(old, changed_rows(old, found.change), got)
-        along = (old.to(found.finer) @ right, got.to(found.finer) @ right)
-        found.look_along(*along, steps.square() @ right.square())
+        steps = difference.look(old, changed_rows(old, difference.change), got)
+        along = (old.to(difference.finer) @ right, got.to(difference.finer) @ right)
+        difference.look_along(*along, steps.square() @ right.square())
 
 
 def _compare_columns(
-    first: _Reader, second: _Reader, start: int, d: int, inner: int, found: _Difference
+    first: _Reader, second: _Reader, start: int, d: int, inner: int, difference: _Difference
 ) -> None:
     """Compare a matrix [d_model inner] whose columns are written vectors."""
-    columns = Columns(found.change, d, inner, found.dtype)
+    columns = Columns(difference.change, d, inner, difference.dtype)
 
     def part(rows: slice) -> slice:
         return slice(start + rows.start, start + rows.stop)
 
     for rows, look in columns.looks():
         look(rows, first.rows(part(rows), inner))
-    along, noise = torch.zeros(2, inner, dtype=found.finer)
+    along, noise = torch.zeros(2, inner, dtype=difference.finer)
     for rows in columns.rows():
         old, got = first.rows(part(rows), inner), second.rows(part(rows), inner)
-        steps = found.look(old, columns.changed(rows, old), got)
-        along += columns.right[rows] @ got.to(found.finer)
+        steps = difference.look(old, columns.changed(rows, old), got)
+        along += columns.right[rows] @ got.to(difference.finer)
         noise += columns.right[rows].square() @ steps.square()
-    found.look_along(columns.along, along, noise)
+    difference.look_along(columns.along, along, noise)
 
 
 class _Reader:
@@ -208,9 +209,8 @@ class _Reader:
         self.file, self.start, self.dtype = file, stored.start, DTYPES[stored.dtype]
 
     def rows(self, rows: slice, width: int) -> Tensor:
-        piece = torch.empty(rows.stop - rows.start, width, dtype=self.dtype)
-        read_all(self.file, bytes_of(piece), self.start + rows.start * width * self.dtype.itemsize)
-        return piece
+        at = self.start + rows.start * width * self.dtype.itemsize
+        return read_rows(self.file, at, rows.stop - rows.start, width, self.dtype)
 
 
 class _Difference:
@@ -252,14 +252,13 @@ class _Difference:
         return ""
 
 
-def _same(one: Checkpoint, first: Stored, two: Checkpoint, second: Stored) -> bool:
+def _same(original: Checkpoint, first: Stored, edited: Checkpoint, second: Stored) -> bool:
     """Whether two tensors of one dtype and shape have the same bytes."""
-    with (one.folder / first.file).open("rb") as a, (two.folder / second.file).open("rb") as b:
+    with (original.folder / first.file).open("rb") as a, (edited.folder / second.file).open("rb") as b:
         for start in range(0, first.bytes, PIECE):
             size = min(PIECE, first.bytes - start)
-            pair = torch.empty(2, size, dtype=torch.uint8)
-            read_all(a.fileno(), bytes_of(pair[0]), first.start + start)
-            read_all(b.fileno(), bytes_of(pair[1]), second.start + start)
-            if not torch.equal(pair[0], pair[1]):
+            one_piece = read_rows(a.fileno(), first.start + start, 1, size, torch.uint8)
+            two_piece = read_rows(b.fileno(), second.start + start, 1, size, torch.uint8)
+            if not torch.equal(one_piece, two_piece):
                 return False
     return True

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..model.shards import DTYPES, Checkpoint, Stored
 from ..shapes import Vector
-from .moving import bytes_of, read_all
-from .shards import DTYPES, Checkpoint, Stored
+from .copying import read_rows
 
 PIECE = 64 << 20
 
@@ -25,24 +25,24 @@ def contraction(checkpoint: Checkpoint, name: str, axis: int, vector: Vector) ->
     inner = torch.Size(stored.shape[axis + 1 :]).numel()
     precise = torch.float32 if DTYPES[stored.dtype].itemsize < 4 else torch.float64
     weights = vector.to(precise)
-    found = torch.zeros(outer, inner, dtype=torch.float64)
+    sums = torch.zeros(outer, inner, dtype=torch.float64)
     with (checkpoint.folder / stored.file).open("rb") as file:
         if inner == 1:
             for start, rows in _rows(file.fileno(), stored, outer, d):
-                found[start : start + len(rows), 0] = (rows.to(precise) @ weights).double()
+                sums[start : start + len(rows), 0] = (rows.to(precise) @ weights).double()
         else:
             for start, rows in _rows(file.fileno(), stored, outer * d, inner):
-                _add_rows(found, rows.to(precise), start, weights, d)
-    return found.view(stored.shape[:axis] + stored.shape[axis + 1 :])
+                _add_rows(sums, rows.to(precise), start, weights, d)
+    return sums.view(stored.shape[:axis] + stored.shape[axis + 1 :])
 
 
-def _add_rows(found: Tensor, rows: Tensor, start: int, weights: Tensor, d: int) -> None:
+def _add_rows(sums: Tensor, rows: Tensor, start: int, weights: Tensor, d: int) -> None:
     """Add rows [n inner] that are the indices start, start + 1, ... of [outer d]."""
     at = 0
     while at < len(rows):
         index, first = divmod(start + at, d)
         count = min(len(rows) - at, d - first)
-        found[index] += (weights[first : first + count] @ rows[at : at + count]).double()
+        sums[index] += (weights[first : first + count] @ rows[at : at + count]).double()
         at += count
 
 
@@ -51,7 +51,5 @@ def _rows(file: int, stored: Stored, n: int, width: int) -> Iterator[tuple[int, 
     dtype = DTYPES[stored.dtype]
     step = max(1, PIECE // (width * dtype.itemsize))
     for start in range(0, n, step):
-        piece = torch.empty(min(step, n - start), width, dtype=dtype)
         at = stored.start + start * width * dtype.itemsize
-        read_all(file, bytes_of(piece), at)
-        yield start, piece
+        yield start, read_rows(file, at, min(step, n - start), width, dtype)

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from ..model.stream.writers import writers_of_config
-from .checkpoint import Job, held
-from .moving import THREADS, size_in_words
+from ..model.stream.mapping import writers_of_config
+from .atomic import size_in_words
+from .checkpoint import ExportPlan, bytes_held
+from .copying import THREADS
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def estimate(
         edited=sum(edited.values()),
         added=edited[tied.parameter] if tied else 0,
         largest_edited=max(edited.values(), default=0),
-        held=max((held(w.shape, w.axis, dtype) for w in writers.writers), default=0),
+        held=max((bytes_held(w.shape, w.axis, dtype) for w in writers.writers), default=0),
         lora=sum(
             4 * (torch.Size(w.shape).numel() // w.shape[w.axis] + w.shape[w.axis])
             for w in writers.writers
@@ -71,19 +72,19 @@ def estimate(
     )
 
 
-def estimate_of(job: Job) -> Estimate:
+def estimate_of(plan: ExportPlan) -> Estimate:
     """What an export needs whose source is on disk: the bytes are those of its files."""
-    tensors = job.checkpoint.tensors
-    edited = [(tensors[name].shape, change.axis) for name, change in job.changes.items()]
+    tensors = plan.checkpoint.tensors
+    edited = [(tensors[name].shape, change.axis) for name, change in plan.changes.items()]
     return Estimate(
-        architecture=job.writers.architecture,
+        architecture=plan.writers.architecture,
         parameters=sum(
-            torch.Size(each.shape).numel() for n, each in tensors.items() if n not in job.unread
+            torch.Size(tensor.shape).numel() for name, tensor in tensors.items() if name not in plan.unread
         ),
-        checkpoint=job.checkpoint.size,
-        edited=job.edited_bytes,
-        added=sum(each.bytes for each in job.added),
-        largest_edited=job.largest_edited,
-        held=job.held_bytes,
+        checkpoint=plan.checkpoint.size,
+        edited=plan.edited_bytes,
+        added=sum(tensor.bytes for tensor in plan.added),
+        largest_edited=plan.largest_edited,
+        held=plan.held_bytes,
         lora=sum(4 * (torch.Size(s).numel() // s[axis] + s[axis]) for s, axis in edited),
     )

@@ -15,23 +15,21 @@ import torch
 from torch import Tensor
 
 from ..door import checked
+from ..model.shards import DTYPES, INDEX, Checkpoint, Shard, Stored
 from ..runs.tensors import header_bytes
-from .checkpoint import Added, Job, require_job
-from .edits import Columns, Offset, Project, changed_rows, layout, pieces
-from .moving import (
-    Progress,
-    Recorded,
-    appearing,
-    at_once,
+from .arithmetic import Columns, Offset, Project, changed_rows, layout, row_chunks
+from .atomic import Recorded, atomic_folder, require_outside
+from .checkpoint import Added, ExportPlan, require_plan
+from .copying import (
+    OnBytes,
     bytes_of,
     copy_range,
-    one_at_a_time,
+    in_threads,
+    one_thread_at_a_time,
     read_all,
     reflink,
-    require_outside,
     write_all,
 )
-from .shards import DTYPES, INDEX, Checkpoint, Shard, Stored
 
 ADDED = "model-added.safetensors"
 PROVENANCE = "refusal_lens.json"
@@ -43,51 +41,51 @@ NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx",
 
 @checked
 def write_checkpoint(
-    job: Job,
+    plan: ExportPlan,
     out: str | Path,
     *,
     provenance: Mapping[str, Any],
-    progress: Progress = lambda _: None,
+    progress: OnBytes = lambda _: None,
     check: Callable[[Path], None] = lambda _: None,
     recorded: Recorded = nullcontext,
 ) -> Path:
     """Write the edited checkpoint to a new folder; the source is only read.
 
-    progress is called with bytes done, of ``job.total_bytes``; check with the hidden folder when it is whole,
+    progress is called with bytes done, of ``plan.total_bytes``; check with the hidden folder when it is whole,
     and when it raises nothing appears; recorded surrounds its appearing. Raises InputError when `out` is in the way or
     the disk too small, OSError when writing fails; either way nothing is left at `out`.
     """
-    require_job(job)
-    require_outside(Path(out), job.checkpoint.folder)
-    with appearing(Path(out), needed=job.total_bytes, check=check, recorded=recorded) as hidden:
-        for shard in job.checkpoint.shards:
-            _write_shard(job, shard, hidden, progress)
-        if job.added and job.checkpoint.index is not None:
-            _write_added(job, hidden / ADDED, progress)
-        if job.checkpoint.index is not None:
-            _write_json(hidden / INDEX, _index(job))
-        _copy_small_files(job.checkpoint, hidden)
+    require_plan(plan)
+    require_outside(Path(out), plan.checkpoint.folder)
+    with atomic_folder(Path(out), needed=plan.total_bytes, check=check, recorded=recorded) as hidden:
+        for shard in plan.checkpoint.shards:
+            _write_shard(plan, shard, hidden, progress)
+        if plan.added and plan.checkpoint.index is not None:
+            _write_added(plan, hidden / ADDED, progress)
+        if plan.checkpoint.index is not None:
+            _write_json(hidden / INDEX, _index(plan))
+        _copy_small_files(plan.checkpoint, hidden)
         _write_json(hidden / PROVENANCE, provenance)
         # Last, so that the folder is no model before it is whole.
-        _write_json(hidden / "config.json", job.config)
+        _write_json(hidden / "config.json", plan.config)
     return Path(out)
 
 
-def _write_shard(job: Job, shard: Shard, hidden: Path, progress: Progress) -> None:
-    source, target = job.checkpoint.folder / shard.file, hidden / shard.file
-    longer = bool(job.added) and job.checkpoint.index is None
+def _write_shard(plan: ExportPlan, shard: Shard, hidden: Path, progress: OnBytes) -> None:
+    source, target = plan.checkpoint.folder / shard.file, hidden / shard.file
+    longer = bool(plan.added) and plan.checkpoint.index is None
     shared = not longer and reflink(source, target)
     with source.open("rb") as read, target.open("r+b" if shared else "xb") as write:
-        files = _Files(read.fileno(), write.fileno(), one_at_a_time(progress))
+        files = _Files(read.fileno(), write.fileno(), one_thread_at_a_time(progress))
         copied = 0
         if longer:
-            head = header_bytes(*_longer_header(shard, job.added))
+            head = header_bytes(*_longer_header(shard, plan.added))
             write_all(files.write, memoryview(head), 0)
             files.shift, copied = len(head) - shard.data_start, shard.data_start
             progress(shard.data_start)
-        at_once(_tasks(job, shard, files, copied, shared=shared))
+        in_threads(_tasks(plan, shard, files, copied, shared=shared))
         if longer:
-            _append(job, files.write, shard.size + files.shift, progress)
+            _append(plan, files.write, shard.size + files.shift, progress)
 
 
 @dataclass
@@ -96,20 +94,20 @@ class _Files:
 
     read: int
     write: int
-    progress: Progress
+    progress: OnBytes
     shift: int = 0
 
 
 def _tasks(
-    job: Job, shard: Shard, files: _Files, copied: int, *, shared: bool
+    plan: ExportPlan, shard: Shard, files: _Files, copied: int, *, shared: bool
 ) -> Iterator[Callable[[], None]]:
     """What is to be done for a shard of which `copied` bytes are; the tasks touch different bytes."""
     for stored in sorted(
-        (job.checkpoint.tensors[name] for name in job.changes), key=lambda each: each.start
+        (plan.checkpoint.tensors[name] for name in plan.changes), key=lambda stored: stored.start
     ):
         if stored.file == shard.file:
             yield from _copies(files, copied, stored.start, shared=shared)
-            yield from _edits(files, stored, job.changes[stored.name])
+            yield from _edits(files, stored, plan.changes[stored.name])
             copied = stored.stop
     yield from _copies(files, copied, shard.size, shared=shared)
 
@@ -139,7 +137,7 @@ def _edits(files: _Files, stored: Stored, change: Project | Offset) -> Iterator[
 
 
 def _edit_rows(tape: _Tape, n: int, change: Project | Offset) -> None:
-    for rows in pieces(n, tape.width, tape.dtype):
+    for rows in row_chunks(n, tape.width, tape.dtype):
         tape.put(rows, changed_rows(tape.get(rows), change))
 
 
@@ -156,19 +154,19 @@ class _Tape:
 
     def __init__(self, files: _Files, start: int, width: int, dtype: torch.dtype) -> None:
         self.files, self.start, self.width, self.dtype = files, start, width, dtype
-        self.held = torch.empty(0, width, dtype=dtype)
+        self.buffer = torch.empty(0, width, dtype=dtype)
 
     def get(self, rows: slice) -> Tensor:
         """These rows; the tensor is used again by the next call."""
         n = rows.stop - rows.start
-        if len(self.held) != n:
-            self.held = torch.empty(n, self.width, dtype=self.dtype)
-        read_all(self.files.read, bytes_of(self.held), self._at(rows))
-        return self.held
+        if len(self.buffer) != n:
+            self.buffer = torch.empty(n, self.width, dtype=self.dtype)
+        read_all(self.files.read, bytes_of(self.buffer), self._at(rows))
+        return self.buffer
 
     def put(self, rows: slice, values: Tensor) -> None:
         """Write other values for the rows that were got last, rounded to the dtype."""
-        raw = bytes_of(self.held.copy_(values))
+        raw = bytes_of(self.buffer.copy_(values))
         write_all(self.files.write, raw, self._at(rows) + self.files.shift)
         self.files.progress(raw.nbytes)
 
@@ -178,51 +176,51 @@ class _Tape:
 
 def _longer_header(shard: Shard, added: tuple[Added, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """The header of a single file with the added tensors behind the others."""
-    tensors = {name: each for name, each in shard.header.items() if name != "__metadata__"}
+    tensors = {name: tensor for name, tensor in shard.header.items() if name != "__metadata__"}
     end = shard.size - shard.data_start
-    for each in added:
-        offsets = [end, end + each.bytes]
-        tensors[each.name] = {
-            "dtype": each.dtype,
-            "shape": list(each.shape),
+    for tensor in added:
+        offsets = [end, end + tensor.bytes]
+        tensors[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
             "data_offsets": offsets,
         }
         end = offsets[1]
     return tensors, dict(shard.header.get("__metadata__", {}))
 
 
-def _write_added(job: Job, path: Path, progress: Progress) -> None:
+def _write_added(plan: ExportPlan, path: Path, progress: OnBytes) -> None:
     """A shard of its own for what the checkpoint did not have."""
     empty = Shard(path.name, {"__metadata__": {"format": "pt"}}, 0, 0)
-    head = header_bytes(*_longer_header(empty, job.added))
+    head = header_bytes(*_longer_header(empty, plan.added))
     with path.open("xb") as write:
         write_all(write.fileno(), memoryview(head), 0)
-        _append(job, write.fileno(), len(head), progress)
+        _append(plan, write.fileno(), len(head), progress)
 
 
-def _append(job: Job, write: int, at: int, progress: Progress) -> None:
-    for each in job.added:
-        if each.like is not None:
-            with (job.checkpoint.folder / each.like.file).open("rb") as read:
-                copy_range(read.fileno(), write, each.like.start, each.like.bytes, at, progress)
+def _append(plan: ExportPlan, write: int, at: int, progress: OnBytes) -> None:
+    for tensor in plan.added:
+        if tensor.like is not None:
+            with (plan.checkpoint.folder / tensor.like.file).open("rb") as read:
+                copy_range(read.fileno(), write, tensor.like.start, tensor.like.bytes, at, progress)
         else:
-            assert each.values is not None
-            write_all(write, bytes_of(each.values.to(DTYPES[each.dtype]).contiguous()), at)
-            progress(each.bytes)
-        at += each.bytes
+            assert tensor.values is not None
+            write_all(write, bytes_of(tensor.values.to(DTYPES[tensor.dtype]).contiguous()), at)
+            progress(tensor.bytes)
+        at += tensor.bytes
 
 
-def _index(job: Job) -> dict[str, Any]:
-    assert job.checkpoint.index is not None
-    index = json.loads(json.dumps(job.checkpoint.index))
-    index["weight_map"] |= {each.name: ADDED for each in job.added}
+def _index(plan: ExportPlan) -> dict[str, Any]:
+    assert plan.checkpoint.index is not None
+    index = json.loads(json.dumps(plan.checkpoint.index))
+    index["weight_map"] |= {tensor.name: ADDED for tensor in plan.added}
     metadata = index.setdefault("metadata", {})
     if not isinstance(metadata, dict):
         return dict(index)
     if isinstance(metadata.get("total_size"), int):
-        metadata["total_size"] += sum(each.bytes for each in job.added)
+        metadata["total_size"] += sum(tensor.bytes for tensor in plan.added)
     if isinstance(metadata.get("total_parameters"), int):
-        metadata["total_parameters"] += sum(torch.Size(each.shape).numel() for each in job.added)
+        metadata["total_parameters"] += sum(torch.Size(tensor.shape).numel() for tensor in plan.added)
     return index
 
 

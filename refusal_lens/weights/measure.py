@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
-from ..interventions import unit
+from ..interventions import Ablate, Add, unit
 from ..model import ChatModel
-from ..model.stream.writers import Writers, writers_of
+from ..model.hooks import ModuleInput, installed, on_every_write, stream_kept
+from ..model.stream.mapping import writers_of
+from ..model.stream.writers import Writers
 from ..shapes import TokenIds
 from .edits import Orthogonalise, WeightEdit
-from .hooks import hooked, logits_of, streams
 from .memory import PostNorm, edited, huggingface
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 3e-1}
@@ -27,7 +29,7 @@ CLEAN = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bf
 
 @shown("line")
 @dataclass(frozen=True)
-class Proof:
+class Equivalence:
     """Edited weights against hooks: logits, KL in nats, and the stream along r^ at every layer.
 
     projections: largest ``|x . r^| / ||x||`` at the entry of each block and behind the last, edited;
@@ -68,7 +70,7 @@ def random_ids(d_vocab: int, *, rows: int = 2, length: int = 12, seed: int = 0) 
 
 
 @checked
-def prove(
+def equivalence(
     model: ChatModel | nn.Module,
     edit: WeightEdit,
     *,
@@ -76,7 +78,7 @@ def prove(
     post_norm: PostNorm = "fold",
     allow_partial: bool = False,
     writers: Writers | None = None,
-) -> Proof:
+) -> Equivalence:
     """Edit a model in memory, compare with hooks, and put it back. Errors as for `edited`."""
     module = huggingface(model)
     writers = writers or writers_of(module)
@@ -97,25 +99,25 @@ def verify(
     edit: WeightEdit,
     *,
     ids: TokenIds | None = None,
-) -> Proof:
+) -> Equivalence:
     """Compare any edited model with hooks on the original one, whoever edited it.
 
     Raises InputError when the two do not have the same blocks, width and vocabulary.
     """
-    one, two = huggingface(original), huggingface(other)
-    ours, theirs = writers_of(one), writers_of(two)
+    module, other_module = huggingface(original), huggingface(other)
+    ours, theirs = writers_of(module), writers_of(other_module)
     if (ours.n_layers, ours.d_model) != (theirs.n_layers, theirs.d_model):
         raise InputError(
             f"edited model: got {theirs.n_layers} layers of width {theirs.d_model}, need {ours.n_layers} "
             f"of width {ours.d_model} as the original has"
         )
-    ids = random_ids(_d_vocab(one)) if ids is None else ids
-    before = projections(one, ours, edit, ids)
-    with hooked(one, ours, edit):
-        wanted = logits_of(one, ids)
-    got = logits_of(two, ids)
-    after = projections(two, theirs, edit, ids)
-    return compare(wanted, got, before=before, after=after, edit=edit, dtype=_dtype(two))
+    ids = random_ids(_d_vocab(module)) if ids is None else ids
+    before = projections(module, ours, edit, ids)
+    with hooked(module, ours, edit):
+        wanted = logits_of(module, ids)
+    got = logits_of(other_module, ids)
+    after = projections(other_module, theirs, edit, ids)
+    return compare(wanted, got, before=before, after=after, edit=edit, dtype=_dtype(other_module))
 
 
 def compare(
@@ -126,11 +128,11 @@ def compare(
     after: tuple[float, ...],
     edit: WeightEdit,
     dtype: torch.dtype,
-) -> Proof:
-    """Two sets of logits [batch pos d_vocab], hooks and weights, as a Proof."""
+) -> Equivalence:
+    """Two sets of logits [batch pos d_vocab], hooks and weights, as a Equivalence."""
     p, q = wanted.double().log_softmax(-1), got.double().log_softmax(-1)
     full = isinstance(edit, Orthogonalise) and edit.strength == 1
-    return Proof(
+    return Equivalence(
         logits=float((wanted - got).abs().max()),
         kl=float((p.exp() * (p - q)).sum(-1).mean()),
         largest_logit=float(wanted.abs().max()),
@@ -147,10 +149,32 @@ def projections(
 ) -> tuple[float, ...]:
     """Largest ``|x . r^| / ||x||`` at the entry of each block and behind the last one."""
     r_hat = unit(edit.vector)
-    with streams(module, writers) as held:
+    with stream_kept(module, writers) as stream:
         logits_of(module, ids)
-    xs = [x.double().cpu() for x in held]
+    xs = [x.double().cpu() for x in stream]
     return tuple(float(((x @ r_hat).abs() / x.norm(dim=-1).clamp_min(1e-30)).max()) for x in xs)
+
+
+def hooked(
+    module: nn.Module, writers: Writers, edit: WeightEdit
+) -> AbstractContextManager[None]:
+    """A weight edit as hooks on a Hugging Face model: what edited weights are compared with.
+
+    Errors as for `on_every_write`.
+    """
+    if isinstance(edit, Orthogonalise):
+        return on_every_write(module, writers, Ablate(edit.vector, edit.strength))
+    block = module.get_submodule(f"{writers.blocks}.{edit.layer}")
+    return installed([(ModuleInput(block), Add(edit.vector, edit.layer, edit.strength))])
+
+
+@torch.no_grad()
+def logits_of(module: nn.Module, ids: Tensor) -> Tensor:
+    """Logits [batch pos d_vocab] in float32, without a cache."""
+    device = next(module.parameters()).device
+    config: Any = module.config
+    options = {"use_cache": False} if hasattr(config.get_text_config(), "use_cache") else {}
+    return module(input_ids=ids.to(device), **options).logits.float().cpu()
 
 
 def _d_vocab(module: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
+from ..interventions import Ablate
 from ..model import ChatModel
-from ..model.stream.writers import Writers, writers_of
-from .edits import Change, NewBias, Orthogonalise, WeightEdit, change_in_place, map_after, plan
-from .hooks import projected_outputs
-from .norms import Gain, measure_gain
+from ..model.hooks import installed, module_outputs
+from ..model.norms import Norm, measure_norm
+from ..model.stream.mapping import writers_of
+from ..model.stream.writers import Writers
+from .arithmetic import Change, NewBias, change_in_place
+from .edits import Orthogonalise, WeightEdit, changes_of, map_after
 
 PostNorm = Literal["fold", "hook"]
 
@@ -77,7 +81,8 @@ def edited(
                 undo.enter_context(_changed(module, change))
         if hooked:
             assert isinstance(edit, Orthogonalise)
-            undo.enter_context(projected_outputs(module, hooked, edit, writers.calls))
+            ablate, places = Ablate(edit.vector, edit.strength), module_outputs(module, writers, hooked)
+            undo.enter_context(installed((place, ablate) for place in places))
         yield Edited(writers, tuple(changes), hooked)
 
 
@@ -106,28 +111,17 @@ def apply(model: ChatModel | nn.Module, edit: WeightEdit, *, allow_partial: bool
     return Edited(writers, tuple(changes))
 
 
-def gains(module: nn.Module, d_model: int) -> dict[str, Gain]:
-    """A cache of measured norms by module name."""
-    return _Gains(module, d_model)
-
-
-class _Gains(dict[str, Gain]):
-    def __init__(self, module: nn.Module, d_model: int) -> None:
-        super().__init__()
-        self.module, self.d_model = module, d_model
-
-    def __missing__(self, name: str) -> Gain:
-        self[name] = measure_gain(self.module.get_submodule(name), self.d_model)
-        return self[name]
-
-
 def _planned(
     module: nn.Module, writers: Writers, edit: WeightEdit, *, skip: tuple[str, ...]
 ) -> list[Change]:
-    known = gains(module, writers.d_model)
+
+    @cache
+    def norm_of(name: str) -> Norm:
+        return measure_norm(module.get_submodule(name), writers.d_model)
+
     # What a norm adds of its own, its bias, is in its output too: the hook behind it takes both.
     kept = [w for w in writers.writers if w.site not in skip]
-    return list(plan(replace(writers, writers=tuple(kept)), edit, known.__getitem__))
+    return list(changes_of(replace(writers, writers=tuple(kept)), edit, norm_of))
 
 
 def _behind_norms(writers: Writers) -> tuple[str, ...]:

@@ -23,16 +23,15 @@ from .paths import ScoringPath
 from .rows import ScoredSide, SweepRows
 from .state import CandidateScores, Index
 
-ROUNDING = 1e-4
-"""Room for the float32 mean when a score is bounded before all prompts are seen."""
+ROUNDING = 1e-5
+"""Room for the float32 mean when a score is bounded before all prompts are seen, as a share of the numbers' size."""
 
 
 class SweepEngine(Passes):
     """Scores blocks of candidates along one open path, and remembers what it found.
 
-    known: what an earlier sweep found. It is gone through in the same blocks as if nothing were, and
-    a block that is known as a whole is taken over: so each candidate shares its passes with the same
-    others, and has the same last digits, as in a sweep that was never stopped.
+    known: what a stopped sweep found. The blocks are those of a sweep that was never stopped, and one that is known
+    as a whole is taken over. So each candidate shares its passes with the same others, and has the same last digits.
     """
 
     def __init__(
@@ -163,9 +162,11 @@ class SweepEngine(Passes):
                 for c, of_rows in zip(members, logits, strict=True):
                     numbers[c, columns] = self._numbers(batch, of_rows, every)
             seen.update(batch.rows)
-            if threshold is not None and math.isfinite(self.behaviour.bounds[1]):
+            most_of_one = self.behaviour.bounds[1]
+            if threshold is not None and math.isfinite(most_of_one):
                 most = self._most(numbers, seen)
-                alive = [c for c in alive if not most[c] < threshold - ROUNDING]
+                room = ROUNDING * max(1.0, abs(most_of_one), abs(threshold))
+                alive = [c for c in alive if not most[c] < threshold - room]
         for c, candidate in enumerate(block):
             if c in alive:
                 self.store("induce", candidate, self.mean(self.rows.negative.scores(numbers[c])))

@@ -71,11 +71,12 @@ def rows_of(
         rows += [_row(ids[row.prompt], row) for row in scored]
         sides.append(ScoredSide(list(range(first, len(rows))), scored, len(ids)))
     positive, negative = sides
-    plain = [number for number, row in zip(negative.numbers, negative.scored, strict=True) if not row.ids]
-    if len(plain) != len(tokens[1]):
-        plain = list(range(len(rows), len(rows) + len(tokens[1])))
+    as_they_are = [(n, row.prompt) for n, row in zip(negative.numbers, negative.scored, strict=True) if not row.ids]
+    kl = [number for number, _ in as_they_are]
+    if [prompt for _, prompt in as_they_are] != list(range(len(tokens[1]))):
+        kl = list(range(len(rows), len(rows) + len(tokens[1])))
         rows += [Row(ids) for ids in tokens[1]]
-    return SweepRows(rows, positive, negative, plain)
+    return SweepRows(rows, positive, negative, kl)
 
 
 def _row(prompt: Tokens, row: ScoredRow) -> Row:

@@ -15,14 +15,15 @@ from functools import cached_property
 from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from ...errors import InputError
+from ..hooks import Hookable, ModuleOutput
 from ..sites import Site
 from . import graph
-from .record import HookPlace, with_first
-from .trace import followed
-from .walk import Walk, Write
+from .mapping import classified
+from .trace import followed, traced
+from .tracer import Tracer, Write
+from .writers import Writers
 
 STREAM = ("resid_pre", "resid_post")
 Key = tuple[Any, int]
@@ -35,16 +36,19 @@ class Coverage:
 
     every: where a projection must act so that nothing of it is left for any reader. once: the sites that see
     each write exactly once, None when there are none such. missed: one line for each write that the sites
-    leave out, or for why that cannot be told. outputs: what is behind the sites of kind "output", by module.
+    leave out, or for why that cannot be told. outputs: what is behind the sites of kind "output", by module;
+    makers: the modules that make what other sites show. writers: the map, where the stream could be followed.
     """
 
     every: tuple[Site, ...]
     once: tuple[Site, ...] | None
     missed: tuple[str, ...] = ()
     outputs: Mapping[str, ModuleOutput] = field(default_factory=dict)
+    makers: Mapping[Site, str] = field(default_factory=dict)
+    writers: Writers | None = None
 
 
-def coverage(hf: nn.Module | None, points: Mapping[Site, HookPlace], n_layers: int) -> Coverage:
+def coverage(hf: nn.Module | None, points: Mapping[Site, Hookable], n_layers: int) -> Coverage:
     """Work out the sites of a model under a bridge from one pass on a few tokens.
 
     points: TransformerLens' hook points of the stream at every block, of the attention and MLP outputs and of
@@ -52,32 +56,33 @@ def coverage(hf: nn.Module | None, points: Mapping[Site, HookPlace], n_layers: i
     for a HookedTransformer (hf None), whose own code puts a hook on every write, they are all there is.
     """
     entry = Site("resid_pre", 0)
-    own = tuple(points)
-    usual = (entry, *(s for s in own if s.kind in ("attn_out", "mlp_out")))
+    offered = tuple(points)
+    usual = (entry, *(s for s in offered if s.kind in ("attn_out", "mlp_out")))
     complete = len(usual) == 2 * n_layers + 1
     if hf is None:
-        return Coverage(own, usual if complete else None)
+        return Coverage(offered, usual if complete else None)
     modules = {n: m for n, m in hf.named_modules() if n and type(m).__name__ != "HookPoint"}
-    places: dict[str, HookPlace] = {name: ModuleOutput(module) for name, module in modules.items()}
+    places: dict[str, Hookable] = {name: ModuleOutput(module) for name, module in modules.items()}
     places |= {site.hook_name: point for site, point in points.items()}
     try:
         with _undisturbed(points.values()):
-            walk = followed(hf, places)
+            tracer = followed(hf, places)
     except InputError as error:
-        return Coverage(own, usual if complete else None, (str(error),))
-    if walk.obstacles:
-        unknown = tuple(dict.fromkeys(f"{_plainly(o.where)}: {o.what}" for o in walk.obstacles))
-        return Coverage(own, usual if complete else None, unknown)
-    found = _Found(walk)
+        return Coverage(offered, usual if complete else None, (str(error),))
+    writers = classified(hf, traced(tracer, hf))
+    if tracer.obstacles:
+        unknown = dict.fromkeys(f"{_plainly(o.where)}: {o.what}" for o in tracer.obstacles)
+        return Coverage(offered, usual if complete else None, tuple(unknown), writers=writers)
+    reach = _Reach(tracer)
     # An output that a norm rescales before it is added is not yet what is written.
-    kept = tuple(s for s in own if s.kind in STREAM or not found.is_elsewhere(s.hook_name))
-    every, missed = found.completed({s.hook_name for s in kept})
+    kept = tuple(s for s in offered if s.kind in STREAM or not reach.is_elsewhere(s.hook_name))
+    every, missed = reach.completed({s.hook_name for s in kept})
     names = tuple(s.hook_name for s in usual)
-    once = names if complete and found.sees_once(names) else found.outputs_once()
-    named = {site.hook_name: site for site in own}
+    once = names if complete and reach.sees_once(names) else reach.outputs_once()
+    named = {site.hook_name: site for site in offered}
 
     def sites(names: Iterable[str]) -> tuple[Site, ...]:
-        return tuple(named.get(n) or _output(n, walk.record.blocks) for n in names)
+        return tuple(named.get(n) or _output(n, writers.blocks) for n in names)
 
     extra = [n for n in (*every, *(once or ())) if n not in named]
     return Coverage(
@@ -85,6 +90,8 @@ def coverage(hf: nn.Module | None, points: Mapping[Site, HookPlace], n_layers: i
         None if once is None else sites(once),
         tuple(f"{_plainly(parameter)}: no hook reaches what it writes" for parameter in missed),
         {name: ModuleOutput(modules[name]) for name in dict.fromkeys(extra)},
+        {site: maker for site in offered if (maker := reach.maker(site.hook_name))},
+        writers,
     )
 
 
@@ -113,20 +120,20 @@ def _output(module: str, blocks: str) -> Site:
     return Site("output", int(number) if inside else 0, module)
 
 
-class _Found:
-    """A walk, asked who uses what."""
+class _Reach:
+    """A traced pass, asked who uses what."""
 
-    def __init__(self, walk: Walk) -> None:
-        self.walk = walk
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = tracer
         self.behind: dict[str, list[Key]] = defaultdict(list)
-        for key, name in walk.record.marks.items():
+        for key, name in tracer.record.marks.items():
             self.behind[name].append(key)
 
     @cached_property
     def users(self) -> Mapping[Key, Sequence[Any]]:
         """The operations that use each output, of everything that the last block's output is made of."""
         users: dict[Key, list[Any]] = defaultdict(list)
-        seen, stack = set(), [self.walk.start.node]
+        seen, stack = set(), [self.tracer.start.node]
         while stack:
             node = stack.pop()
             if node in seen:
@@ -142,17 +149,27 @@ class _Found:
     def of_the_stream(self) -> Mapping[Any, Sequence[Key]]:
         """The outputs of each operation that are summands of the stream, unscaled by any norm."""
         outputs: dict[Any, list[Key]] = defaultdict(list)
-        for key in self.walk.unscaled:
+        for key in self.tracer.unscaled:
             outputs[key[0]].append(key)
         return outputs
 
     def is_elsewhere(self, site: str) -> bool:
         """Whether a site holds something in any pass that is not a summand of the stream."""
-        return any(key not in self.walk.unscaled for key in self.behind[site])
+        return any(key not in self.tracer.unscaled for key in self.behind[site])
+
+    def maker(self, site: str) -> str:
+        """The module whose output comes to a site, with nothing but a factor between; "" for none."""
+        for key, marks in self.tracer.marks.items():
+            if site in marks:
+                norm = self.tracer.writes[key].through[:1]
+                for name in (*marks[marks.index(site) + 1 :], *norm):
+                    if name in self.tracer.modules and not self.is_elsewhere(name):
+                        return name
+        return ""
 
     def covered(self, start: Key, sites: Collection[str]) -> bool:
         """Whether all that is made of `start` passes one of the sites before anything reads it."""
-        marks, seen, stack = self.walk.record.marks, {start}, [start]
+        marks, seen, stack = self.tracer.record.marks, {start}, [start]
         while stack:
             key = stack.pop()
             if marks.get(key) in sites:
@@ -164,19 +181,19 @@ class _Found:
                 summed = self.of_the_stream.get(node)
                 if summed is None:
                     return False
-                stack += [each for each in summed if each not in seen]
+                stack += [output for output in summed if output not in seen]
                 seen.update(summed)
         return True
 
     def is_behind_another(self, sites: Collection[str]) -> bool:
         """Whether what passed one of the sites passes one of them again, as part of the stream."""
-        marks = self.walk.record.marks
+        marks = self.tracer.record.marks
         stack = [key for name in sites for key in self.behind[name]]
         seen: set[Key] = set()
         while stack:
             for node in self.users.get(stack.pop(), ()):
-                new = [each for each in self.of_the_stream.get(node, ()) if each not in seen]
-                if any(marks.get(each) in sites for each in new):
+                new = [output for output in self.of_the_stream.get(node, ()) if output not in seen]
+                if any(marks.get(output) in sites for output in new):
                     return True
                 stack += new
                 seen.update(new)
@@ -185,17 +202,17 @@ class _Found:
     def starts(self, write: Write) -> list[Key]:
         """Where a write first is what is added: the outputs of its module, or of the norm behind it."""
         if write.apart:
-            return [(leaf, 0) for leaf in graph.leaves(self.walk.start) if self._is(leaf, write)]
-        made = self.walk.record.outputs.get(write.site, [])
-        return [key for key in made if key is not None and key in self.walk.unscaled]
+            return [(leaf, 0) for leaf in graph.leaves(self.tracer.start) if self._is(leaf, write)]
+        made = self.tracer.record.outputs.get(write.site, [])
+        return [key for key in made if key is not None and key in self.tracer.unscaled]
 
     def _is(self, leaf: Any, write: Write) -> bool:
-        return self.walk.names.get(id(leaf.variable)) == write.parameter
+        return self.tracer.names.get(id(leaf.variable)) == write.parameter
 
     @cached_property
     def writes(self) -> Sequence[tuple[Write, list[Key]]]:
         """Every write and where it starts."""
-        return [(write, self.starts(write)) for write in self.walk.writes.values()]
+        return [(write, self.starts(write)) for write in self.tracer.writes.values()]
 
     def reached(self, starts: Sequence[Key], sites: Collection[str]) -> bool:
         """Whether sites cover a write in every place where it starts."""
@@ -241,53 +258,30 @@ class _Found:
         """Modules whose output holds a write but not the stream before it, the largest first."""
         key = (write.parameter, write.axis, write.through)
         first = any(start in self.before_the_blocks for start in self.starts(write))
-        for name in self.walk.marks[key]:
-            if name not in self.walk.modules or self.is_elsewhere(name):
+        for name in self.tracer.marks[key]:
+            if name not in self.tracer.modules or self.is_elsewhere(name):
                 continue
-            if first or not any(self._holds_the_stream(each) for each in self.behind[name]):
+            if first or not any(self._holds_the_stream(output) for output in self.behind[name]):
                 yield name
 
     def _holds_the_stream(self, place: Key) -> bool:
         """Whether what entered some block is a summand of this."""
-        return any(key in self.walk.record.entered for key in self._summands([place]))
+        return any(key in self.tracer.record.entered for key in self._summands([place]))
 
     @cached_property
     def before_the_blocks(self) -> set[Key]:
         """What entered the first block, and its summands."""
-        entered = self.walk.record.entered.items()
+        entered = self.tracer.record.entered.items()
         return set(self._summands([key for key, layers in entered if 0 in layers]))
 
     def _summands(self, places: Iterable[Key]) -> Iterator[Key]:
         """These places of the stream, and what they are sums of."""
-        stack = [place for place in places if place in self.walk.unscaled]
+        stack = [place for place in places if place in self.tracer.unscaled]
         seen = set(stack)
         while stack:
             key = stack.pop()
             yield key
             for child in graph.inputs(key[0]):
-                if child is not None and child in self.walk.unscaled and child not in seen:
+                if child is not None and child in self.tracer.unscaled and child not in seen:
                     seen.add(child)
                     stack.append(child)
-
-
-class ModuleOutput:
-    """A module's output as a hook point: what `ChatModel.hooked` asks of one."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self._handles: dict[int, list[RemovableHandle]] = defaultdict(list)
-
-    def add_hook(self, hook: Any, *, level: int) -> None:
-        """Let a hook of TransformerLens' kind see the output, or the first of several, and replace it."""
-
-        def on_output(_module: nn.Module, _args: Any, output: Any) -> Any:
-            held = output[0] if isinstance(output, tuple) and output else output
-            new = hook(held, hook=self)
-            return None if new is None else with_first(output, new)
-
-        self._handles[level].append(self.module.register_forward_hook(on_output))
-
-    def remove_hooks(self, *, dir: str, level: int) -> None:
-        """Take the hooks of one level away."""
-        for handle in self._handles.pop(level, []):
-            handle.remove()

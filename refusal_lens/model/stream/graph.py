@@ -38,7 +38,7 @@ MERGE = frozenset(
 """Operations that add or lay several tensors together."""
 
 
-class Place(NamedTuple):
+class NodeAxis(NamedTuple):
     """One axis of one output of an operation in the graph."""
 
     node: Any
@@ -73,11 +73,11 @@ def shape_of(node: Any, output: int) -> tuple[int, ...]:
     return tuple(int(size) for size in node._input_metadata[output].shape)
 
 
-def place_of(tensor: Tensor, axis: int = -1) -> Place | None:
+def axis_of(tensor: Tensor, axis: int = -1) -> NodeAxis | None:
     """Where a tensor is made; None when it does not depend on parameters."""
     if tensor.grad_fn is None:
         return None
-    return Place(tensor.grad_fn, tensor.output_nr, axis % tensor.ndim)
+    return NodeAxis(tensor.grad_fn, tensor.output_nr, axis % tensor.ndim)
 
 
 def inputs(node: Any) -> list[tuple[Any, int] | None]:
@@ -85,7 +85,7 @@ def inputs(node: Any) -> list[tuple[Any, int] | None]:
     return [None if child is None else (child, number) for child, number in node.next_functions]
 
 
-def viewed(place: Place) -> Place | None:
+def viewed(place: NodeAxis) -> NodeAxis | None:
     """The place that `place` is a view, copy, pick or permutation of; None when it is none of these."""
     name, children = operation(place.node), inputs(place.node)
     if not children or children[0] is None:
@@ -95,10 +95,10 @@ def viewed(place: Place) -> Place | None:
     axis = _axis_before(place, name, before)
     if axis is None or not 0 <= axis < len(before) or before[axis] != place.size:
         return None
-    return Place(child, number, axis)
+    return NodeAxis(child, number, axis)
 
 
-def _axis_before(place: Place, name: str, before: tuple[int, ...]) -> int | None:
+def _axis_before(place: NodeAxis, name: str, before: tuple[int, ...]) -> int | None:
     """Axis that the residual coordinates had in the operand of a view-like operation."""
     node, axis, after = place.node, place.axis, place.shape
     if name in SAME:
@@ -142,25 +142,25 @@ def _same_stride(after: Sequence[int], axis: int, before: Sequence[int]) -> int 
     return None
 
 
-def parameter_behind(place: Place) -> Place | None:
+def parameter_behind(place: NodeAxis) -> NodeAxis | None:
     """The parameter that `place` is a view of, with the axis of the coordinates in it."""
-    here: Place | None = place
+    here: NodeAxis | None = place
     while here is not None and not is_leaf(here.node):
         here = viewed(here)
     return here
 
 
-def laid_over(place: Place) -> Iterator[tuple[Place | None, tuple[int, ...]]]:
+def laid_over(place: NodeAxis) -> Iterator[tuple[NodeAxis | None, tuple[int, ...]]]:
     """Operands of a change in place: the tensor before, and what was added to or laid over a view of it."""
     for child in inputs(place.node):
         if child is None:
             continue
         before = shape_of(*child)
         axis = _same_stride(place.shape, place.axis, before)
-        yield (None if axis is None else Place(*child, axis)), before
+        yield (None if axis is None else NodeAxis(*child, axis)), before
 
 
-def operands(place: Place) -> Iterator[tuple[Place | None, tuple[int, ...]]]:
+def operands(place: NodeAxis) -> Iterator[tuple[NodeAxis | None, tuple[int, ...]]]:
     """Operands of an elementwise or merging operation, each with its own axis of the coordinates.
 
     An operand that is broadcast along the coordinates comes as None with its shape.
@@ -174,10 +174,10 @@ def operands(place: Place) -> Iterator[tuple[Place | None, tuple[int, ...]]]:
             dim = _dim(place.node, "dim", len(place.shape))
             axis = place.axis - (place.axis > dim)
         fits = 0 <= axis < len(before) and before[axis] == place.size
-        yield (Place(*child, axis) if fits else None), before
+        yield (NodeAxis(*child, axis) if fits else None), before
 
 
-def leaves(place: Place) -> Iterator[Any]:
+def leaves(place: NodeAxis) -> Iterator[Any]:
     """Where parameters enter, of everything that `place` was computed from."""
     seen, stack = set(), [place.node]
     while stack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from ...display import shown
 from ...errors import InputError
+from ..hooks import Hook, Hookable, installed
 from . import graph
-from .graph import Place
+from .graph import NodeAxis
 
 IN_PLACE_SUMS = frozenset(
     {"add_", "sub_", "__iadd__", "__isub__", "__setitem__", "copy_", "index_add_", "index_put_"}
@@ -59,8 +60,6 @@ STILL_ZERO = frozenset(
 PROBE_TOKENS = 3
 LOOKS_AT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 """What a pass without values ends with where the model's code depends on them."""
-OF_MARKS = -1
-"""The context level of marking hooks."""
 
 
 @shown()
@@ -74,7 +73,7 @@ class Record:
 
     blocks: str
     n_layers: int
-    made: dict[tuple[Any, int], list[tuple[str, Place | None]]] = field(default_factory=dict)
+    made: dict[tuple[Any, int], list[tuple[str, NodeAxis | None]]] = field(default_factory=dict)
     entered: dict[tuple[Any, int], set[int]] = field(default_factory=dict)
     beside: list[tuple[tuple[Any, int], int]] = field(default_factory=list)
     executed: set[str] = field(default_factory=set)
@@ -90,18 +89,18 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     n_layers = text_config(model).num_hidden_layers
     if n_layers < 1:
         raise InputError(f"{type(model).__name__}: got {n_layers} blocks, need at least 1")
-    found = [
+    lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
-    found = [each for each in found if not any(each[0].startswith(f"{o[0]}.") for o in found)]
-    if not found:
+    lists = [candidate for candidate in lists if not any(candidate[0].startswith(f"{o[0]}.") for o in lists)]
+    if not lists:
         raise InputError(
             f"{type(model).__name__}: no list of {n_layers} blocks in it; need a decoder with blocks"
         )
-    language = [each for each in found if "vision" not in each[0] and "audio" not in each[0]]
-    return (language or found)[0]
+    language = [candidate for candidate in lists if "vision" not in candidate[0] and "audio" not in candidate[0]]
+    return (language or lists)[0]
 
 
 def text_config(model: nn.Module) -> Any:
@@ -110,7 +109,7 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True)
 
 
-def record_pass(model: nn.Module, places: Mapping[str, HookPlace] | None = None) -> Record:
+def record_pass(model: nn.Module, places: Mapping[str, Hookable] | None = None) -> Record:
     """Run the model on a few tokens with gradients on, and keep what the stream is made of.
 
     places: where hooks can act, by name; what they hold is marked if it is [1, pos, d_model].
@@ -121,7 +120,7 @@ def record_pass(model: nn.Module, places: Mapping[str, HookPlace] | None = None)
     fake: Any = getattr(next(model.parameters()), "fake_mode", None)
     with (
         _recording(model, blocks, record),
-        _marking(places or {}, int(text_config(model).hidden_size), record),
+        installed(_marks(places or {}, int(text_config(model).hidden_size), record)),
         _transparent_experts(model),
         fake or nullcontext(),
     ):
@@ -244,24 +243,12 @@ def _recording(model: nn.Module, blocks: nn.ModuleList, record: Record) -> Itera
         model.train(training)
 
 
-@runtime_checkable
-class HookPlace(Protocol):
-    """Where a hook can act: a HookPoint of TransformerLens, or what offers the same."""
-
-    def add_hook(self, hook: Any, *, level: int) -> Any:
-        """Call ``hook(activation, hook=self)`` in every pass; what it returns replaces the activation."""
-
-    def remove_hooks(self, *, dir: Any, level: int) -> None:
-        """Take the hooks of one level away."""
-
-
-@contextmanager
-def _marking(places: Mapping[str, HookPlace], d_model: int, record: Record) -> Iterator[None]:
-    """Let each place hand on something new, so that the graph shows who uses it behind the place."""
+def _marks(places: Mapping[str, Hookable], d_model: int, record: Record) -> Iterator[tuple[Hookable, Hook]]:
+    """Hooks that let each place hand on something new: the graph then shows who uses it behind the place."""
     shape = (1, PROBE_TOKENS, d_model)
 
-    def marker(name: str) -> Any:
-        def mark(activation: Any, hook: Any) -> Tensor | None:
+    def marker(name: str) -> Hook:
+        def mark(activation: Tensor) -> Tensor | None:
             if not isinstance(activation, Tensor) or tuple(activation.shape) != shape:
                 return None
             if activation.grad_fn is None:
@@ -273,27 +260,7 @@ def _marking(places: Mapping[str, HookPlace], d_model: int, record: Record) -> I
 
         return mark
 
-    try:
-        for name, place in places.items():
-            place.add_hook(marker(name), level=OF_MARKS)
-        yield
-    finally:
-        for place in places.values():
-            place.remove_hooks(dir="fwd", level=OF_MARKS)
-
-
-def with_first(output: Any, new: Tensor) -> Any:
-    """A module's output with another tensor in the place of its first one.
-
-    Raises TypeError for what is neither a tensor nor a tuple that begins with one.
-    """
-    if isinstance(output, Tensor):
-        return new
-    if isinstance(output, tuple) and isinstance(output[0], Tensor):
-        return (new, *output[1:])
-    raise TypeError(
-        f"module output: got {type(output).__name__}, need a tensor or a tuple with one first"
-    )
+    return ((place, marker(name)) for name, place in places.items())
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -318,7 +285,7 @@ def _note_output(record: Record, name: str) -> Any:
         calls.append((made.grad_fn, made.output_nr))
         same = given is not None and given.shape[-1:] == made.shape[-1:]
         source = (
-            graph.place_of(given)
+            graph.axis_of(given)
             if given is not None and same and given.is_floating_point()
             else None
         )

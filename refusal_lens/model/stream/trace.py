@@ -15,9 +15,10 @@ from typing import Any
 from torch import nn
 
 from ...errors import InputError
+from ..hooks import Hookable
 from . import graph
-from .record import HookPlace, record_pass, text_config
-from .walk import Obstacle, Walk, Write
+from .record import record_pass, text_config
+from .tracer import Obstacle, Tracer, Write
 
 
 @dataclass(frozen=True)
@@ -51,62 +52,62 @@ def trace(model: nn.Module) -> Trace:
     return traced(followed(model), model)
 
 
-def followed(model: nn.Module, places: Mapping[str, HookPlace] | None = None) -> Walk:
-    """The walk back through one recorded pass, with these places marked on it. Errors as for `trace`."""
-    walk = Walk(record_pass(model, places), model)
-    walk.follow()
-    _check_stream(model, walk, {id(leaf.variable) for leaf in graph.leaves(walk.start)})
-    return walk
+def followed(model: nn.Module, places: Mapping[str, Hookable] | None = None) -> Tracer:
+    """The way back through one recorded pass, with these places marked on it. Errors as for `trace`."""
+    tracer = Tracer(record_pass(model, places), model)
+    tracer.follow()
+    _check_stream(model, tracer, {id(leaf.variable) for leaf in graph.leaves(tracer.start)})
+    return tracer
 
 
-def traced(walk: Walk, model: nn.Module) -> Trace:
-    """What a walk found."""
-    record = walk.record
-    used = {id(leaf.variable) for leaf in graph.leaves(walk.start)}
+def traced(tracer: Tracer, model: nn.Module) -> Trace:
+    """What a tracer found."""
+    record = tracer.record
+    used = {id(leaf.variable) for leaf in graph.leaves(tracer.start)}
     named = dict(model.named_parameters(remove_duplicate=False))
     ran = {name for name in named if name.rpartition(".")[0] in record.executed}
     return Trace(
-        writes=tuple(_with_lateness(walk, f"{record.blocks}.")),
-        obstacles=tuple(dict.fromkeys(walk.obstacles)),
+        writes=tuple(_with_lateness(tracer, f"{record.blocks}.")),
+        obstacles=tuple(dict.fromkeys(tracer.obstacles)),
         blocks=record.blocks,
         n_layers=record.n_layers,
         d_model=int(text_config(model).hidden_size),
         used=frozenset(ran | {name for name, p in named.items() if id(p) in used}),
         shapes={name: tuple(p.shape) for name, p in named.items()},
         ties=_ties(model),
-        beside=_beside(walk),
-        calls=_calls(walk),
+        beside=_beside(tracer),
+        calls=_calls(tracer),
     )
 
 
-def _calls(walk: Walk) -> dict[str, tuple[int, ...]]:
+def _calls(tracer: Tracer) -> dict[str, tuple[int, ...]]:
     """The calls of each module whose outputs are part of the stream, where that is some but not all."""
-    found = {}
-    for name, outputs in walk.record.outputs.items():
-        on_stream = tuple(i for i, key in enumerate(outputs) if key in walk.visited)
+    calls = {}
+    for name, outputs in tracer.record.outputs.items():
+        on_stream = tuple(i for i, key in enumerate(outputs) if key in tracer.visited)
         if on_stream and len(on_stream) < len(outputs):
-            found[name] = on_stream
-    return found
+            calls[name] = on_stream
+    return calls
 
 
-def _beside(walk: Walk) -> tuple[int, ...]:
+def _beside(tracer: Tracer) -> tuple[int, ...]:
     """Blocks that get a state of the stream from before other blocks, next to the one at their entry."""
-    record = walk.record
-    found = {
+    record = tracer.record
+    blocks = {
         layer
         for key, layer in record.beside
-        if key in walk.visited and layer not in record.entered.get(key, ())
+        if key in tracer.visited and layer not in record.entered.get(key, ())
     }
-    return tuple(sorted(found))
+    return tuple(sorted(blocks))
 
 
-def _with_lateness(walk: Walk, blocks: str) -> Iterator[Write]:
+def _with_lateness(tracer: Tracer, blocks: str) -> Iterator[Write]:
     """The writes, each marked by whether another one of its block depends on it."""
     of_block: dict[str, list[tuple[Write, Any]]] = {}
-    for key, write in walk.writes.items():
+    for key, write in tracer.writes.items():
         inside = write.parameter.removeprefix(blocks).partition(".")[0]
         block = inside if write.parameter.startswith(blocks) else ""
-        of_block.setdefault(block, []).append((write, walk.made_by[key]))
+        of_block.setdefault(block, []).append((write, tracer.made_by[key]))
     for members in of_block.values():
         for write, node in members:
             others = {other for _, other in members if other is not node}
@@ -114,11 +115,11 @@ def _with_lateness(walk: Walk, blocks: str) -> Iterator[Write]:
             yield replace(write, late=not read)
 
 
-def _check_stream(model: Any, walk: Walk, used: set[int]) -> None:
+def _check_stream(model: Any, tracer: Tracer, used: set[int]) -> None:
     """Raise InputError unless what was followed is the stream: through all blocks, to the embedding."""
-    if walk.obstacles:
+    if tracer.obstacles:
         return
-    skipped = sorted(set(range(walk.record.n_layers)) - walk.blocks_passed)
+    skipped = sorted(set(range(tracer.record.n_layers)) - tracer.blocks_passed)
     if skipped or id(model.get_input_embeddings().weight) not in used:
         what = f"block {skipped[0]}" if skipped else "the token embedding"
         raise InputError(
@@ -132,4 +133,4 @@ def _ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    return {each[0]: tuple(each) for each in names.values() if len(each) > 1}
+    return {shared[0]: tuple(shared) for shared in names.values() if len(shared) > 1}

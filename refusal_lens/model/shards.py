@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..display import shown
 from ..errors import InputError
-from ..model.source import read_object
+from .source import read_object
 
 DTYPES = {
     "F64": torch.float64,
@@ -113,8 +113,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise InputError(f"model folder {folder}: no config.json, need a Hugging Face model folder")
     index = read_object(folder / INDEX) if (folder / INDEX).is_file() else None
     places = {} if index is None else _places(folder / INDEX, index)
-    shards = tuple(_shard(folder, file) for file in _files(folder, places))
-    tensors = {stored.name: stored for shard in shards for stored in _stored(shard)}
+    shards = tuple(read_header(folder / file) for file in _files(folder, places))
+    tensors = tensors_of(folder, shards)
     for name, file in places.items():
         if name not in tensors or tensors[name].file != file:
             raise InputError(
@@ -141,7 +141,7 @@ def _places(path: Path, index: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def _is_plain(file: str) -> bool:
-    bare = not any(each in file for each in "/\\\0") and Path(file).name == file
+    bare = not any(character in file for character in "/\\\0") and Path(file).name == file
     return bare and file.endswith(".safetensors")
 
 
@@ -166,8 +166,8 @@ def _files(folder: Path, places: Mapping[str, str]) -> list[str]:
     return files
 
 
-def _shard(folder: Path, file: str) -> Shard:
-    path = folder / file
+def read_header(path: Path) -> Shard:
+    """A safetensors file's header. Raises InputError when it is damaged or the file cut short."""
     size = path.stat().st_size
     with path.open("rb") as opened:
         start = opened.read(8)
@@ -175,8 +175,8 @@ def _shard(folder: Path, file: str) -> Shard:
         text = opened.read(length) if length < LARGEST_HEADER else b""
     try:
         header = json.loads(text)
-        tensors = {name: each for name, each in header.items() if name != "__metadata__"}
-        end = max((each["data_offsets"][1] for each in tensors.values()), default=0)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
         sound = _is_sound(header.get("__metadata__", {}), tensors)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{path}: not a safetensors file; download it again") from error
@@ -187,34 +187,34 @@ def _shard(folder: Path, file: str) -> Shard:
             f"{path}: got {size} bytes, need {8 + length + end}; it is cut short, download it again"
         )
     _check_sizes(path, tensors)
-    return Shard(file, header, 8 + length, size)
+    return Shard(path.name, header, 8 + length, size)
 
 
 def _is_sound(metadata: Any, tensors: Mapping[str, Any]) -> bool:
     """Whether a header has what a safetensors header must have, of the types that it must have."""
     return isinstance(metadata, dict) and all(
-        isinstance(each["dtype"], str)
-        and _are_counts(each["shape"])
-        and _are_counts(each["data_offsets"])
-        and len(each["data_offsets"]) == 2
-        and each["data_offsets"][0] <= each["data_offsets"][1]
-        for each in tensors.values()
+        isinstance(entry["dtype"], str)
+        and _are_counts(entry["shape"])
+        and _are_counts(entry["data_offsets"])
+        and len(entry["data_offsets"]) == 2
+        and entry["data_offsets"][0] <= entry["data_offsets"][1]
+        for entry in tensors.values()
     )
 
 
 def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(each) is int and each >= 0 for each in values)
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
     """Raise InputError unless every tensor has the bytes of its shape, and none lies over another."""
     before = 0
-    for name, each in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
-        start, stop = each["data_offsets"]
-        needed = torch.Size(each["shape"]).numel() * SIZES.get(each["dtype"], 0)
-        if each["dtype"] in SIZES and stop - start != needed:
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = entry["data_offsets"]
+        needed = torch.Size(entry["shape"]).numel() * SIZES.get(entry["dtype"], 0)
+        if entry["dtype"] in SIZES and stop - start != needed:
             raise InputError(
-                f"{path}: {name} has shape {tuple(each['shape'])} of {each['dtype']}, {needed} bytes, but "
+                f"{path}: {name} has shape {tuple(entry['shape'])} of {entry['dtype']}, {needed} bytes, but "
                 f"{stop - start} in the file; download it again"
             )
         if start != before:
@@ -224,16 +224,18 @@ def _check_sizes(path: Path, tensors: Mapping[str, Any]) -> None:
         before = stop
 
 
-def _stored(shard: Shard) -> list[Stored]:
-    return [
-        Stored(
-            name,
-            shard.file,
-            each["dtype"],
-            tuple(each["shape"]),
-            shard.data_start + each["data_offsets"][0],
-            shard.data_start + each["data_offsets"][1],
-        )
-        for name, each in shard.header.items()
-        if name != "__metadata__"
-    ]
+def tensors_of(folder: Path, shards: Sequence[Shard]) -> dict[str, Stored]:
+    """Every tensor of some shards by name. Raises InputError when two of them hold the same one."""
+    stored: dict[str, Stored] = {}
+    for shard in shards:
+        for name, entry in shard.header.items():
+            if name == "__metadata__":
+                continue
+            if name in stored:
+                raise InputError(
+                    f"{folder / shard.file}: holds {name}, as another shard does; download the folder again"
+                )
+            start, stop = (shard.data_start + offset for offset in entry["data_offsets"])
+            shape = tuple(entry["shape"])
+            stored[name] = Stored(name, shard.file, entry["dtype"], shape, start, stop)
+    return stored

@@ -18,7 +18,7 @@ from kit import finished_run
 from refusal_lens.errors import InputError
 from refusal_lens.pipeline.export_job import ExportConfig, run_export
 from refusal_lens.runs import Run, read_json
-from refusal_lens.weights import moving
+from refusal_lens.weights import atomic
 
 if sys.platform != "win32":
     import fcntl
@@ -108,13 +108,13 @@ def test_what_fails_after_the_renaming_takes_the_result_back(tmp_path: Path) -> 
 
     with (
         pytest.raises(OSError, match="could not be recorded"),
-        moving.appearing(tmp_path / "out", needed=0, recorded=recorded) as hidden,
+        atomic.atomic_folder(tmp_path / "out", needed=0, recorded=recorded) as hidden,
     ):
         (hidden / "a").write_text("")
     assert list(tmp_path.iterdir()) == []
     with (
         pytest.raises(OSError, match="could not be recorded"),
-        moving.appearing_files([tmp_path / "a", tmp_path / "b"], recorded=recorded) as hidden,
+        atomic.atomic_files([tmp_path / "a", tmp_path / "b"], recorded=recorded) as hidden,
     ):
         (hidden / "a").write_text("")
         (hidden / "b").write_text("")
@@ -151,8 +151,8 @@ def test_leftovers_are_known_by_their_lock_where_every_process_has_number_one(
     held = os.open(alive, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     with (
-        moving.appearing(out, needed=0) as first,
-        moving.appearing(out, needed=0) as second,
+        atomic.atomic_folder(out, needed=0) as first,
+        atomic.atomic_folder(out, needed=0) as second,
     ):
         assert first != second
         assert not dead.exists()
@@ -164,13 +164,13 @@ def test_leftovers_are_known_by_their_lock_where_every_process_has_number_one(
 
 def test_a_killed_process_lets_go_of_its_folder(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from refusal_lens.weights.moving import appearing\n"
-        f"with appearing(Path({str(tmp_path / 'out')!r}), needed=0): os.kill(os.getpid(), 9)"
+        "import os, sys; from pathlib import Path; from refusal_lens.weights.atomic import atomic_folder\n"
+        f"with atomic_folder(Path({str(tmp_path / 'out')!r}), needed=0): os.kill(os.getpid(), 9)"
     )
     root = str(Path(__file__).parents[1])
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, check=False)
     assert [p.name.endswith(".partial") for p in tmp_path.iterdir()] == [True]
-    with moving.appearing(tmp_path / "out", needed=0):
+    with atomic.atomic_folder(tmp_path / "out", needed=0):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -212,4 +212,4 @@ def test_long_names_fit_and_too_long_ones_are_refused_before_work(run: Path, tmp
     with pytest.raises(InputError, match=r"File name too long|names of at most 255 bytes"):
         export(run, tmp_path / ("x" * 300), "reference")
     with pytest.raises(InputError, match=r"is no path|need a path"):
-        moving.require_room(Path("a\0b"), 0)
+        atomic.require_room(Path("a\0b"), 0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...display import shown
 from . import graph
-from .graph import Place
+from .graph import NodeAxis
 from .record import IN_PLACE_SUMS, Record
 
 NORMS = frozenset({"NativeLayerNorm", "FusedRmsNorm", "RmsNorm", "NativeGroupNorm"})
@@ -62,12 +62,12 @@ class _Path:
 
 
 @shown()
-class Walk:
+class Tracer:
     """Follows the stream back; every place is visited once for each set of norms on the way."""
 
     def __init__(self, record: Record, model: nn.Module) -> None:
         assert record.last is not None
-        start = graph.place_of(record.last)
+        start = graph.axis_of(record.last)
         assert start is not None
         self.record, self.start = record, start
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -83,8 +83,8 @@ class Walk:
 
     def follow(self) -> None:
         """Visit everything that the stream behind the last block is a sum of."""
-        queue: deque[tuple[Place, _Path]] = deque([(self.start, _Path())])
-        seen: set[tuple[Place, tuple[str, ...]]] = set()
+        queue: deque[tuple[NodeAxis, _Path]] = deque([(self.start, _Path())])
+        seen: set[tuple[NodeAxis, tuple[str, ...]]] = set()
         while queue:
             place, path = queue.popleft()
             if (place, path.through) in seen:
@@ -92,7 +92,7 @@ class Walk:
             seen.add((place, path.through))
             queue.extend(self._before(place, path))
 
-    def _before(self, place: Place, path: _Path) -> list[tuple[Place, _Path]]:
+    def _before(self, place: NodeAxis, path: _Path) -> list[tuple[NodeAxis, _Path]]:
         """What `place` is made of, one step back; writers and obstacles are noted on the way."""
         key = (place.node, place.output)
         self.visited.add(key)
@@ -111,13 +111,13 @@ class Walk:
         return self._step(place, path)
 
     def _through_norm(
-        self, name: str, source: Place | None, path: _Path
-    ) -> list[tuple[Place, _Path]]:
+        self, name: str, source: NodeAxis | None, path: _Path
+    ) -> list[tuple[NodeAxis, _Path]]:
         for leaf, bias in self.modules[name].named_parameters():
             if leaf.rpartition(".")[2] != "bias":
                 continue
             by = source.node if source is not None else None
-            place = Place(_Leaf(bias), 0, bias.ndim - 1)
+            place = NodeAxis(_Leaf(bias), 0, bias.ndim - 1)
             self._note(place, path, lookup=False, by=by, norm=name)
         if source is None:
             self._obstacle(path, "a norm whose input is not known")
@@ -125,7 +125,7 @@ class Walk:
         through = (*path.through, name)
         return [(source, replace(path, through=through, near=name, into=None))]
 
-    def _step(self, place: Place, path: _Path) -> list[tuple[Place, _Path]]:
+    def _step(self, place: NodeAxis, path: _Path) -> list[tuple[NodeAxis, _Path]]:
         name = graph.operation(place.node)
         if graph.is_leaf(place.node):
             return self._note(place, path, lookup=False, by=path.into)
@@ -150,16 +150,16 @@ class Walk:
         self._obstacle(path, f"{what}, which is not a sum, a scaling or a product with one matrix")
         return []
 
-    def _looked_up(self, place: Place, path: _Path) -> list[tuple[Place, _Path]]:
+    def _looked_up(self, place: NodeAxis, path: _Path) -> list[tuple[NodeAxis, _Path]]:
         child = graph.inputs(place.node)[0]
-        table = None if child is None else Place(*child, len(graph.shape_of(*child)) - 1)
+        table = None if child is None else NodeAxis(*child, len(graph.shape_of(*child)) - 1)
         behind = None if table is None else graph.parameter_behind(table)
         if behind is None or place.axis != len(place.shape) - 1:
             self._obstacle(path, "a lookup in something that is not a parameter")
             return []
         return self._note(behind, path, lookup=True, by=place.node)
 
-    def _product(self, place: Place, path: _Path, name: str) -> list[tuple[Place, _Path]]:
+    def _product(self, place: NodeAxis, path: _Path, name: str) -> list[tuple[NodeAxis, _Path]]:
         """A product with a matrix: the matrix writes, its input is not part of the stream."""
         children = graph.inputs(place.node)
         added, left, right = children if len(children) == 3 else [None, *children]
@@ -170,33 +170,33 @@ class Walk:
         factor = right if columns else left
         behind = None
         if factor is not None and place.axis >= len(place.shape) - 2:
-            behind = graph.parameter_behind(Place(*factor, place.axis))
+            behind = graph.parameter_behind(NodeAxis(*factor, place.axis))
         if behind is None:
             self._obstacle(path, "a product of two activations")
             return []
         self._note(behind, path, lookup=False, by=place.node)
         if added is None:
             return []
-        bias = [each for each in graph.operands(place) if each[0] is None or each[0][:2] == added]
+        bias = [operand for operand in graph.operands(place) if operand[0] is None or operand[0][:2] == added]
         return self._merged(place, path, bias[:1])
 
     def _merged(
-        self, place: Place, path: _Path, operands: Iterable[tuple[Place | None, tuple[int, ...]]]
-    ) -> list[tuple[Place, _Path]]:
-        found = []
+        self, place: NodeAxis, path: _Path, operands: Iterable[tuple[NodeAxis | None, tuple[int, ...]]]
+    ) -> list[tuple[NodeAxis, _Path]]:
+        before = []
         scale = None if graph.operation(place.node) == "Where" else path.scale
         for operand, _ in operands:
             if operand is None:
                 self._obstacle(path, "one number is added to all coordinates")
             else:
-                found.append((operand, replace(path, scale=scale, into=place.node)))
-        return found
+                before.append((operand, replace(path, scale=scale, into=place.node)))
+        return before
 
-    def _scaled(self, place: Place, path: _Path) -> list[tuple[Place, _Path]]:
+    def _scaled(self, place: NodeAxis, path: _Path) -> list[tuple[NodeAxis, _Path]]:
         """A product of a vector per token with one number, or with one number per token."""
         children = graph.inputs(place.node)
         places = [None if c is None else self._same_axis(place, c) for c in children]
-        vectors = [i for i, each in enumerate(places) if each is not None]
+        vectors = [i for i, operand in enumerate(places) if operand is not None]
         if len(vectors) != 1:
             self._obstacle(path, "two vectors are multiplied element by element")
             return []
@@ -217,15 +217,15 @@ class Walk:
             return []
         return [(vector, replace(path, scale=None, into=None))]
 
-    def _same_axis(self, place: Place, child: tuple[Any, int]) -> Place | None:
+    def _same_axis(self, place: NodeAxis, child: tuple[Any, int]) -> NodeAxis | None:
         shape = graph.shape_of(*child)
         axis = place.axis - (len(place.shape) - len(shape))
         fits = 0 <= axis < len(shape) and shape[axis] == place.size
-        return Place(*child, axis) if fits else None
+        return NodeAxis(*child, axis) if fits else None
 
     def _note(
-        self, place: Place, path: _Path, *, lookup: bool, by: Any, norm: str = ""
-    ) -> list[tuple[Place, _Path]]:
+        self, place: NodeAxis, path: _Path, *, lookup: bool, by: Any, norm: str = ""
+    ) -> list[tuple[NodeAxis, _Path]]:
         name = self.names.get(id(place.node.variable))
         if name is None:
             self._obstacle(path, "a tensor that is no parameter of the model")
@@ -235,9 +235,9 @@ class Walk:
         scale = path.scale if known is None or known.scale == path.scale else None
         self.made_by.setdefault(key, by)
         self.marks.setdefault(key, path.marks)
-        own = norm or name.rpartition(".")[0]
-        site = path.through[0] if path.through else own
-        apart = not path.through and own not in path.passed
+        owner = norm or name.rpartition(".")[0]
+        site = path.through[0] if path.through else owner
+        apart = not path.through and owner not in path.passed
         self.writes[key] = Write(name, place.axis, lookup, path.through, scale, site, apart=apart)
         return []
 

@@ -1,4 +1,4 @@
-"""Moving bytes: folders that appear whole or not at all, copies by reference where the disk can."""
+"""Results that appear whole or not at all: written under a hidden name, checked, renamed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ import re
 import secrets
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from ..errors import InputError
 
@@ -26,33 +21,13 @@ if sys.platform != "win32":
 
 LONGEST = 180
 """Bytes of an output's name that hidden names begin with; file systems take 255."""
-PIECE = 32 << 20
-FICLONE = 0x40049409
-"""Linux' request to share all blocks of another file."""
-UNSUPPORTED = frozenset(
-    {
-        errno.EXDEV,
-        errno.ENOSYS,
-        errno.EINVAL,
-        errno.EOPNOTSUPP,
-        errno.ENOTTY,
-        errno.EBADF,
-        errno.EPERM,
-    }
-)
-
-THREADS = min(4, os.cpu_count() or 1)
-
-Progress = Callable[[int], None]
-"""Called with the number of bytes just dealt with."""
-
 
 Recorded = Callable[[], AbstractContextManager[Any]]
 """Makes a context around the moment when a result appears: entered before, left when it is there."""
 
 
 @contextmanager
-def appearing(
+def atomic_folder(
     out: Path,
     *,
     needed: int,
@@ -86,10 +61,10 @@ def appearing(
 
 
 @contextmanager
-def appearing_files(paths: Sequence[Path], *, recorded: Recorded = nullcontext) -> Iterator[Path]:
+def atomic_files(paths: Sequence[Path], *, recorded: Recorded = nullcontext) -> Iterator[Path]:
     """A hidden folder whose files of these names take their places on a clean exit, in this order, all or none.
 
-    Of the last one it has its name. `recorded` and errors as for `appearing`. Raises InputError when one of
+    Of the last one it has its name. `recorded` and errors as for `atomic_folder`. Raises InputError when one of
     them is there already.
     """
     places = [real(path) for path in paths]
@@ -119,12 +94,12 @@ def _hidden_beside(out: Path) -> Iterator[Path]:
     """A folder of a name that nothing else has, beside `out`, held with a lock; gone afterwards."""
     with _saying(f"{out}: could not be written"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        hidden, held = _made(out)
+        hidden, lock = _made(out)
     try:
         yield hidden
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
-        os.close(held)
+        os.close(lock)
 
 
 def _made(out: Path) -> tuple[Path, int]:
@@ -132,11 +107,11 @@ def _made(out: Path) -> tuple[Path, int]:
     while True:
         hidden = out.with_name(f".{shortened(out.name)}.{secrets.token_hex(8)}.partial")
         hidden.mkdir()
-        held = os.open(hidden, os.O_RDONLY)
+        lock = os.open(hidden, os.O_RDONLY)
         # Between the two a sweep of another export may have found it unlocked and removed it.
-        if _lock(held) is not False and hidden.exists():
-            return hidden, held
-        os.close(held)
+        if _lock(lock) is not False and hidden.exists():
+            return hidden, lock
+        os.close(lock)
 
 
 def _swap(hidden: Path, out: Path) -> None:
@@ -255,14 +230,14 @@ def _sweep(out: Path) -> None:
     name = re.compile(rf"\.{re.escape(shortened(out.name))}\.[0-9a-f]{{16}}\.partial")
     for left in [p for p in _listed(out.parent) if name.fullmatch(p.name)]:
         try:
-            held = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             continue
         try:
-            if _lock(held):
+            if _lock(lock):
                 shutil.rmtree(left, ignore_errors=True)
         finally:
-            os.close(held)
+            os.close(lock)
 
 
 def leftovers(out: Path) -> bool:
@@ -273,91 +248,3 @@ def leftovers(out: Path) -> bool:
 
 def _listed(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def reflink(source: Path, target: Path) -> bool:
-    """Make the new file `target` share the blocks of `source`; False, and no file, where the disk cannot."""
-    if sys.platform == "win32":
-        return False
-    with source.open("rb") as read, target.open("xb") as write:
-        try:
-            fcntl.ioctl(write.fileno(), FICLONE, read.fileno())
-            return True
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-    # Emptied instead, ext4 would write all of it to the disk as soon as it is closed.
-    target.unlink()
-    return False
-
-
-def at_once(tasks: Iterable[Callable[[], None]]) -> None:
-    """Do tasks in a few threads, begun in their order; the first error ends it."""
-    before = torch.get_num_threads()
-    # Each thread of ours calculates alone; the pieces are too small to share out again.
-    pool = ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        for done in [pool.submit(task) for task in tasks]:
-            done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
-
-
-def one_at_a_time(progress: Progress) -> Progress:
-    """The same for several threads."""
-    lock = threading.Lock()
-
-    def locked(moved: int) -> None:
-        with lock:
-            progress(moved)
-
-    return locked
-
-
-def copy_range(
-    source: int, target: int, start: int, length: int, to: int, progress: Progress
-) -> None:
-    """Copy bytes between open files, inside the kernel where it can. Raises OSError when cut short."""
-    while length:
-        moved = _move(source, target, start, min(length, PIECE), to)
-        if not moved:
-            raise OSError(errno.EIO, "the source ended early")
-        start, to, length = start + moved, to + moved, length - moved
-        progress(moved)
-
-
-def _move(source: int, target: int, start: int, length: int, to: int) -> int:
-    if hasattr(os, "copy_file_range"):
-        try:
-            return os.copy_file_range(source, target, length, start, to)
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-    piece = os.pread(source, length, start)
-    write_all(target, memoryview(piece), to)
-    return len(piece)
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
-    array: Any = tensor.view(torch.uint8).numpy()
-    return memoryview(array)
-
-
-def write_all(target: int, data: memoryview, to: int) -> None:
-    """Write every byte at an offset."""
-    data = data.cast("B")
-    while data:
-        written = os.pwrite(target, data, to)
-        data, to = data[written:], to + written
-
-
-def read_all(source: int, data: memoryview, start: int) -> None:
-    """Fill a buffer from an offset. Raises OSError when the file ends early."""
-    data = data.cast("B")
-    while data:
-        piece = os.preadv(source, [data[: 1 << 30]], start)
-        if not piece:
-            raise OSError(errno.EIO, "the source ended early")
-        data, start = data[piece:], start + piece

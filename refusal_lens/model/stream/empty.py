@@ -22,7 +22,7 @@ CANNOT = (
 """What transformers raises for configurations that describe no model."""
 
 
-def blueprint(config: Any, *, trust_remote_code: bool = False, meta: bool = False) -> nn.Module:
+def empty_model(config: Any, *, trust_remote_code: bool = False, meta: bool = False) -> nn.Module:
     """The Hugging Face causal model of a configuration, with parameters that have no values.
 
     Fake tensors, or with meta=True tensors on the meta device. Raises InputError when transformers cannot
@@ -52,8 +52,8 @@ def _from_config(config: Any, trust_remote_code: bool) -> nn.Module:
     return model.eval()
 
 
-def trace_blueprint(model: nn.Module) -> Trace:
-    """What writes to the residual stream of a blueprint; needs neither memory nor values."""
+def trace_empty(model: nn.Module) -> Trace:
+    """What writes to the residual stream of an empty model; needs neither memory nor values."""
     if next(model.parameters()).is_meta:
         with FakeTensorMode():
             model = _filled(model, _pretended)
