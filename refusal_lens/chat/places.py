@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float64, Int, Shaped
 from torch import Tensor
 
+from ..door import checked
 from ..errors import InputError
 from ..shapes import as_float64
 
@@ -19,6 +20,7 @@ _SPELT = re.compile(r"(?P<region>[a-z]+)(?:\[(?P<index>-?\d{1,6})\]|\.(?P<mean>m
 _NEED = "t_inst, post[-1], post.mean, instruction.mean, reply.first, reply.mean, reply[-1] or last"
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Place:
     """A token of a region, or the mean over the region's tokens.
@@ -35,14 +37,6 @@ class Place:
     index: int | None = None
 
     def __post_init__(self) -> None:
-        if self.region not in get_args(Region):
-            raise InputError(f"place: got {self.region!r:.40}, need {_NEED}")
-        if self.index is not None and (
-            isinstance(self.index, bool) or not isinstance(self.index, int)
-        ):
-            raise InputError(
-                f"token of a place: got {self.index!r:.40}, need a whole number or None"
-            )
         if self.region == "last" and self.index != -1:
             object.__setattr__(self, "index", -1)
 
