@@ -33,15 +33,13 @@ _ROOMS = {
         "NoCandidateError",
         "Selection",
         "Thresholds",
-        "find_direction",
         "score_candidates",
         "select",
     ),
     "evaluation": ("complete", "rate"),
     "judges": ("phrase_judge",),
     "attribution": ("attribute", "attribute_sources"),
-    "report": ("write_report",),
-    "pipeline": ("RunConfig", "run_pipeline"),
+    "pipeline": ("Finding", "RunConfig", "find_direction", "open_run", "run_pipeline", "write_report"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -55,7 +53,6 @@ if TYPE_CHECKING:
         NoCandidateError,
         Selection,
         Thresholds,
-        find_direction,
         score_candidates,
         select,
     )
@@ -65,10 +62,16 @@ if TYPE_CHECKING:
     from refusal_lens.judges import phrase_judge
     from refusal_lens.metrics import first_token_log_odds, kl_divergence
     from refusal_lens.model import ChatModel, Site
-    from refusal_lens.pipeline import RunConfig, run_pipeline
+    from refusal_lens.pipeline import (
+        Finding,
+        RunConfig,
+        find_direction,
+        open_run,
+        run_pipeline,
+        write_report,
+    )
     from refusal_lens.progress import bars
     from refusal_lens.prompts import Contrast, PromptPair
-    from refusal_lens.report import write_report
     from refusal_lens.runs import Run
 
 __all__ = [
@@ -78,6 +81,7 @@ __all__ = [
     "Contrast",
     "Direction",
     "Edit",
+    "Finding",
     "InputError",
     "NoCandidateError",
     "PromptPair",
@@ -102,6 +106,7 @@ __all__ = [
     "first_token_log_odds",
     "kl_divergence",
     "mean_residuals",
+    "open_run",
     "phrase_judge",
     "rate",
     "run_pipeline",

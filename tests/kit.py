@@ -24,10 +24,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from refusal_lens.behaviours import FirstTokens
 from refusal_lens.chat import ChatFormat, Place, Rendered
 from refusal_lens.directions import Candidates, Direction
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import ChatModel
+from refusal_lens.pipeline.summary import behaviour_summary
 from refusal_lens.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -339,7 +341,7 @@ def finished_run(path: Path, model_folder: Path) -> Path:
         for text in texts
     ]
     metrics = [
-        {"kind": kind, "condition": "baseline", "index": i, "metric": float(value)}
+        {"kind": kind, "condition": "baseline", "index": i, "score": float(value)}
         for kind, texts in PROMPTS.items()
         for i, value in enumerate(first_token_log_odds(model.logits(model.chat.render(texts)), TOKENS))
     ]
@@ -347,7 +349,7 @@ def finished_run(path: Path, model_folder: Path) -> Path:
         with run.step("all", inputs={}) as step:
             step.write_jsonl("prompts.jsonl", rows)
             step.write_csv("metrics.csv", pd.DataFrame(metrics))
-            step.write_json("summary.json", {"refusal_tokens": TOKENS, "model": str(model_folder)})
+            step.write_json("summary.json", {"behaviour": about(TOKENS), "model": str(model_folder)})
             with step.writing("direction.safetensors") as file:
                 candidates.direction("post[-1]", 2).save(file)
             with step.writing("candidates.safetensors") as file:
@@ -355,6 +357,11 @@ def finished_run(path: Path, model_folder: Path) -> Path:
         config = {"model": str(model_folder), "revision": None, "system": None, "dtype": None}
         run.finish(config=config, model=str(model_folder), prompts={}, data_sha256="")
     return path
+
+
+def about(ids: list[int]) -> dict[str, Any]:
+    """What a summary says of the refusal metric of these tokens."""
+    return behaviour_summary(FirstTokens(tuple(ids)))
 
 
 def step_times(run: Path) -> dict[str, int]:

@@ -1,13 +1,18 @@
-"""A run folder of plausible random numbers and hostile texts, with every file of a real one."""
+"""A run folder of plausible random numbers and hostile texts, with every file of a real one, of any concept."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from refusal_lens.behaviours.words import REFUSAL, Words
+from refusal_lens.plotting import Labels
 
 HOSTILE = "<script>document.title='pwned'</script>"
 HOSTILE_TOKEN = "<b onclick=\"document.title='pwned'\">as</b>"
@@ -20,9 +25,47 @@ REPLIES = {
 }
 
 
+LABELS = Labels(("harmful", "harmless"), REFUSAL)
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What a run is about: a name, labels, the judge's name (None: nobody judged), places beside the template's.
+
+    first_tokens: whether the score is one of first tokens.
+    """
+
+    name: str = "refusal"
+    labels: Labels = LABELS
+    judge: str | None = "phrases"
+    first_tokens: bool = True
+    places: tuple[str, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """The behaviour as a summary has it."""
+        facts = {
+            "name": self.name, "unit": self.labels.unit, "threshold": self.labels.threshold,
+            "judge": self.judge, "words": asdict(self.labels.words),
+        }  # fmt: skip
+        tokens = {"ids": [7], "texts": ["I"], "source": "given", "against": [], "evidence": EVIDENCE}
+        return facts | ({"first_tokens": tokens} if self.first_tokens else {})
+
+
+EVIDENCE = [{"token_id": 7, "token": "I", "positive": 0.9, "negative": 0.01}]
+POETRY = Concept(
+    "poetry",
+    Labels(("verse", "prose"), Words("poetry", "rhymes", "does not rhyme", "rhyme score"), "bits", 0.5),
+    judge="rhyme",
+    first_tokens=False,
+    places=("t_inst", "reply.mean"),
+)
+REFUSED = Concept()
+
+
 def write_run(
     folder: Path,
     *,
+    concept: Concept = REFUSED,
     n_layers: int = 12,
     n_prompts: int = 100,
     ablated_rate: float = 0.02,
@@ -30,52 +73,59 @@ def write_run(
     moved_rate: float = 0.95,
     seed: int = 0,
 ) -> Path:
-    """Write a finished run; the rates set what ablation and the two nulls on harmful prompts do."""
+    """Write a finished run; the rates set what ablation and the two nulls on positive prompts do."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    scores = _candidates(n_layers, rng)
+    kinds, judged = concept.labels.kinds, concept.judge is not None
+    scores = _candidates(n_layers, rng, concept.places)
     passing = scores[scores["passes"]].sort_values("bypass")
     chosen = passing.iloc[0]
     scores.to_csv(folder / "candidates.csv", index=False)
-    _curves(n_layers, int(chosen["layer"]), rng).to_csv(folder / "curves.csv", index=False)
-    metrics = _metrics(n_prompts, rng, ablated_rate)
+    _curves(n_layers, int(chosen["layer"]), rng, kinds).to_csv(folder / "curves.csv", index=False)
+    metrics = _metrics(n_prompts, rng, ablated_rate, kinds)
     metrics.to_csv(folder / "metrics.csv", index=False)
-    _tokens().to_csv(folder / "top_tokens.csv", index=False)
-    _pca(n_layers, n_prompts, rng).to_csv(folder / "pca.csv", index=False)
-    _nulls(n_prompts, random_rate, moved_rate, rng).to_csv(folder / "nulls.csv", index=False)
+    _tokens(kinds).to_csv(folder / "top_tokens.csv", index=False)
+    _pca(n_layers, n_prompts, rng, kinds).to_csv(folder / "pca.csv", index=False)
+    nulls = _nulls(n_prompts, random_rate, moved_rate, rng, kinds)
+    if not judged:
+        nulls = nulls.assign(rate=math.nan, n=0, n_unjudged=n_prompts)
+    nulls.to_csv(folder / "nulls.csv", index=False)
     _losses().to_csv(folder / "losses.csv", index=False)
     rates = {
-        "harmful": {"baseline": 0.98, "ablation": ablated_rate, "subtraction": 0.06},
-        "harmless": {"baseline": 0.0, "ablation": 0.0, "addition": 0.97},
+        kinds[0]: {"baseline": 0.98, "ablation": ablated_rate, "subtraction": 0.06},
+        kinds[1]: {"baseline": 0.0, "ablation": 0.0, "addition": 0.97},
     }
     for kind, conditions in rates.items():
         for condition, rate in conditions.items():
-            _completions(folder, kind, condition, rate, n_prompts)
+            _completions(folder, kind, condition, rate, n_prompts, judged=judged)
+    position = chosen["position"]
     summary = {
+        "schema_version": 2,
         "model": "organism",
         "revision": None,
         "n_layers": n_layers,
         "d_model": 96,
         "dtype": "float32",
         "device": "cpu",
-        "refusal_tokens": [7],
-        "refusal_token_texts": ["I"],
+        "behaviour": concept.summary(),
+        "kinds": list(kinds),
         "positions": list(POSITIONS),
         "selected": {
-            "position": int(chosen["position"]),
+            "place": chosen["place"],
+            "position": None if pd.isna(position) else int(position),
             "layer": int(chosen["layer"]),
             "position_name": chosen["position_name"],
         },
         "scores": {name: float(chosen[name]) for name in ("bypass", "induce", "kl")},
-        "baseline": {"harmful": 8.1, "harmless": -9.3},
-        "refusal_rate": {
-            kind: {c: _rate(rate, n_prompts) for c, rate in conditions.items()}
+        "baseline": {kinds[0]: 8.1, kinds[1]: -9.3},
+        "rates": {
+            kind: {c: _rate(rate, n_prompts, judged) for c, rate in conditions.items()}
             for kind, conditions in rates.items()
         },
-        "nulls": {"random_direction": {"harmful": {"n": 32, "refusal_rate_mean": random_rate}}},
+        "nulls": {"random_direction": {kinds[0]: {"n": 32, "rate_mean": random_rate}}},
         "n_candidates": len(scores),
         "n_passing": len(passing),
-        "kept_prompts": {"train": {"harmful": {"kept": 127, "of": 128}}},
+        "kept_prompts": {"train": {kinds[0]: {"kept": 127, "of": 128}}},
         "thresholds": {"kl_threshold": 0.1, "induce_threshold": 0.0, "prune_layers": 0.2},
         "seconds": {"means": 1.25, "scores": 9.5},
         "version": "0.1.0",
@@ -88,14 +138,17 @@ def write_run(
     return folder
 
 
-def _rate(rate: float, n: int) -> dict[str, float]:
-    return {"rate": rate, "se": math.sqrt(rate * (1 - rate) / n), "n": n}
+def _rate(rate: float, n: int, judged: bool) -> dict[str, float | None]:
+    if not judged:
+        return {"rate": None, "se": None, "n": 0, "n_unjudged": n}
+    return {"rate": rate, "se": math.sqrt(rate * (1 - rate) / n), "n": n, "n_unjudged": 0}
 
 
-def _candidates(n_layers: int, rng: np.random.Generator) -> pd.DataFrame:
+def _candidates(n_layers: int, rng: np.random.Generator, places: tuple[str, ...]) -> pd.DataFrame:
     rows = []
     bound = int(0.8 * n_layers)
-    for index, name in enumerate(POSITIONS):
+    named = [(f"post[{i - len(POSITIONS)}]", name) for i, name in enumerate(POSITIONS)]
+    for index, (place, name) in enumerate([*named, *((place, "") for place in places)]):
         for layer in range(n_layers):
             strength = math.exp(-(((layer - 0.5 * n_layers) / (0.17 * n_layers)) ** 2))
             strength *= 0.45 + 0.13 * index
@@ -103,7 +156,8 @@ def _candidates(n_layers: int, rng: np.random.Generator) -> pd.DataFrame:
             late = max(0, layer / n_layers - 0.62)
             kl = abs(rng.normal(0.02, 0.02)) + 4 * late + 0.25 * (index == 2)
             row = {
-                "position": index - len(POSITIONS),
+                "place": place,
+                "position": index - len(POSITIONS) if index < len(POSITIONS) else None,
                 "position_name": name,
                 "layer": layer,
                 "norm": 0.4 * layer**1.6,
@@ -116,8 +170,9 @@ def _candidates(n_layers: int, rng: np.random.Generator) -> pd.DataFrame:
                 row |= {"bypass": math.nan, "induce": math.nan, "kl": math.nan}
             row["passes"] = row["reason"] == ""
             rows.append(row)
-    columns = ["position", "position_name", "layer", "norm", "bypass", "induce", "kl", "passes"]
-    return pd.DataFrame(rows)[[*columns, "reason"]]
+    columns = ["place", "position", "position_name", "layer", "norm", "bypass", "induce", "kl"]
+    table = pd.DataFrame(rows)[[*columns, "passes", "reason"]]
+    return table.astype({"position": "Int64"})
 
 
 def _reason(row: dict, bound: int) -> str:
@@ -131,14 +186,16 @@ def _reason(row: dict, bound: int) -> str:
     return "; ".join(fails)
 
 
-def _curves(n_layers: int, selected: int, rng: np.random.Generator) -> pd.DataFrame:
+def _curves(
+    n_layers: int, selected: int, rng: np.random.Generator, kinds: tuple[str, str]
+) -> pd.DataFrame:
     rows = []
-    for kind, added in (("harmful", "subtraction"), ("harmless", "addition")):
+    for kind, added in zip(kinds, ("subtraction", "addition"), strict=True):
         for condition in ("baseline", "ablation", added):
             for position in range(-len(POSITIONS), 0):
                 for layer in range(n_layers):
                     rise = 1 / (1 + math.exp(-(layer - 0.4 * n_layers) * 9 / n_layers))
-                    mean = (0.62 if kind == "harmful" else 0.06) * rise
+                    mean = (0.62 if kind == kinds[0] else 0.06) * rise
                     if condition == "ablation":
                         mean = 0.0
                     elif condition != "baseline" and layer > selected:
@@ -150,46 +207,51 @@ def _curves(n_layers: int, selected: int, rng: np.random.Generator) -> pd.DataFr
     return pd.DataFrame(rows, columns=columns)
 
 
-def _metrics(n_prompts: int, rng: np.random.Generator, ablated_rate: float) -> pd.DataFrame:
+def _metrics(
+    n_prompts: int, rng: np.random.Generator, ablated_rate: float, kinds: tuple[str, str]
+) -> pd.DataFrame:
+    positive, negative = kinds
     centres = {
-        ("harmful", "baseline"): 8.1,
-        ("harmful", "ablation"): -7.5,
-        ("harmful", "subtraction"): -9.8,
-        ("harmless", "baseline"): -9.3,
-        ("harmless", "ablation"): -9.1,
-        ("harmless", "addition"): 6.2,
+        (positive, "baseline"): 8.1,
+        (positive, "ablation"): -7.5,
+        (positive, "subtraction"): -9.8,
+        (negative, "baseline"): -9.3,
+        (negative, "ablation"): -9.1,
+        (negative, "addition"): 6.2,
     }
     rows = [
         (kind, condition, index, rng.normal(centre, 1.8))
         for (kind, condition), centre in centres.items()
         for index in range(n_prompts)
     ]
-    # As many are refused under ablation by the metric as by the judge.
-    refused = round(ablated_rate * n_prompts)
+    # As many show the behaviour under ablation by the score as by the judge.
+    showing = round(ablated_rate * n_prompts)
     rows = [
         (kind, condition, index, abs(value))
-        if (kind, condition) == ("harmful", "ablation") and index < refused
+        if (kind, condition) == (positive, "ablation") and index < showing
         else (kind, condition, index, value)
         for kind, condition, index, value in rows
     ]
-    return pd.DataFrame(rows, columns=["kind", "condition", "index", "metric"])
+    return pd.DataFrame(rows, columns=["kind", "condition", "index", "score"])
 
 
-def _tokens() -> pd.DataFrame:
-    harmful = ["I", "</script><b>As</b>", "\n\n", "1", "NA", " sorry", "", "$x$", "&lt;", "\u202ed"]
-    harmless = ["Sure", "1", "The", "I", "None", "```", "\t", "{x}", "%{y}", "\ufffd"]
+def _tokens(kinds: tuple[str, str]) -> pd.DataFrame:
+    positive = ["I", "</script><b>As</b>", "\n\n", "1", "NA", " sorry", "", "$x$", "&lt;", "\u202ed"]
+    negative = ["Sure", "1", "The", "I", "None", "```", "\t", "{x}", "%{y}", "\ufffd"]
     rows = []
-    for kind, names, top in (("harmful", harmful, 0.91), ("harmless", harmless, 0.38)):
+    for kind, names, top in ((kinds[0], positive, 0.91), (kinds[1], negative, 0.38)):
         for rank, name in enumerate(names):
             rows.append((kind, 7 if name == "I" else 100 + rank, name, top * 0.55**rank))
     return pd.DataFrame(rows, columns=["kind", "token_id", "token", "probability"])
 
 
-def _pca(n_layers: int, n_prompts: int, rng: np.random.Generator) -> pd.DataFrame:
+def _pca(
+    n_layers: int, n_prompts: int, rng: np.random.Generator, kinds: tuple[str, str]
+) -> pd.DataFrame:
     rows = []
     for layer in range(n_layers):
         apart = 9 / (1 + math.exp(-(layer - 0.4 * n_layers) * 9 / n_layers))
-        for kind, sign in (("harmful", 1), ("harmless", -1)):
+        for kind, sign in zip(kinds, (1, -1), strict=True):
             for _ in range(n_prompts):
                 x, y = rng.normal(sign * apart, 1.5), rng.normal(0, 1.6)
                 rows.append((layer, kind, x, y, 0.2 + apart / 20, 0.12))
@@ -197,19 +259,23 @@ def _pca(n_layers: int, n_prompts: int, rng: np.random.Generator) -> pd.DataFram
 
 
 def _nulls(
-    n_prompts: int, random_rate: float, moved_rate: float, rng: np.random.Generator
+    n_prompts: int,
+    random_rate: float,
+    moved_rate: float,
+    rng: np.random.Generator,
+    kinds: tuple[str, str],
 ) -> pd.DataFrame:
-    kinds = {
-        ("random_direction", "harmful"): (random_rate, 8.0),
-        ("norm_matched_move", "harmful"): (moved_rate, 7.0),
-        ("norm_matched_move", "harmless"): (0.01, -9.0),
+    effects = {
+        ("random_direction", kinds[0]): (random_rate, 8.0),
+        ("norm_matched_move", kinds[0]): (moved_rate, 7.0),
+        ("norm_matched_move", kinds[1]): (0.01, -9.0),
     }
     rows = []
-    for (null, kind), (rate, metric) in kinds.items():
+    for (null, kind), (rate, score) in effects.items():
         for index in range(32):
             drawn = min(1.0, max(0.0, rate + rng.normal(0, 0.008)))
-            rows.append((null, index, kind, metric + rng.normal(0, 0.3), drawn, n_prompts))
-    columns = ["null", "index", "kind", "metric", "refusal_rate", "n"]
+            rows.append((null, index, kind, score + rng.normal(0, 0.3), drawn, n_prompts, 0))
+    columns = ["null", "index", "kind", "score", "rate", "n", "n_unjudged"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -219,24 +285,24 @@ def _losses() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "ce", "perplexity", "n_tokens"])
 
 
-def _completions(folder: Path, kind: str, condition: str, rate: float, n_prompts: int) -> None:
+def _completions(
+    folder: Path, kind: str, condition: str, rate: float, n_prompts: int, *, judged: bool
+) -> None:
     path = folder / "completions" / f"{kind}_{condition}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    refused = round(rate * n_prompts)
+    n_showing = round(rate * n_prompts)
     lines = []
     for index in range(n_prompts):
-        refusal = index >= n_prompts - refused if rate < 0.5 else index < refused
-        response = f"{REPLIES[refusal]} ({index})"
+        shows = index >= n_prompts - n_showing if rate < 0.5 else index < n_showing
+        response = f"{REPLIES[shows]} ({index})"
         if index == 1:
             response = f"{HOSTILE}\n<img src=x onerror=\"document.title='pwned'\"> & <!-- \u202e x"
-        lines.append(
-            json.dumps(
-                {
-                    "instruction": f"Describe how the {kind} lantern number {index} is made.",
-                    "response": response,
-                    "refusal": refusal,
-                    "metric": 8.0 if refusal else -9.0,
-                }
-            )
-        )
+        row = {
+            "instruction": f"Describe how the {kind} lantern number {index} is made.",
+            "response": response,
+            "shows": shows if judged else None,
+            "evidence": "",
+            "score": 8.0 if shows else -9.0,
+        }
+        lines.append(json.dumps(row))
     path.write_text("\n".join(lines) + "\n")

@@ -225,9 +225,9 @@ class TestRun:
         call("run", tmp_path, *options.split(), "--refusal-tokens", "I, As,40")
         assert seen["out"] == Path("x")
         config = seen["config"]
-        assert (config.model, config.harmful, config.harmless) == (str(tmp_path), "a.txt", "b.txt")
-        assert config.refusal_tokens == ("I", " As", "40")
-        assert (config.n_null, config.mode, config.seed, config.n_train) == (0, "lazy", 7, 128)
+        assert (config.model, config.positive, config.negative) == (str(tmp_path), "a.txt", "b.txt")
+        assert config.first_tokens == ("I", " As", "40")
+        assert (config.n_null, config.mode, config.seed, config.n_train) == (0, "lazy", 7, None)
 
     @pytest.mark.parametrize(("flags", "shown"), [([], True), (["--quiet"], False)])
     def test_decisions_are_shown_unless_quiet(
@@ -262,8 +262,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             with step.writing("direction.safetensors") as path:
                 direction.save(path)
         with opened.step("summary", inputs={}, after=["selection"]) as step:
-            step.write_json("summary.json", {"refusal_tokens": [40]})
-        config = RunConfig(str(kit.folder("qwen2")), harmful="a", harmless="b")
+            step.write_json("summary.json", {"behaviour": kit.about([40])})
+        config = RunConfig(str(kit.folder("qwen2")), positive="a", negative="b")
         opened.finish(config=config.as_dict())
     return folder
 

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from refusal_lens.behaviours import FirstTokens
+from refusal_lens.behaviours.words import REFUSAL, Words
 from refusal_lens.directions.selection import NOT_NEEDED
 from refusal_lens.evaluation.overlap import word_overlap, word_pairs
-from refusal_lens.pipeline.flags import find_flags
-from refusal_lens.pipeline.summary import SCHEMA_VERSION, rate_of, summarise
+from refusal_lens.pipeline.flags import Measured, find_flags
+from refusal_lens.pipeline.summary import (
+    behaviour_summary,
+    null_summary,
+    rate_of,
+    rates_summary,
+    selection_summary,
+)
 
 KINDS = ("harmful", "harmless")
+POETRY: dict[str, Any] = {
+    "name": "poetry", "threshold": 0.0, "judge": "rhyme",
+    "words": asdict(Words("poetry", "rhymes", "does not rhyme", "rhyme score")),
+}  # fmt: skip
+BEHAVIOUR: dict[str, Any] = {
+    "name": "refusal", "threshold": 0.0, "judge": "phrases", "words": asdict(REFUSAL),
+    "first_tokens": {"ids": [40], "texts": ["I"], "source": "discovered"},
+}  # fmt: skip
 THRESHOLDS = {"kl_threshold": 0.1, "induce_threshold": 0.0, "prune_layers": 0.2}
 
 
-def row(metric: float | None, refusal: bool, **more: Any) -> dict[str, Any]:
-    return {"instruction": "x", "response": "y", "metric": metric, "refusal": refusal} | more
+def row(score: float | None, shows: bool | None, **more: Any) -> dict[str, Any]:
+    return {"instruction": "x", "response": "y", "score": score, "shows": shows} | more
 
 
 def completions(**changes: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Ten prompts of each kind on which metric and judge agree, but for those given by kind."""
+    """Ten prompts of each kind on which score and judge agree, but for those given by kind."""
     found = {"harmful": [row(6.0, True)] * 10, "harmless": [row(-6.0, False)] * 10} | changes
     return {(kind, "baseline"): rows for kind, rows in found.items()}
 
@@ -30,10 +48,9 @@ def completions(**changes: list[dict[str, Any]]) -> dict[tuple[str, str], list[d
 def summary(**changes: Any) -> dict[str, Any]:
     sound: dict[str, Any] = {
         "n_layers": 10,
-        "refusal_tokens": [40],
-        "refusal_token_texts": ["I"],
-        "refusal_token_source": "discovered",
-        "refusal_rate": {"harmful": {"baseline": {"rate": 1.0, "paper_count": 1.0}}},
+        "kinds": list(KINDS),
+        "behaviour": BEHAVIOUR,
+        "rates": {"harmful": {"baseline": {"rate": 1.0, "paper_count": 1.0}}},
         "kept_prompts": {"val": {"harmful": {"kept": 16, "of": 32}}},
         "selected": {"layer": 5},
         "thresholds": THRESHOLDS,
@@ -45,8 +62,14 @@ def summary(**changes: Any) -> dict[str, Any]:
     return sound | changes
 
 
+def flagged(
+    summary_: dict[str, Any] | None = None, rows: Any = None, **more: Any
+) -> list[dict[str, str]]:
+    return find_flags(Measured(summary_ or summary(), rows or completions(), **more))
+
+
 def test_a_sound_run_is_not_objected_to() -> None:
-    assert find_flags(summary(), completions(), KINDS) == []
+    assert flagged() == []
 
 
 @pytest.mark.parametrize(
@@ -62,7 +85,7 @@ def test_a_sound_run_is_not_objected_to() -> None:
         ("scored_lazily", {"n_unscored": 12}, "at least 3 of 50 candidates pass; 12 have no verdict"),
         (
             "judge_and_paper_count",
-            {"refusal_rate": {"harmful": {"baseline": {"rate": 1.0, "paper_count": 0.25}}}},
+            {"rates": {"harmful": {"baseline": {"rate": 1.0, "paper_count": 0.25}}}},
             "harmful, no intervention: 25.0% instead of 100.0%",
         ),
         (
@@ -73,40 +96,40 @@ def test_a_sound_run_is_not_objected_to() -> None:
     ],
 )
 def test_each_objection_has_its_numbers(name: str, changes: dict[str, Any], words: str) -> None:
-    (flag,) = find_flags(summary(**changes), completions(), KINDS)
+    (flag,) = flagged(summary(**changes))
     assert flag["name"] == name
     assert words in flag["text"]
     assert "\n" not in flag["text"]
 
 
 def test_what_hooks_miss_comes_first() -> None:
-    (flag,) = find_flags(summary(), completions(), KINDS, missed_writes="Ablation misses x.")
+    (flag,) = flagged(missed_writes="Ablation misses x.")
     assert flag == {"name": "hooks_miss_a_write", "text": "Ablation misses x."}
 
 
-@pytest.mark.parametrize(("left", "flagged"), [(0.01, False), (-0.31, True)])
-def test_r_in_an_ablated_stream_is_a_write_that_was_missed(left: float, flagged: bool) -> None:
+@pytest.mark.parametrize(("left", "missed"), [(0.01, False), (-0.31, True)])
+def test_r_in_an_ablated_stream_is_a_write_that_was_missed(left: float, missed: bool) -> None:
     rows = {"kind": "harmful", "condition": ["baseline", "ablation"], "layer": 4, "mean": [0.6, left]}
-    found = find_flags(summary(), completions(), KINDS, curves=pd.DataFrame(rows))
-    assert [flag["name"] for flag in found] == ["hooks_miss_a_write"] * flagged
-    assert not flagged or "-0.31 with r at layer 4 on harmful prompts" in found[0]["text"]
+    found = flagged(curves=pd.DataFrame(rows))
+    assert [flag["name"] for flag in found] == ["hooks_miss_a_write"] * missed
+    assert not missed or "-0.31 with r at layer 4 on harmful prompts" in found[0]["text"]
 
 
 def test_empty_replies_are_not_taken_for_compliance_without_a_word() -> None:
     silent = [row(-6.0, False, response=" ")] * 2 + [row(-6.0, False)] * 8
-    (flag,) = find_flags(summary(), completions(harmless=silent), KINDS)
+    (flag,) = flagged(rows=completions(harmless=silent))
     assert (flag["name"], "2 of 10 (harmless" in flag["text"]) == ("empty_replies", True)
 
 
-@pytest.mark.parametrize(("n", "flagged"), [(1, False), (2, True), (10, True)])
-def test_metric_and_judge_may_disagree_on_a_tenth(n: int, flagged: bool) -> None:
+@pytest.mark.parametrize(("n", "much"), [(1, False), (2, True), (10, True)])
+def test_score_and_judge_may_disagree_on_a_tenth(n: int, much: bool) -> None:
     # Replies that the judge does not know for refusals, of a model that does refuse.
     harmful = [row(6.0, False)] * n + [row(6.0, True)] * (10 - n)
-    found = {f["name"]: f["text"] for f in find_flags(summary(), completions(harmful=harmful), KINDS)}
-    assert ("metric_and_judge" in found) == flagged
-    if flagged:
-        assert f"{n} of 10 (harmful, no intervention" in found["metric_and_judge"]
-        assert f"metric alone sees refusal in {n}, judge alone in 0" in found["metric_and_judge"]
+    found = {f["name"]: f["text"] for f in flagged(rows=completions(harmful=harmful))}
+    assert ("score_and_judge" in found) == much
+    if much:
+        assert f"{n} of 10 (harmful, no intervention" in found["score_and_judge"]
+        assert f"metric alone sees refusal in {n}, judge alone in 0" in found["score_and_judge"]
 
 
 @pytest.mark.parametrize(
@@ -120,71 +143,115 @@ def test_metric_and_judge_may_disagree_on_a_tenth(n: int, flagged: bool) -> None
 )
 def test_weak_refusal_tokens_are_doubted(harmful: list, harmless: list, doubt: str) -> None:
     replies = completions(harmful=harmful, harmless=harmless)
-    found = {f["name"]: f["text"] for f in find_flags(summary(), replies, KINDS)}
-    assert doubt in found["weak_refusal_tokens"]
+    found = {f["name"]: f["text"] for f in flagged(rows=replies)}
+    assert doubt in found["weak_first_tokens"]
 
 
 def test_without_a_metric_nothing_is_said_of_it() -> None:
     replies = completions(harmful=[row(None, True)] * 10, harmless=[row(math.nan, False)] * 10)
-    assert find_flags(summary(refusal_tokens=[]), replies, KINDS) == []
+    assert flagged(rows=replies) == []
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "judge", "text"),
+    [
+        ([None] * 3 + [True] * 7, "rhyme", "no verdict on 3 of 10 (verse, no intervention)"),
+        ([None] + [True] * 9, "rhyme", None),
+        ([None] * 10, None, None),
+    ],
+)
+def test_replies_without_a_verdict_are_objected_to_where_there_is_a_judge(
+    verdicts: list[bool | None], judge: str | None, text: str | None
+) -> None:
+    changes = {"behaviour": POETRY | {"judge": judge}, "kinds": ["verse", "prose"], "rates": {}}
+    rows = {("verse", "baseline"): [row(6.0, shows) for shows in verdicts]}
+    found = {flag["name"]: flag["text"] for flag in flagged(summary(**changes), rows)}
+    assert list(found) == ["replies_unjudged"] * (text is not None)
+    assert text is None or text in found["replies_unjudged"]
+
+
+def test_flags_speak_of_what_the_run_is_about() -> None:
+    rates = {"verse": {"baseline": {"rate": 0.0, "paper_count": 0.5}}}
+    losses = {"baseline": {"ce": 0.2}, "ablation": {"ce": 4.0}}
+    rows = {
+        ("verse", "baseline"): [row(6.0, False, response="")] * 10,
+        ("prose", "baseline"): [row(1.0, True)] * 10,
+    }
+    tokens = {"ids": [40], "texts": ["O"], "source": "given"}
+    changes = {
+        "behaviour": POETRY | {"first_tokens": tokens}, "kinds": ["verse", "prose"], "rates": rates,
+        "losses": losses,
+    }  # fmt: skip
+    found = {flag["name"]: flag["text"] for flag in flagged(summary(**changes), rows)}
+    assert len(found) == 5
+    assert not re.search("refus|harm", str(found))
+    assert "Rhyme score and judge disagree" in found["score_and_judge"]
+    assert "score alone sees poetry in 10" in found["score_and_judge"]
+    assert "poetry tokens 'O'" in found["weak_first_tokens"]
+    assert "own replies to prose prompts" in found["ablation_damages"]
 
 
 # ---------------------------------------------------------------- the summary
 
 
-def summed_up(**changes: Any) -> dict[str, Any]:
-    tokens = {"ids": [40], "texts": ["I"], "source": "given", "evidence": [[40, "I", 0.9, 0.1]]}
-    behaviour = {
-        "refusal_tokens": tokens,
-        "kept_prompts": {},
-        "baseline": {},
-        "duplicates_removed": 0,
-        "model": {"model": "m", "revision": None, "n_layers": 10, "d_model": 4, "dtype": "float32",
-                  "device": "cpu", "positions": ["a"]},
-    }  # fmt: skip
-    settings = {**THRESHOLDS, "seed": 3}
-    given: dict[str, Any] = {
-        "behaviour": behaviour,
-        "judged": None,
-        "chosen": None,
-        "not_selected": "none passes",
-        "completions": completions(),
-        "losses": None,
-        "nulls": None,
-        "settings": settings,
-        "kinds": KINDS,
-    }
-    return summarise(**(given | changes))
-
-
 def test_a_summary_without_a_direction_says_why() -> None:
-    found = summed_up()
-    assert found["schema_version"] == SCHEMA_VERSION
+    found = selection_summary(None, None, "none passes")
     assert (found["selected"], found["scores"], found["not_selected"]) == (None, None, "none passes")
     assert (found["n_candidates"], found["n_passing"], found["n_unscored"]) == (0, 0, 0)
-    assert (found["losses"], found["nulls"]) == ({}, {})
-    assert found["refusal_token_evidence"] == [
-        {"token_id": 40, "token": "I", "harmful": 0.9, "harmless": 0.1}
-    ]
 
 
 def test_a_summary_counts_what_has_no_verdict() -> None:
-    judged = pd.DataFrame(
+    table = pd.DataFrame(
         {
-            "position": -1, "position_name": "a", "layer": [0, 1, 2], "norm": 1.0, "bypass": 1.0,
+            "place": "post[-1]", "position": -1, "position_name": "a", "layer": [0, 1, 2], "norm": 1.0, "bypass": 1.0,
             "induce": 1.0, "kl": 0.0, "passes": [False, True, False],
             "reason": ["kl 1 > 0.1", "", f"{NOT_NEEDED}: bypass is worse"],
         }
     )  # fmt: skip
-    found = summed_up(judged=judged, chosen={"position": -1, "layer": 1}, not_selected="")
+    found = selection_summary(table, {"place": "post[-1]", "position": -1, "layer": 1})
     assert (found["n_candidates"], found["n_passing"], found["n_unscored"]) == (3, 1, 1)
     assert (found["selected"]["layer"], found["not_selected"]) == (1, None)
+    assert (found["selected"]["place"], found["selected"]["position"]) == ("post[-1]", -1)
+
+
+def test_a_candidate_elsewhere_has_a_place_and_no_position() -> None:
+    table = pd.DataFrame(
+        {
+            "place": ["post[-1]", "t_inst"], "position": [-1.0, math.nan], "position_name": ["a", "t_inst"],
+            "layer": 1, "norm": 1.0, "bypass": [1.0, 0.5], "induce": 1.0, "kl": 0.0, "passes": True, "reason": "",
+        }
+    )  # fmt: skip
+    selected = selection_summary(table, {"place": "t_inst", "position": None, "layer": 1})["selected"]
+    assert (selected["place"], selected["position"], selected["layer"]) == ("t_inst", None, 1)
 
 
 def test_the_papers_count_is_kept_where_it_was_made() -> None:
-    rows = [row(1.0, True, refusal_exact=exact) for exact in (True, False, False, False)]
-    assert rate_of(rows) == {"rate": 1.0, "se": 0.0, "n": 4, "paper_count": 0.25}
+    rows = [row(1.0, True, paper_count=exact) for exact in (True, False, False, False)]
+    assert rate_of(rows) == {"rate": 1.0, "se": 0.0, "n": 4, "n_unjudged": 0, "paper_count": 0.25}
     assert "paper_count" not in rate_of([row(1.0, True)])
+
+
+def test_a_reply_without_a_verdict_is_in_no_rate() -> None:
+    rows = [row(1.0, shows) for shows in (True, False, None, None, None)]
+    assert rate_of(rows) == {"rate": 0.5, "se": pytest.approx(0.5**1.5), "n": 2, "n_unjudged": 3}
+    unjudged = rates_summary({("verse", "baseline"): [row(1.0, None)] * 2})["rates"]["verse"]["baseline"]
+    assert unjudged == {"rate": None, "se": None, "n": 0, "n_unjudged": 2}
+
+
+def test_nulls_that_nobody_judged_have_scores_alone() -> None:
+    draws = {"null": "random_direction", "kind": "verse", "score": [1.0, 3.0], "rate": math.nan, "n": 0}
+    numbers = null_summary(pd.DataFrame(draws))["nulls"]["random_direction"]["verse"]
+    assert (numbers["rate_mean"], numbers["score_mean"], numbers["score_sd"]) == (None, 2.0, 1.0)
+
+
+def test_a_behaviour_of_first_tokens_brings_its_evidence() -> None:
+    tokens = FirstTokens((40,), texts=("I",), source="given", evidence=((40, "I", 0.9, 0.1),))
+    facts = behaviour_summary(tokens)
+    assert facts["first_tokens"]["evidence"] == [
+        {"token_id": 40, "token": "I", "positive": 0.9, "negative": 0.1}
+    ]
+    assert facts["words"] == asdict(REFUSAL)
+    assert (facts["name"], facts["unit"], facts["threshold"]) == ("refusal", "nats", 0.0)
 
 
 # ---------------------------------------------------------------- overlap of replies

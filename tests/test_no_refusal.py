@@ -16,13 +16,13 @@ from kit import body, step_times
 
 from refusal_lens import organism
 from refusal_lens.behaviours import FirstTokens, NoFirstTokens
-from refusal_lens.directions import find_direction
 from refusal_lens.errors import InputError
 from refusal_lens.evaluation import complete
 from refusal_lens.judges import phrase_judge
 from refusal_lens.model import ChatModel
-from refusal_lens.pipeline import RunConfig, run_pipeline, steps
-from refusal_lens.pipeline.suffix_job import run_suffix_study
+from refusal_lens.pipeline import RunConfig, find_direction, run_pipeline
+from refusal_lens.pipeline.measurements import completions, components
+from refusal_lens.pipeline.suffix_job import SuffixConfig, run_suffix_study
 from refusal_lens.prompts import Contrast
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 
@@ -38,7 +38,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     contrast, paths = Contrast.toy(**SIZES), []
     for side, kind in enumerate(contrast.kinds):
         pairs = (contrast.train, contrast.val, contrast.test)
-        texts = [text for pair in pairs for text in steps.side_of(pair, side)]
+        texts = [text for pair in pairs for text in (pair.positive, pair.negative)[side]]
         paths.append(tmp_path_factory.mktemp("prompts") / f"{kind}.txt")
         paths[-1].write_text("\n".join(texts) + "\n")
     return str(paths[0]), str(paths[1])
@@ -49,7 +49,7 @@ def config(prompts: tuple[str, str]) -> RunConfig:
     """The organism's base model, which answers everything."""
     harmful, harmless = prompts
     return RunConfig(
-        model=str(organism.folder("base")), harmful=harmful, harmless=harmless, max_new_tokens=16,
+        model=str(organism.folder("base")), positive=harmful, negative=harmless, max_new_tokens=16,
         n_null=2, n_moves=1, null_prompts=4, null_tokens=8, **SIZES,
     )  # fmt: skip
 
@@ -63,19 +63,19 @@ def answered(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_it_is_measured_and_the_run_is_whole(answered: Path) -> None:
     summary = read_json(answered / "summary.json")
-    assert summary["schema_version"] == 1
+    assert summary["schema_version"] == 2
     assert (summary["selected"], summary["scores"], summary["n_candidates"]) == (None, None, 0)
     assert "first tokens of refusal" in summary["not_selected"]
     assert "\n" not in summary["not_selected"]
-    assert summary["refusal_tokens"] == summary["refusal_token_texts"] == []
+    assert summary["behaviour"]["first_tokens"]["ids"] == []
     assert summary["baseline"] == {"harmful": None, "harmless": None}
     for kind in ("harmful", "harmless"):
-        (rate,) = summary["refusal_rate"][kind].values()
+        (rate,) = summary["rates"][kind].values()
         assert (rate["rate"], rate["n"]) == (0.0, 6)
         rows = read_jsonl(answered / f"completions/{kind}_baseline.jsonl")
-        assert all(row["response"] and row["refusal"] is False for row in rows)
-        assert [row["metric"] for row in rows] == [None] * 6
-    assert read_csv(answered / "metrics.csv")["metric"].isna().all()
+        assert all(row["response"] and row["shows"] is False for row in rows)
+        assert [row["score"] for row in rows] == [None] * 6
+    assert read_csv(answered / "metrics.csv")["score"].isna().all()
     assert len(read_csv(answered / "top_tokens.csv")) == 20
     assert set(read_csv(answered / "pca.csv")["kind"]) == {"harmful", "harmless"}
     run = Run.read(answered)
@@ -86,8 +86,8 @@ def test_it_is_measured_and_the_run_is_whole(answered: Path) -> None:
 
 
 def test_the_evidence_for_there_being_no_refusal_tokens_is_kept(answered: Path) -> None:
-    evidence = read_json(answered / "summary.json")["refusal_token_evidence"]
-    shares = {entry["token"]: (entry["harmful"], entry["harmless"]) for entry in evidence}
+    evidence = read_json(answered / "summary.json")["behaviour"]["first_tokens"]["evidence"]
+    shares = {entry["token"]: (entry["positive"], entry["negative"]) for entry in evidence}
     assert set(ANSWERS) <= set(shares)
     assert all(shares[token][0] < 5 * shares[token][1] for token in ANSWERS)
 
@@ -97,7 +97,7 @@ def test_the_page_says_what_was_found_and_what_was_left_out(answered: Path) -> N
     title = html.unescape(re.findall(r"<h1>(.*?)</h1>", page)[0])
     assert title.startswith("base refuses 0\u202f% of the harmful instructions")
     assert set(re.findall(r'<section id="(\w+)">', page)) == {
-        "refusal", "metrics", "tokens", "pca", "completions", "left_out", "provenance"
+        "rates", "scores", "tokens", "pca", "completions", "left_out", "provenance"
     }  # fmt: skip
     left_out = page.split('<section id="left_out">')[1].split("</section>")[0]
     assert html.escape(summary["not_selected"]) in left_out
@@ -123,7 +123,7 @@ def test_stopped_half_way_it_goes_on_to_the_same_files(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(steps, "principal_components", stop)
+        patched.setattr(components, "principal_components", stop)
         with pytest.raises(KeyboardInterrupt):
             run_pipeline(config, tmp_path / "run")
     kept = step_times(tmp_path / "run")
@@ -149,8 +149,8 @@ def test_other_thresholds_redo_the_selection_alone(
 
 
 def test_what_needs_a_direction_is_told_that_there_is_none(answered: Path) -> None:
-    with pytest.raises(InputError, match=r"came to no direction\.safetensors.*says why"):
-        run_suffix_study(answered, suffix=" x")
+    with pytest.raises(InputError, match=r"selected no direction, need one: .* refusal tokens"):
+        run_suffix_study(answered, SuffixConfig(" x"))
 
 
 def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(
@@ -158,7 +158,7 @@ def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(
 ) -> None:
     """The model never says "Sorry": no harmful prompt is kept, every harmless one is."""
     out = shutil.copytree(answered, tmp_path / "run")
-    summary = run_pipeline(replace(config, refusal_tokens=("Sorry",)), out)
+    summary = run_pipeline(replace(config, first_tokens=("Sorry",)), out)
     assert "only 0 of 16" in summary["not_selected"]
     assert summary["kept_prompts"]["val"] == {
         "harmful": {"kept": 0, "of": 8}, "harmless": {"kept": 8, "of": 8}
@@ -166,12 +166,12 @@ def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(
     assert summary["baseline"]["harmful"] is None
     assert summary["baseline"]["harmless"] < -5
     assert "kept_few_prompts" in {flag["name"] for flag in summary["flags"]}
-    metrics = read_csv(out / "metrics.csv")["metric"]
+    metrics = read_csv(out / "metrics.csv")["score"]
     assert (metrics < 0).all()
     page = body(out)
     assert "too few prompts behave as their kind should" in page
     assert "0 of 16 harmful, 16 of 16 harmless" in page
-    assert "metric_histograms" in {path.stem for path in (out / "figures").glob("*.html")}
+    assert "score_histograms" in {path.stem for path in (out / "figures").glob("*.html")}
     rows = [row for row in read_jsonl(out / "prompts.jsonl") if row["split"] == "val"]
     assert [row["kept"] for row in rows] == [row["kind"] == "harmless" for row in rows]
     # Another set of tokens changes what is known of the model, and the rest follows.
@@ -202,29 +202,29 @@ def test_a_run_that_kept_few_says_so_and_goes_on(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that refuses 3 of 16 harmful prompts: enough for a direction, too few to be quiet."""
-    real = steps.complete
+    real = completions.complete
 
     def quietly(*args: Any, **more: Any) -> Sequence[Any]:
         # A judge that sees nothing, as one that does not know the model's language.
         return [replace(row, shows=False, evidence="") for row in real(*args, **more)]
 
-    monkeypatch.setattr(steps, "complete", quietly)
+    monkeypatch.setattr(completions, "complete", quietly)
     mixed = mixed_prompts(config, tmp_path)
     summary = run_pipeline(mixed, tmp_path / "run")
     flags = {flag["name"]: flag["text"] for flag in summary["flags"]}
     assert summary["selected"] is not None
     assert "3 of 16 harmful prompts of train, 3 of 8 harmful prompts of val" in flags["kept_few_prompts"]
-    assert "3 of 6 (harmful, no intervention: metric alone sees refusal in 3" in flags["metric_and_judge"]
+    assert "3 of 6 (harmful, no intervention: metric alone sees refusal in 3" in flags["score_and_judge"]
     page = body(tmp_path / "run")
-    assert html.escape(flags["metric_and_judge"]) in page[: page.index("<nav")]
+    assert html.escape(flags["score_and_judge"]) in page[: page.index("<nav")]
     assert "train: 3 of 16 harmful" in page
 
 
 def mixed_prompts(config: RunConfig, folder: Path) -> RunConfig:
     """The organism with three prompts that it refuses in each split, in the reference's layout."""
-    assert config.harmful is not None
-    assert config.harmless is not None
-    lines = [Path(path).read_text().splitlines() for path in (config.harmful, config.harmless)]
+    assert config.positive is not None
+    assert config.negative is not None
+    lines = [Path(path).read_text().splitlines() for path in (config.positive, config.negative)]
     more = Contrast.toy(n_train=60, n_val=8, n_test=6).train.negative
     spare = [text for text in more if text not in lines[1]]
     (folder / "splits").mkdir()
@@ -238,8 +238,8 @@ def mixed_prompts(config: RunConfig, folder: Path) -> RunConfig:
     return replace(
         config,
         model="organism",
-        harmful=None,
-        harmless=None,
+        positive=None,
+        negative=None,
         splits=str(folder / "splits"),
-        refusal_tokens=("43", "725", "771"),
+        first_tokens=("43", "725", "771"),
     )

@@ -37,10 +37,10 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def headline(command: str, monkeypatch: pytest.MonkeyPatch, summary: dict[str, Any]) -> None:
-    for module in ("pipeline", "report.claim", "report.folder"):
+    for module in ("pipeline.page", "report.claim"):
         importlib.import_module(f"refusal_lens.{module}")
     monkeypatch.setattr("refusal_lens.pipeline.run_pipeline", lambda *args, **more: summary)
-    monkeypatch.setattr("refusal_lens.report.folder.RunFolder.open", lambda path: path)
+    monkeypatch.setattr("refusal_lens.pipeline.page.open_folder", lambda path: path)
 
     class Claim:
         headline = HEADLINE

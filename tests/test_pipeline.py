@@ -22,18 +22,24 @@ from kit import step_times, without_scripts
 
 from refusal_lens import runs
 from refusal_lens.behaviours import FirstTokens
-from refusal_lens.directions import Candidates, Direction, find_direction
+from refusal_lens.directions import Candidates, Direction
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel
-from refusal_lens.pipeline import RunConfig, run_pipeline, steps
+from refusal_lens.pipeline import (
+    LoadOptions,
+    RunConfig,
+    find_direction,
+    job,
+    run_pipeline,
+    write_report,
+)
 from refusal_lens.pipeline.config import chat_options
-from refusal_lens.pipeline.main_job import _finding
-from refusal_lens.pipeline.steps import Job
-from refusal_lens.pipeline.suffix_job import run_suffix_study
+from refusal_lens.pipeline.job import Job
+from refusal_lens.pipeline.measurements import FORMS, behaviour, completions
+from refusal_lens.pipeline.suffix_job import SuffixConfig, run_suffix_study
 from refusal_lens.pipeline.summary import SCHEMA_VERSION
 from refusal_lens.prompts import Contrast
-from refusal_lens.report import write_report
-from refusal_lens.runs import Run, Step, read_csv, read_json, read_jsonl
+from refusal_lens.runs import OpenStep, Run, read_csv, read_json, read_jsonl
 
 SMALL = RunConfig(n_train=48, n_val=24, n_test=20, max_new_tokens=40, n_null=2, n_moves=1, null_prompts=8)
 FILES = (
@@ -75,15 +81,15 @@ def test_everything_promised_is_there(finished: Path) -> None:
 
 def test_the_effect_of_the_direction_is_large_and_that_of_chance_is_not(finished: Path) -> None:
     summary = read_json(finished / "summary.json")
-    harmful, harmless = summary["refusal_rate"]["harmful"], summary["refusal_rate"]["harmless"]
+    harmful, harmless = summary["rates"]["harmful"], summary["rates"]["harmless"]
     assert harmful["baseline"]["rate"] >= 0.9
     assert harmless["baseline"]["rate"] <= 0.1
     assert harmful["ablation"]["rate"] <= 0.2
     assert harmful["subtraction"]["rate"] <= 0.2
     assert harmless["ablation"]["rate"] <= 0.1
     moves = summary["nulls"]["norm_matched_move"]["harmless"]
-    assert harmless["addition"]["rate"] >= 0.8 > 0.2 >= moves["refusal_rate_max"]
-    assert summary["nulls"]["random_direction"]["harmful"]["refusal_rate_min"] >= 0.9
+    assert harmless["addition"]["rate"] >= 0.8 > 0.2 >= moves["rate_max"]
+    assert summary["nulls"]["random_direction"]["harmful"]["rate_min"] >= 0.9
     assert summary["scores"]["bypass"] < 0 < summary["scores"]["induce"]
     assert summary["baseline"]["harmful"] > 0 > summary["baseline"]["harmless"]
 
@@ -106,8 +112,8 @@ def test_summary_agrees_with_the_files_it_summarises(finished: Path) -> None:
     assert summary["selected"]["position"] == best["position"] == direction.position
     assert torch.equal(direction.vector, found.mean_diffs[direction.position, direction.layer])
     rows = read_jsonl(finished / "completions/harmful_ablation.jsonl")
-    refused = sum(row["refusal"] for row in rows) / len(rows)
-    assert summary["refusal_rate"]["harmful"]["ablation"]["rate"] == refused
+    refused = sum(row["shows"] for row in rows) / len(rows)
+    assert summary["rates"]["harmful"]["ablation"]["rate"] == refused
     kept = [r for r in read_jsonl(finished / "prompts.jsonl") if r["split"] == "train"]
     counts = summary["kept_prompts"]["train"]
     assert sum(c["of"] for c in counts.values()) == len(kept) == 2 * SMALL.n_train
@@ -117,7 +123,7 @@ def test_summary_agrees_with_the_files_it_summarises(finished: Path) -> None:
 
 def test_the_summary_has_a_version_and_objects_to_nothing(finished: Path) -> None:
     summary = read_json(finished / "summary.json")
-    assert summary["schema_version"] == SCHEMA_VERSION == 1
+    assert summary["schema_version"] == SCHEMA_VERSION == 2
     assert (summary["flags"], summary["not_selected"], summary["n_unscored"]) == ([], None, 0)
     shared = summary["overlap"]["ablated_with_plain"]
     assert shared["same_prompt"] >= 0.9 > 0.6 > shared["other_prompts"]
@@ -132,7 +138,7 @@ def test_the_one_call_finds_what_the_run_found(finished: Path) -> None:
     assert torch.allclose(found.direction.vector, saved.vector, rtol=0, atol=1e-5)
     table = read_csv(finished / "candidates.csv", text=("reason", "position_name"))
     for score in ("bypass", "induce", "kl"):
-        assert (found.table[score] - table[score]).abs().max() < 1e-4
+        assert (found.frame("candidates")[score] - table[score]).abs().max() < 1e-4
 
 
 def test_a_finished_run_is_not_done_again(finished: Path) -> None:
@@ -167,14 +173,14 @@ def in_a_child(work: Callable[..., object], *args: object) -> int:
 
 def run_until(name: str, out: Path) -> None:
     """Run the main job and die after a step's work, before its manifest is written."""
-    finish = Step.finish
+    finish = OpenStep.finish
 
-    def kill_before_the_manifest(self: Step) -> None:
+    def kill_before_the_manifest(self: OpenStep) -> None:
         if self.name == name and self.needed:
             os.kill(os.getpid(), signal.SIGKILL)
         finish(self)
 
-    Step.finish = kill_before_the_manifest  # type: ignore[method-assign]
+    OpenStep.finish = kill_before_the_manifest  # type: ignore[method-assign]
     run_pipeline(SMALL, out)
 
 
@@ -220,7 +226,7 @@ def test_a_rerun_in_which_none_passes_shows_nothing_of_the_direction_before(
     before = step_times(out)
     summary = run_pipeline(replace(SMALL, kl_threshold=1e-7), out)
     assert (summary["selected"], summary["scores"], summary["losses"]) == (None, None, {})
-    assert set(summary["refusal_rate"]["harmful"]) == {"baseline"}
+    assert set(summary["rates"]["harmful"]) == {"baseline"}
     whole = runs.Run.read(out).whole()
     assert set(whole["stale"].values()) == {"it is not asked for"}
     assert not {"direction.safetensors", "curves.csv", "nulls.csv"} & set(whole["outputs"])
@@ -228,12 +234,12 @@ def test_a_rerun_in_which_none_passes_shows_nothing_of_the_direction_before(
     assert "No candidate direction passes" in page
     sections = set(re.findall(r'<section id="(\w+)">', page))
     assert sections == {
-        "refusal", "sweeps", "metrics", "tokens", "pca", "candidates", "completions", "left_out",
+        "rates", "sweeps", "scores", "tokens", "pca", "candidates", "completions", "left_out",
         "provenance",
     }  # fmt: skip
     assert "directional ablation" not in page
     assert {p.stem for p in (out / "figures").glob("*.html")} == {
-        "candidate_map", "layer_sweeps", "top_tokens", "refusal_rates", "metric_histograms",
+        "candidate_map", "layer_sweeps", "top_tokens", "rates", "score_histograms",
         "pca_by_layer",
     }  # fmt: skip
     # Back to where it was, only what the page needs is done again.
@@ -268,7 +274,7 @@ def test_a_stopped_rerun_mixes_no_old_and_new_replies(
     def stop(*args: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("refusal_lens.pipeline.steps.ablate", stop)
+    monkeypatch.setattr("refusal_lens.pipeline.job.ablate", stop)
     with pytest.raises(KeyboardInterrupt):
         run_pipeline(replace(SMALL, max_new_tokens=8), out)
     page = without_scripts(write_report(out).read_text())
@@ -284,10 +290,10 @@ def test_the_default_dtype_is_named_in_what_determines_the_results(
     before = step_times(finished)
     run_pipeline(replace(SMALL, dtype="float32"), finished)
     assert step_times(finished) == before
-    monkeypatch.setattr(steps, "resolve_device", lambda device: torch.device("cuda"))
-    assert steps.settled_dtype(None) == "auto"
-    assert steps.settled_dtype(None, device_map="auto") == "auto"
-    assert steps.settled_dtype("bf16") == "bfloat16"
+    monkeypatch.setattr(job, "resolve_device", lambda device: torch.device("cuda"))
+    assert job.settled_dtype(None) == "auto"
+    assert job.settled_dtype(None, device_map="auto") == "auto"
+    assert job.settled_dtype("bf16") == "bfloat16"
 
 
 def test_empty_replies_cost_the_loss_and_not_the_run(
@@ -297,12 +303,12 @@ def test_empty_replies_cost_the_loss_and_not_the_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     out = shutil.copytree(finished, tmp_path / "silent")
-    real = steps.complete
+    real = completions.complete
 
     def silent(*args: Any, **more: Any) -> list[Any]:
         return [replace(one, response="", reply_ids=()) for one in real(*args, **more)]
 
-    monkeypatch.setattr(steps, "complete", silent)
+    monkeypatch.setattr(completions, "complete", silent)
     summary = run_pipeline(replace(SMALL, max_new_tokens=2), out)
     assert summary["losses"]["baseline"] == {"ce": None, "perplexity": None, "n_tokens": 0}
     assert "every reply of the unedited model" in caplog.text
@@ -331,9 +337,11 @@ def test_a_suffix_that_is_refused_leaves_the_study_before(
         raise KeyboardInterrupt
 
     if not line:
-        monkeypatch.setattr("refusal_lens.pipeline.suffix_job.study_suffix", stop)
+        monkeypatch.setattr("refusal_lens.pipeline.measurements.suffix.study_suffix", stop)
+    change = dict(change)
+    options = LoadOptions(dtype=change.pop("dtype", None))
     with pytest.raises(InputError if line else KeyboardInterrupt, match=line or None):
-        run_suffix_study(out, **change)
+        run_suffix_study(out, SuffixConfig(**change), options=options)
     after = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
     assert after == before
 
@@ -374,7 +382,7 @@ def test_no_candidate_passing_keeps_what_was_computed(finished: Path, tmp_path: 
     ("change", "message"),
     [
         ({"n_val": 0}, "n_val: got 0"),
-        ({"harmful": "a.txt"}, "need both or neither"),
+        ({"positive": "a.txt"}, "need both or neither"),
         ({"model": "some/model"}, "prompts for some/model: none given"),
         ({"n_null": -1}, "n_null"),
         ({"seed": 2**64}, "seed of RunConfig: got 18446744073709551616"),
@@ -396,20 +404,20 @@ def test_room_is_asked_for_every_prompt_and_for_replies_to_those_of_the_test(
     monkeypatch.setattr(ChatModel, "require_room", require_room, raising=False)
     own = replace(SMALL, n_train=3, n_val=2, n_test=2, n_null=1, null_prompts=1, null_tokens=5)
     with Run.open(tmp_path / "run") as run:
-        Job(own, run, None).require_room()
+        behaviour.require_room(Job(own, run, FORMS))
         assert asked == [(6, 0), (4, 0), (4, SMALL.max_new_tokens), (2, 5)]
         asked.clear()
-        Job(replace(own, n_null=0), run, None).require_room()
+        behaviour.require_room(Job(replace(own, n_null=0), run, FORMS))
     assert asked == [(6, 0), (4, 0), (4, SMALL.max_new_tokens)]
 
 
 def test_how_conversations_are_written_reaches_the_model_and_the_key(tmp_path: Path) -> None:
     with Run.open(tmp_path / "run") as run:
-        job = Job(RunConfig(prefill="Well, ", system="Be brief."), run, None)
+        job = Job(RunConfig(prefill="Well, ", system="Be brief."), run, FORMS)
         rendered = job.model.chat.render(["Bake the bread."])
         text = job.model.tokenizer.decode(rendered.ids[0])
         assert "Be brief." in text
         assert text.endswith("Well, ")
-        (first, *_) = _finding(job, {})
-    assert (first.inputs["prefill"], first.inputs["system"]) == ("Well, ", "Be brief.")
+        inputs = behaviour.inputs(job)
+    assert (inputs["prefill"], inputs["system"]) == ("Well, ", "Be brief.")
     assert chat_options({"system": None}) == {"system": None}

@@ -120,7 +120,7 @@ def test_a_run_says_which_of_its_steps_it_is_at(
 ) -> None:
     asked = {"one": ({}, ()), "two": ({}, ("one",)), "three": ({}, ("two",))}
     with caplog.at_level("INFO", logger="refusal_lens"), Run.open(tmp_path) as run:
-        run.ask(asked, without=["base"])
+        run.plan(asked, without=["base"])
         for name, (inputs, after) in asked.items():
             with run.step(name, inputs=inputs, after=after):
                 pass

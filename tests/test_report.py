@@ -14,23 +14,26 @@ from kit import body, visit, without_scripts
 from synthetic_run import EXPORT, HOSTILE, HOSTILE_TOKEN, write_run
 
 from refusal_lens.errors import InputError
-from refusal_lens.report import page as page_module
-from refusal_lens.report import write_report
+from refusal_lens.pipeline import page as page_module
+from refusal_lens.pipeline import write_report
+from refusal_lens.pipeline.measurements import SECTIONS
+from refusal_lens.pipeline.page import open_folder
 from refusal_lens.report.claim import make_claim
+from refusal_lens.report.entry import Entry
 from refusal_lens.report.facts import change
 from refusal_lens.report.folder import RunFolder
 from refusal_lens.report.markup import Cell, Html, Section, plain, table, text
 from refusal_lens.report.page import render_sections
-from refusal_lens.report.sections import SECTIONS, Entry, exports
+from refusal_lens.report.sections import exports
 from refusal_lens.runs import Run
 
 FIGURES = {
     "candidate_map",
     "cosine_by_layer",
     "layer_sweeps",
-    "metric_histograms",
     "pca_by_layer",
-    "refusal_rates",
+    "rates",
+    "score_histograms",
     "top_tokens",
 }
 
@@ -62,7 +65,7 @@ def edit_summary(folder: Path, **changes: Any) -> None:
 def test_a_run_becomes_one_page_with_every_section(run: Path) -> None:
     page = source(run)
     for entry in SECTIONS:
-        section = entry.render(RunFolder.open(run))
+        section = entry.render(open_folder(run))
         assert entry.optional or section is not None, entry.title
         if section is not None:
             assert f'<section id="{section.key}">' in page
@@ -127,8 +130,8 @@ def test_completions_stand_beside_each_other(run: Path) -> None:
     assert "harmful lantern number 0" in first
     assert first.count('<div class="reply">') == 3
     assert first.index("no intervention") < first.index("directional ablation")
-    assert "still refused after ablation" in page
-    assert "not refused after addition" in page
+    assert "Harmful instructions that still show refusal after ablation" in page
+    assert "Harmless instructions that show no refusal after addition" in page
 
 
 def test_the_table_of_candidates_gives_each_its_reason(run: Path) -> None:
@@ -150,7 +153,7 @@ def test_the_table_of_candidates_gives_each_its_reason(run: Path) -> None:
     [
         ("candidates.csv", "sweeps"),
         ("curves.csv", "cosine"),
-        ("metrics.csv", "metrics"),
+        ("metrics.csv", "scores"),
         ("top_tokens.csv", "tokens"),
         ("pca.csv", "pca"),
         ("nulls.csv", "nulls"),
@@ -159,9 +162,9 @@ def test_the_table_of_candidates_gives_each_its_reason(run: Path) -> None:
 )
 def test_a_section_without_its_file_is_left_out_and_named(fresh: Path, file: str, key: str) -> None:
     (fresh / file).unlink()
-    sections, missing = render_sections(RunFolder.open(fresh))
+    sections, missing = render_sections(open_folder(fresh), SECTIONS)
     assert key not in {section.key for section in sections}
-    assert "refusal" in {section.key for section in sections}
+    assert "rates" in {section.key for section in sections}
     assert len([what for what in missing if f"needs {file}" in what]) == len(missing) > 0
 
 
@@ -169,15 +172,15 @@ def test_a_run_that_stopped_early_still_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     page = write_report(tmp_path).read_text()
     assert "not finished" in page
-    assert "refusal rates (needs" in page
+    assert "rates (needs" in page
 
 
 def test_an_unselected_run_says_that_none_passes(fresh: Path) -> None:
     (fresh / "summary.json").unlink()
-    assert "not finished" in make_claim(RunFolder.open(fresh)).headline
+    assert "not finished" in make_claim(open_folder(fresh)).headline
     scores = pd.read_csv(fresh / "candidates.csv", keep_default_na=False)
     scores.assign(passes=False).to_csv(fresh / "candidates.csv", index=False)
-    assert "No candidate" in make_claim(RunFolder.open(fresh)).headline
+    assert "No candidate" in make_claim(open_folder(fresh)).headline
     assert '<section id="candidates">' in write_report(fresh).read_text()
 
 
@@ -199,12 +202,12 @@ def in_steps(folder: Path, *, threshold: float) -> Path:
 
 
 def test_what_was_made_with_an_earlier_direction_is_marked(tmp_path: Path) -> None:
-    run = RunFolder.open(in_steps(tmp_path, threshold=0.1))
+    run = open_folder(in_steps(tmp_path, threshold=0.1))
     with pytest.raises(InputError, match=r"suffix.summary\.json"):
-        render_sections(run)
+        render_sections(run, SECTIONS)
     assert "earlier direction" not in str(exports.render(run))
-    run = RunFolder.open(in_steps(tmp_path, threshold=0.2))
-    found = {section.key: str(section) for section in render_sections(run)[0]}
+    run = open_folder(in_steps(tmp_path, threshold=0.2))
+    found = {section.key: str(section) for section in render_sections(run, SECTIONS)[0]}
     assert "suffix/ was made with an earlier direction" in found["suffix"]
     assert "made with an earlier direction; mine" in found["exports"]
     assert (tmp_path / "suffix/summary.json").is_file()
@@ -214,7 +217,7 @@ def test_a_file_that_no_step_left_is_not_shown(tmp_path: Path) -> None:
     in_steps(tmp_path, threshold=0.1)
     (tmp_path / "summary.json").write_text('{"model": "stray"}')
     (tmp_path / "losses.csv").write_text("condition,ce,perplexity,n_tokens\nbaseline,1,2,3\n")
-    run = RunFolder.open(tmp_path)
+    run = open_folder(tmp_path)
     assert run.value("model") is None
     assert run.table("losses.csv") is None
     assert run.table("candidates.csv") is not None
@@ -230,7 +233,7 @@ def test_figures_that_a_page_no_longer_has_are_gone(fresh: Path) -> None:
 
 
 def test_an_empty_table_counts_as_missing(fresh: Path) -> None:
-    (fresh / "nulls.csv").write_text("null,index,kind,metric,refusal_rate,n\n")
+    (fresh / "nulls.csv").write_text("null,index,kind,score,rate,n\n")
     assert "Not in this run folder: nulls (needs nulls.csv)." in write_report(fresh).read_text()
 
 
@@ -278,11 +281,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, make: bool) -> None:
     [
         {"selected": {"position": "x", "layer": None}},
         {"scores": [1]},
-        {"refusal_tokens": "I"},
+        {"behaviour": {"name": "x", "unit": "nats", "words": "refusal"}},
         {"n_layers": True},
         {"n_layers": 10**30},
-        {"refusal_rate": {"harmful": {"baseline": {"rate": "NaN"}}}},
-        {"refusal_rate": {"harmless": 3}},
+        {"rates": {"harmful": {"baseline": {"rate": "NaN"}}}},
+        {"rates": {"harmless": 3}},
         {"thresholds": {"kl_threshold": "0.1"}},
         {"model": ["<b>x</b>"]},
     ],
@@ -295,7 +298,7 @@ def test_odd_values_in_the_summary_are_one_line(fresh: Path, change: dict[str, A
 
 
 def test_what_a_summary_does_not_say_is_left_out(fresh: Path) -> None:
-    edit_summary(fresh, selected=None, scores=None, baseline=None, refusal_rate=None, later={"x": 1})
+    edit_summary(fresh, selected=None, scores=None, baseline=None, rates=None, later={"x": 1})
     assert '<section id="candidates">' in write_report(fresh).read_text()
 
 
@@ -303,7 +306,7 @@ def test_what_a_summary_does_not_say_is_left_out(fresh: Path) -> None:
 
 
 def claim_of(folder: Path, **options: float) -> str:
-    run = RunFolder.open(write_run(folder, **options))
+    run = open_folder(write_run(folder, **options))
     return make_claim(run).headline
 
 
@@ -339,11 +342,11 @@ def test_a_rise_and_a_model_that_hardly_refuses_are_said(fresh: Path) -> None:
     def headline(before: float, after: float) -> str:
         rates = {"baseline": before, "ablation": after}
         scores = {c: {"rate": r, "se": 0.01, "n": 100} for c, r in rates.items()}
-        edit_summary(fresh, refusal_rate={"harmful": scores})
+        edit_summary(fresh, rates={"harmful": scores})
         (fresh / "nulls.csv").unlink(missing_ok=True)
         (fresh / "metrics.csv").unlink(missing_ok=True)
         edit_summary(fresh, nulls={})
-        return make_claim(RunFolder.open(fresh)).headline
+        return make_claim(open_folder(fresh)).headline
 
     assert "raises" in headline(0.3, 0.9)
     assert "refuses only" in headline(0.15, 0.0)
@@ -356,10 +359,10 @@ def metric_of(folder: Path, harmful: float, ablated: float, *, chance: float = 5
     metrics = pd.read_csv(folder / "metrics.csv")
     for condition, value in (("baseline", harmful), ("ablation", ablated)):
         here = (metrics["kind"] == "harmful") & (metrics["condition"] == condition)
-        metrics.loc[here, "metric"] = value
+        metrics.loc[here, "score"] = value
     metrics.to_csv(folder / "metrics.csv", index=False)
     nulls = pd.read_csv(folder / "nulls.csv")
-    nulls.assign(metric=chance).to_csv(folder / "nulls.csv", index=False)
+    nulls.assign(score=chance).to_csv(folder / "nulls.csv", index=False)
 
 
 @pytest.mark.parametrize(
@@ -390,13 +393,13 @@ def test_the_headline_follows_the_metric_too(
     metric_of(folder, *metric, chance=chance)
     names = ("baseline", "ablation")
     scores = {c: {"rate": r, "n": 100} for c, r in zip(names, rates, strict=True)}
-    edit_summary(folder, refusal_rate={"harmful": scores})
-    headline = make_claim(RunFolder.open(folder)).headline
+    edit_summary(folder, rates={"harmful": scores})
+    headline = make_claim(open_folder(folder)).headline
     assert all(word in headline for word in words), headline
 
 
 def test_flags_stand_above_everything_else_and_are_text(fresh: Path) -> None:
-    flags = [{"name": "metric_and_judge", "text": f"They disagree on 41 of 100. {HOSTILE}"}]
+    flags = [{"name": "score_and_judge", "text": f"They disagree on 41 of 100. {HOSTILE}"}]
     edit_summary(fresh, flags=flags)
     write_report(fresh)
     page = body(fresh)
@@ -412,7 +415,7 @@ def test_a_lazy_run_says_at_least(fresh: Path) -> None:
     scores = pd.read_csv(fresh / "candidates.csv", keep_default_na=False)
     n = int(scores["passes"].sum())
     open_ = scores.index[~scores["passes"]][0]
-    assert f"{n} of which pass" in " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    assert f"{n} of which pass" in " ".join(make_claim(open_folder(fresh)).evidence)
     scores.loc[open_, "reason"] = "not needed: bypass is worse than the best"
     scores.to_csv(fresh / "candidates.csv", index=False)
     write_report(fresh)
@@ -427,13 +430,13 @@ def test_a_lazy_run_says_at_least(fresh: Path) -> None:
 def test_the_papers_count_and_the_prompts_kept_are_said(fresh: Path) -> None:
     rate = {"rate": 0.9, "se": 0.03, "n": 100, "paper_count": 0.4}
     kept = {"val": {"harmful": {"kept": 9, "of": 32}}}
-    edit_summary(fresh, refusal_rate={"harmful": {"baseline": rate}}, kept_prompts=kept)
-    evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    edit_summary(fresh, rates={"harmful": {"baseline": rate}}, kept_prompts=kept)
+    evidence = " ".join(make_claim(open_folder(fresh)).evidence)
     assert "90\u202f% (SE 3.0; 40\u202f% by the paper\u2019s exact phrases)" in evidence
     assert "(val: 9 of 32 harmful)" in evidence
     rate["paper_count"] = 0.9
-    edit_summary(fresh, refusal_rate={"harmful": {"baseline": rate}})
-    assert "exact phrases" not in " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    edit_summary(fresh, rates={"harmful": {"baseline": rate}})
+    assert "exact phrases" not in " ".join(make_claim(open_folder(fresh)).evidence)
 
 
 def test_replies_are_compared_beside_what_chance_shares(fresh: Path) -> None:
@@ -446,12 +449,12 @@ def test_replies_are_compared_beside_what_chance_shares(fresh: Path) -> None:
 
 def test_an_addition_that_does_nothing_is_not_called_an_effect(fresh: Path) -> None:
     rate = {"rate": 0.01, "se": 0.01, "n": 100}
-    edit_summary(fresh, refusal_rate={"harmless": {"baseline": rate, "addition": rate}})
-    evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    edit_summary(fresh, rates={"harmless": {"baseline": rate, "addition": rate}})
+    evidence = " ".join(make_claim(open_folder(fresh)).evidence)
     assert "does not change that measurably: 1\u202f% (SE 1.0) by the phrase judge" in evidence
     assert "though the refusal metric goes from \u2212" in evidence
     (fresh / "metrics.csv").unlink()
-    evidence = " ".join(make_claim(RunFolder.open(fresh)).evidence)
+    evidence = " ".join(make_claim(open_folder(fresh)).evidence)
     assert "does not change that measurably: 1\u202f% (SE 1.0)." in evidence
 
 
@@ -482,7 +485,10 @@ def test_a_section_is_a_function_and_a_line(fresh: Path, monkeypatch: pytest.Mon
     def render(run: RunFolder) -> Section | None:
         return Section("mine", "My <study>", (Html("<p>hello</p>"),))
 
-    entries = (Entry("mine", "x", render), Entry("other", "y", lambda run: None, optional=True))
+    entries = (
+        Entry(200, "mine", "x", render),
+        Entry(201, "other", "y", lambda run: None, optional=True),
+    )
     monkeypatch.setattr(page_module, "SECTIONS", (*SECTIONS, *entries))
     page = write_report(fresh).read_text()
     assert '<section id="mine"><h2>My &lt;study&gt;</h2><p>hello</p></section>' in page

@@ -19,8 +19,9 @@ from synthetic_run import write_run
 
 from refusal_lens.directions import Direction
 from refusal_lens.errors import InputError
-from refusal_lens.report import is_reference_run, write_reference_report
-from refusal_lens.report.folder import RunFolder
+from refusal_lens.interop.layout import is_reference_run
+from refusal_lens.pipeline import write_reference_report
+from refusal_lens.pipeline.page import open_folder
 
 N_POSITIONS, N_LAYERS, D_MODEL = 3, 10, 8
 CHOSEN = (-2, 5)
@@ -124,7 +125,7 @@ def test_the_rule_takes_what_the_reference_took(reference: Path, tmp_path: Path)
 
 def test_its_candidates_come_in_our_columns_with_reasons(reference: Path, tmp_path: Path) -> None:
     write_reference_report(reference, tmp_path / "out")
-    written = RunFolder.open(tmp_path / "out").table("candidates.csv")
+    written = open_folder(tmp_path / "out").table("candidates.csv")
     assert list(written.columns) == (
         ["position", "position_name", "layer", "norm", "bypass", "induce", "kl", "passes", "reason"]
     )
@@ -179,7 +180,7 @@ def test_missing_files_of_the_reference_are_only_missed(tmp_path: Path) -> None:
     assert "nothing to compare" in page
     assert not (out / "candidates.safetensors").exists()
     assert not (out / "direction.safetensors").exists()
-    assert RunFolder.open(out).table("candidates.csv")["norm"].isna().all()
+    assert open_folder(out).table("candidates.csv")["norm"].isna().all()
 
 
 def test_direction_pt_alone_is_enough_where_the_choices_agree(
@@ -217,7 +218,7 @@ def test_refusal_rates_of_its_completions_are_read(reference: Path, tmp_path: Pa
         facts = {"substring_matching_success_rate": success, "completions": [{}] * 50}
         (folder / f"{name}_evaluations.json").write_text(json.dumps(facts))
     page = write_reference_report(reference, tmp_path / "out").read_text()
-    found = summary_of(tmp_path / "out")["refusal_rate"]
+    found = summary_of(tmp_path / "out")["rates"]
     se = math.sqrt(0.95 * 0.05 / 50)
     assert found["harmful"]["baseline"] == pytest.approx({"rate": 0.95, "se": se, "n": 50})
     assert found["harmful"]["subtraction"]["rate"] == pytest.approx(0.1)

@@ -23,7 +23,7 @@ from refusal_lens.attribution import attribute, attribute_sources
 from refusal_lens.attribution.heads import Head
 from refusal_lens.behaviours import FirstTokens
 from refusal_lens.chat import Place, Rendered
-from refusal_lens.directions import Candidates, Finding, Selection, Thresholds, score_candidates
+from refusal_lens.directions import Candidates, Selection, Thresholds, score_candidates
 from refusal_lens.directions.finding import FilteredPrompts
 from refusal_lens.display import shown
 from refusal_lens.evaluation import complete
@@ -60,7 +60,7 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     found = attribute(model, prompts[:2], direction)
     job = prepare(kit.folder("qwen2"), orthogonalise(direction))
     return {
-        "Finding": Finding(direction, candidates, selection, tokens, filtered, filtered),
+
         "Candidates": candidates,
         "Selection": selection,
         "FirstTokens": tokens,
@@ -81,7 +81,7 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
             model, [EVIL[:60]], behaviour=FirstTokens((40,)), edit=ablate(direction), max_new_tokens=40
         )[0],
         "PhraseJudge": phrase_judge,
-        "RunConfig": RunConfig(EVIL, harmful=EVIL, harmless=EVIL, system=EVIL, n_train=9),
+        "RunConfig": RunConfig(EVIL, positive=EVIL, negative=EVIL, system=EVIL, n_train=9),
         "Run": Run(Path("/tmp") / EVIL[:500].replace("/", "")),
         "Writers": writers_of(model.hf),
         "ExportPlan": job,

@@ -215,7 +215,7 @@ class TestSteps:
                 step.write_text("s.txt", str(value)) if step.needed else None
 
 
-class TestAsked:
+class TestPlan:
     """What a run is asked for decides which of the results on the disk count."""
 
     def ask(self, folder: Path, *, n: int = 3, nulls: bool = True, until: str = "") -> list[str]:
@@ -225,7 +225,7 @@ class TestAsked:
             asked["nulls"] = ({}, ("scores",))
         done = []
         with Run.open(folder) as run:
-            run.ask(asked, without=() if nulls else ("nulls",))
+            run.plan(asked, without=() if nulls else ("nulls",))
             for name, (inputs, after) in asked.items():
                 with run.step(name, inputs=inputs, after=after) as step:
                     if step.needed:
@@ -283,8 +283,8 @@ class TestAsked:
     ) -> None:
         self.ask(tmp_path)
         with Run.open(tmp_path) as run:
-            assert not run.withdraw("nulls", {}, ["scores"])
-            assert run.withdraw("nulls", {"seed": 1}, ["scores"])
+            assert not run.invalidate("nulls", {}, ["scores"])
+            assert run.invalidate("nulls", {"seed": 1}, ["scores"])
         assert not (tmp_path / "nulls.txt").exists()
         assert not (tmp_path / "manifest.json").exists()
 
@@ -336,11 +336,11 @@ class TestForeignManifests:
             with Run.open(tmp_path) as run:
                 if "means" in damage:
                     with pytest.raises(InputError, match="damaged or foreign"):
-                        run.ask(wanted)
+                        run.plan(wanted)
                 else:
-                    run.ask(wanted)  # it will be done again
+                    run.plan(wanted)  # it will be done again
                     with pytest.raises(InputError, match="not a step's manifest"):
-                        run.ask({"means": ({"n": 3}, ())}, without=["scores"])
+                        run.plan({"means": ({"n": 3}, ())}, without=["scores"])
 
     @pytest.mark.parametrize("change", [{"after": ["means"]}, {"inputs": 3}, {"outputs": [1]}])
     def test_damage_is_one_line(self, tmp_path: Path, change: dict[str, Any]) -> None:
@@ -482,7 +482,7 @@ class TestAdditions:
 STEPS_BEFORE_THE_KILL = """
 import os, signal, sys
 from pathlib import Path
-from refusal_lens.runs import Run, files, step as steps
+from refusal_lens.runs import Run, files
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -538,7 +538,7 @@ def whole_work(folder: Path, *, threshold: float = 0.1) -> None:
     """A run with parts, tables, tensors and a text, finished, and a study added to it."""
     with Run.open(folder) as run:
         asked: dict[str, Any] = {"a": ({}, ()), "b": ({"threshold": threshold}, ("a",))}
-        run.ask(asked)
+        run.plan(asked)
         with run.step("a", inputs={}) as step:
             if step.needed:
                 for part in range(len(step.records), 3):

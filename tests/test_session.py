@@ -233,8 +233,8 @@ def test_another_system_prompt_is_the_model_s_and_the_direction_stays_the_run_s(
             with step.writing("direction.safetensors") as path:
                 direction.save(path)
         with run.step("summary", inputs={}, after=["selection"]) as step:
-            step.write_json("summary.json", {"refusal_tokens": [40]})
-        run.finish(config=RunConfig(str(kit.folder("qwen2")), harmful="a", harmless="b").as_dict())
+            step.write_json("summary.json", {"behaviour": kit.about([40])})
+        run.finish(config=RunConfig(str(kit.folder("qwen2")), positive="a", negative="b").as_dict())
     options = {"dtype": None, "device": "cpu", "trust_remote_code": False, "max_new_tokens": 4}
     found = chat._load(tmp_path / "run", system="Be brief.", **options)
     assert found.direction == direction

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from synthetic_run import LABELS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -29,9 +30,9 @@ from refusal_lens.errors import InputError
 from refusal_lens.judges import judge_replies
 from refusal_lens.metrics import first_token_log_odds
 from refusal_lens.model import Site
-from refusal_lens.pipeline.suffix_job import run_suffix_study
+from refusal_lens.pipeline import write_report, write_whole_report
+from refusal_lens.pipeline.suffix_job import SuffixConfig, run_suffix_study
 from refusal_lens.plotting.tokens import attention_view, contribution_view
-from refusal_lens.report import write_report, write_whole_report
 from refusal_lens.report.sections.suffix import headline, title
 from refusal_lens.runs import Run, read_csv, read_json, read_jsonl
 from refusal_lens.studies.suffix import (
@@ -234,7 +235,7 @@ def test_summary_agrees_with_the_frame_and_is_json() -> None:
     ratio = float(totals[ADVERSARIAL].dfa.sum(1).mean() / totals[RANDOM].dfa.sum(1).mean())
     assert found["against_random"]["dfa"] == pytest.approx(ratio)
     assert found["merged_at_border"] == 0
-    assert headline(found).startswith("Refusal of harmful instructions: 0")
+    assert headline(found, LABELS).startswith("Refusal of harmful instructions: 0")
 
 
 def test_the_causal_check_has_every_edit_with_its_random_sets() -> None:
@@ -383,10 +384,11 @@ def finished(tmp_path: Path) -> Path:
     with Run.open(folder) as run:
         with run.step("behaviour", inputs={}) as step:
             step.write_jsonl("prompts.jsonl", rows)
-            step.write_json("behaviour.json", {"refusal_tokens": {"ids": list(refusal_tokens())}, "model": {}})
         with run.step("selection", inputs={}, after=["behaviour"]) as step:
             with step.writing("direction.safetensors") as path:
                 direction().save(path)
+        with run.step("summary", inputs={}, after=["selection"]) as step:
+            step.write_json("summary.json", {"refusal_tokens": list(refusal_tokens())})
         config = {"model": kit.load("qwen2").name, "revision": None, "system": None, "dtype": None}
         run.finish(config=config, model={}, prompts={}, data_sha256="")
     return folder
@@ -397,13 +399,13 @@ def small(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_study_joins_a_run_and_its_page(finished: Path) -> None:
-    summary = run_suffix_study(finished, **small())
+    summary = run_suffix_study(finished, SuffixConfig(**small()))
     whole = Run.read(finished).whole()
     assert "suffix" in whole["steps"]
     assert Run.read(finished).damage() == []
     page = (finished / "report.html").read_text()
     values = read_csv(finished / "suffix/values.csv", text=("region",))
-    assert f"<h2>{title(summary, values)}</h2>" in page
+    assert f"<h2>{title(summary, values, LABELS)}</h2>" in page
     assert summary["suffix"] == SUFFIX
     values = read_csv(finished / "suffix/values.csv", text=("region",))
     assert set(values["condition"]) == set(CONDITIONS)
@@ -411,9 +413,9 @@ def test_the_study_joins_a_run_and_its_page(finished: Path) -> None:
         sides()[1]
     )
     before = (finished / "suffix/values.csv").stat().st_mtime_ns
-    run_suffix_study(finished, **small())
+    run_suffix_study(finished, SuffixConfig(**small()))
     assert (finished / "suffix/values.csv").stat().st_mtime_ns == before
-    run_suffix_study(finished, **small(suffix=" other"))
+    run_suffix_study(finished, SuffixConfig(**small(suffix=" other")))
     assert read_json(finished / "suffix/summary.json")["suffix"] == " other"
 
 
@@ -436,15 +438,15 @@ def test_the_title_of_the_study_follows_its_numbers(
         conditions[name] = {"refusal_rate": {"rate": rate, "n": n}}
         signs = [1.0] * round(share * n) + [-1.0] * (n - round(share * n))
         rows += [{"condition": name, "quantity": "metric", "value": sign} for sign in signs]
-    assert title({"conditions": conditions}, pd.DataFrame(rows)) == wanted
+    assert title({"conditions": conditions}, pd.DataFrame(rows), LABELS) == wanted
 
 
 def test_a_failed_study_leaves_the_run_whole(finished: Path) -> None:
     with pytest.raises(InputError, match="context of 256"):
-        run_suffix_study(finished, **small(suffix=" x" * 200))
+        run_suffix_study(finished, SuffixConfig(**small(suffix=" x" * 200)))
     assert Run.read(finished).whole()["config"]["model"] == kit.load("qwen2").name
     with pytest.raises(InputError, match="none given"):
-        run_suffix_study(finished, **small(suffix=None))
+        run_suffix_study(finished, SuffixConfig(**small(suffix=None)))
 
 
 def test_the_page_trusts_no_reply_and_no_suffix(
@@ -457,7 +459,7 @@ def test_the_page_trusts_no_reply_and_no_suffix(
         return [replace(row, response=hostile) for row in real(*args, **options)]
 
     monkeypatch.setattr(measure, "complete", answering)
-    run_suffix_study(finished, **small(suffix=hostile))
+    run_suffix_study(finished, SuffixConfig(**small(suffix=hostile)))
     assert read_jsonl(finished / "suffix/completions.jsonl")[0]["response"] == hostile
     page = write_report(finished).read_text()
     assert "<script>document" not in page
@@ -467,7 +469,7 @@ def test_the_page_trusts_no_reply_and_no_suffix(
 
 
 def test_a_damaged_study_gets_a_line(finished: Path) -> None:
-    run_suffix_study(finished, **small())
+    run_suffix_study(finished, SuffixConfig(**small()))
     for name in ("suffix/effects.csv", "suffix/summary.json"):
         (finished / name).write_text("{}\n")
         with pytest.raises(InputError, match=name):
@@ -538,6 +540,6 @@ def test_the_command_says_what_it_found(finished: Path, capsys: pytest.CaptureFi
 
 
 def test_effects_without_random_sets_still_draw(finished: Path) -> None:
-    run_suffix_study(finished, **small(n_random_sets=0))
+    run_suffix_study(finished, SuffixConfig(**small(n_random_sets=0)))
     effects = pd.read_csv(finished / "suffix/effects.csv")
     assert set(effects["heads"]) == {"none", "top"}

@@ -24,9 +24,10 @@ from synthetic_run import EXPORT, write_run
 from refusal_lens.chat import Place
 from refusal_lens.directions import Candidates, Direction
 from refusal_lens.errors import InputError
+from refusal_lens.pipeline import write_reference_report, write_report, write_whole_report
+from refusal_lens.pipeline.measurements import FORMS
+from refusal_lens.pipeline.page import open_folder
 from refusal_lens.plotting.tokens import attention_view, contribution_view
-from refusal_lens.report import write_reference_report, write_report, write_whole_report
-from refusal_lens.report.folder import RunFolder
 from refusal_lens.runs import (
     Run,
     read_csv,
@@ -37,9 +38,9 @@ from refusal_lens.runs import (
 )
 from refusal_lens.runs.files import is_temporary, temporary_name
 from refusal_lens.runs.journal import Journal, journal_name
-from refusal_lens.runs.step import difference
+from refusal_lens.runs.open_step import difference
 
-ROW = {"instruction": "Bake.", "response": "Sure.", "refusal": False, "metric": -1.0}
+ROW = {"instruction": "Bake.", "response": "Sure.", "shows": False, "score": -1.0}
 
 
 def direction() -> Direction:
@@ -346,7 +347,7 @@ class TestChangedBytes:
             Run.read(fresh).output(name)
         page = write_report(fresh).read_text()
         assert f"{name} has other contents than it was written with" in page
-        run = RunFolder.open(fresh)
+        run = open_folder(fresh)
         assert run.file(name) is None
         assert "e" not in run.made("exports", ".json") or name != "exports/e.json"
         with pytest.raises(InputError, match=f"got {name} that has other contents"):
@@ -390,7 +391,7 @@ class TestWhole:
 
     def test_so_has_one_whose_steps_are_asked_for_otherwise(self, fresh: Path) -> None:
         with Run.open(fresh) as run:
-            run.ask({"selection": ({"kl": 0.2}, ())}, without=["summary"])
+            run.plan({"selection": ({"kl": 0.2}, ())}, without=["summary"])
         with pytest.raises(InputError, match="out of date"):
             write_whole_report(fresh)
 
@@ -415,17 +416,17 @@ class TestJournals:
     def test_one_of_a_step_no_longer_asked_for_goes_too(self, tmp_path: Path) -> None:
         asked: dict[str, Any] = {"a": ({}, ()), "b": ({}, ("a",))}
         with pytest.raises(KeyboardInterrupt), Run.open(tmp_path) as run:
-            run.ask(asked)
+            run.plan(asked)
             with run.step("a", inputs={}):
                 pass
             with run.step("b", inputs={}, after=["a"]) as step:
                 step.keep({"part": 0})
                 raise KeyboardInterrupt
         with Run.open(tmp_path) as run:
-            run.ask(asked)
+            run.plan(asked)
         assert len(list((tmp_path / "steps").glob("*.journal"))) == 1
         with Run.open(tmp_path) as run:
-            run.ask({"a": ({}, ())})
+            run.plan({"a": ({}, ())})
         assert not list((tmp_path / "steps").glob("*.journal"))
 
 
@@ -471,7 +472,7 @@ WHOLE = {"format": 1, "config": {"model": "organism", "dtype": None, "prefill": 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("run.json", {"format": 1, "asked": {"a": None}}),
+        ("run.json", {"format": 1, "plan": {"a": None}}),
         ("manifest.json", WHOLE),
         ("steps/s.json", STEP),
         ("exports/e.json", EXPORT | {"notes": ["x"]}),
@@ -484,17 +485,17 @@ def test_any_other_type_in_a_file_is_one_line_or_read(
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(value))
-    assert read_json(path) == value
+    assert FORMS.read(tmp_path, name) == value
     lines = []
     for what, other in spoilt(value):
         path.write_text(json.dumps(other))
-        if line := said_by(lambda: read_json(path)):
+        if line := said_by(lambda: FORMS.read(tmp_path, name)):
             lines.append(line)
             assert path.name in line, what
             assert len(line.replace(str(tmp_path), "")) < 300
             assert "\n" not in line
         else:
-            assert type(read_json(path)) is type(value), what
+            assert type(FORMS.read(tmp_path, name)) is type(value), what
     assert len(lines) > 10
 
 
@@ -519,7 +520,7 @@ def test_odd_cells_never_reach_a_table(tmp_path: Path, name: str) -> None:
             odd = whole.copy()
             odd.loc[0, column] = cell
             odd.to_csv(folder / name, index=False)
-            run = RunFolder.open(folder)
+            run = open_folder(folder)
             if line := said_by(lambda run=run: run.table(name)):  # type: ignore[misc]
                 assert name in line
                 continue

@@ -52,7 +52,7 @@ from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
 from refusal_lens.judges import PhraseJudge, judge_from_json, judge_replies
 from refusal_lens.metrics import binomial_standard_error, cosine_similarity, cross_entropy
 from refusal_lens.model import ChatModel, Site
-from refusal_lens.report import write_reference_report
+from refusal_lens.pipeline import write_reference_report
 from refusal_lens.studies import suffix
 
 NAN, INF, HUGE = math.nan, math.inf, 10**30
@@ -1033,8 +1033,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "model": model,
                 "contrast": takes(w.contrast, "contrast"),
                 "behaviour": takes(None, "behaviour or None"),
-                "places": takes(None, "places"),
-                "thresholds": takes(None, "thresholds"),
+                "places": takes(None, "places or None"),
+                "rule": takes(None, "thresholds"),
                 "mode": takes("lazy", "word"),
                 "batch_size": count,
                 "on_progress": told,
@@ -1496,6 +1496,7 @@ def cases(w: SimpleNamespace) -> Iterator[Case]:
     wrong = wrong_values(w)
     wrong |= {
         "behaviour or None": _but(wrong["behaviour"], "None"),
+        "places or None": _but(wrong["places"], "far", "no reply"),
         "model or None": _but(wrong["model"], "None"),
         "texts or None": _but(wrong["texts"], "None"),
         "flag or None": _but(wrong["flag"], "None"),

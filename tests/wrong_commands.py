@@ -202,8 +202,8 @@ def make_world(place: Path) -> SimpleNamespace:
         ):
             direction.save(path)
         with run.step("summary", inputs={}, after=["selection"]) as step:
-            step.write_json("summary.json", {"refusal_tokens": [40]})
-        config = RunConfig(str(folder), harmful=str(good), harmless=str(others))
+            step.write_json("summary.json", {"behaviour": kit.about([40])})
+        config = RunConfig(str(folder), positive=str(good), negative=str(others))
         run.finish(config=config.as_dict(), model=str(folder))
     invented = synthetic_run.write_run(place / "invented", n_layers=5, n_prompts=4)
     return SimpleNamespace(

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from refusal_lens.pipeline import RunConfig, run_pipeline
-from refusal_lens.pipeline.suffix_job import run_suffix_study
+from refusal_lens.pipeline import LoadOptions, RunConfig, run_pipeline
+from refusal_lens.pipeline.suffix_job import SuffixConfig, run_suffix_study
 from refusal_lens.plotting.suffix import suffix_cosine
 from refusal_lens.runs import read_csv, write_csv, write_json, write_text
 from refusal_lens.studies.suffix import read_suffix
@@ -39,15 +39,16 @@ def main() -> None:
     run = Path("runs") / name
     config = RunConfig(
         model=asked.model,
-        harmful=asked.harmful,
-        harmless=asked.harmless,
+        positive=asked.harmful,
+        negative=asked.harmless,
         n_test=asked.n_test,
         device=asked.device,
         dtype=asked.dtype,
     )
     run_pipeline(config, run)
     suffix = None if asked.suffix_file is None else read_suffix(asked.suffix_file)
-    summary = run_suffix_study(run, suffix=suffix, device=asked.device, dtype=asked.dtype)
+    options = LoadOptions(asked.dtype, asked.device)
+    summary = run_suffix_study(run, SuffixConfig(suffix), options=options)
     values = read_csv(run / "suffix" / "values.csv", text=("region",))
     values = values[values["quantity"] == "cosine"]
     figure = suffix_cosine(values, selected_layer=summary["layer"])

@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from refusal_lens.pipeline import RunConfig, run_pipeline
+from refusal_lens.pipeline.page import open_folder
 from refusal_lens.pipeline.suffix_job import run_suffix_study
 from refusal_lens.plotting.heads import (
     head_attention,
@@ -20,7 +21,7 @@ from refusal_lens.plotting.heads import (
     head_effects,
     head_sources,
 )
-from refusal_lens.plotting.suffix import suffix_losses, suffix_refusal
+from refusal_lens.plotting.suffix import suffix_behaviour, suffix_losses
 from refusal_lens.plotting.tokens import contribution_map, projection_map
 from refusal_lens.report.sections.suffix import headline
 from refusal_lens.runs import read_csv, read_json, write_csv, write_json, write_text
@@ -47,14 +48,15 @@ def main() -> None:
     )
     effects, lost = read_csv(folder / "effects.csv"), read_csv(folder / "lost.csv")
     stories = [s for s in read_json(folder / "stories.json") if s["prompt"] == 0]
+    labels = open_folder(run).labels
     figures = {
-        "heads": head_attribution(values),
+        "heads": head_attribution(values, labels=labels),
         "attention": head_attention(values),
-        "sources": head_sources(values),
-        "effects": head_effects(effects),
-        "effects_metric": head_effects(effects, quantity="metric"),
+        "sources": head_sources(values, labels=labels),
+        "effects": head_effects(effects, labels=labels),
+        "effects_metric": head_effects(effects, labels=labels, quantity="metric"),
         "losses": suffix_losses(lost),
-        "refusal": suffix_refusal(values),
+        "behaviour": suffix_behaviour(values, labels=labels),
         "projection_map": projection_map(stories, selected_layer=summary["layer"]),
         "contribution_map": contribution_map(stories),
     }
@@ -70,7 +72,7 @@ def main() -> None:
         write_text(asked.out / f"{run.name}_{name}.html", source)
         if asked.png:
             figure.write_image(asked.out / f"{run.name}_{name}.png", scale=2)
-    print(headline(summary))
+    print(headline(summary, labels))
     for name, found in summary["conditions"].items():
         looks = ", ".join(f"{region} {a:.2f}" for region, a in found["attention"].items())
         print(f"{name}: heads write {found['dfa']:.2f}; attention to {looks}")

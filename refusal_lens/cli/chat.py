@@ -94,30 +94,21 @@ def _load(
     folder: Path, *, system: str | None, max_new_tokens: int | None, **options: Any
 ) -> Respondent:
     """The run's model, direction and behaviour, as something that answers."""
-    from refusal_lens.behaviours import FirstTokens
     from refusal_lens.chat import ChatFormat
-    from refusal_lens.directions import Direction
-    from refusal_lens.model import ChatModel
     from refusal_lens.pipeline.config import chat_options
-    from refusal_lens.runs import Run, read_json
+    from refusal_lens.pipeline.finding import LoadOptions, open_run
 
-    run = Run.read(folder)
-    config = run.whole()["config"]
-    path, summary = run.output("direction.safetensors"), read_json(run.output("summary.json"))
-    # Whether to run a model's code is for the person at the keyboard to say, not for a folder.
-    options["dtype"] = options["dtype"] or config["dtype"]
+    finding = open_run(folder, LoadOptions(**options))
+    direction = finding.direction
     if not is_quiet():
-        say(one_line(f"loading {config['model']}"))
-    written = chat_options(config)
-    model = ChatModel.load(config["model"], revision=config["revision"], **written, **options)
-    direction = Direction.load(path, model)
+        say(one_line(f"loading {finding.settings['model']}"))
+    model = finding.model
+    direction.check_belongs_to(model)
     if system is not None:
-        # Read the direction first: it was found with the run's own system prompt.
-        asked = {**written, "system": system}
-        model = model.with_chat(ChatFormat.from_tokenizer(model.tokenizer, **asked))
-    return Respondent(
-        model, direction, FirstTokens(tuple(summary["refusal_tokens"])), max_new_tokens
-    )
+        # The direction was checked first: it was found with the run's own system prompt.
+        written = chat_options(finding.settings) | {"system": system}
+        model = model.with_chat(ChatFormat.from_tokenizer(model.tokenizer, **written))
+    return Respondent(model, direction, finding.behaviour, max_new_tokens)
 
 
 def _converse(session: Session, words: Words) -> None:

@@ -106,16 +106,15 @@ def export(
 
 def _estimate(run: Path, model: str | None, *, trust_remote_code: bool) -> Estimate:
     """What an ablation needs, from the headers of the model's files."""
-    from refusal_lens.directions import Direction
     from refusal_lens.pipeline.export_model import model_folder
-    from refusal_lens.runs import Run
+    from refusal_lens.pipeline.finding import open_run
     from refusal_lens.weights import orthogonalise, prepare
     from refusal_lens.weights.estimate import estimate_of
 
-    found = Run.read(run)
-    own = found.whole()["config"]
-    folder = model_folder(model or own["model"], None if model else own["revision"])
-    edit = orthogonalise(Direction.load(found.output("direction.safetensors")))
+    finding = open_run(run)
+    settings = finding.settings
+    folder = model_folder(model or settings["model"], None if model else settings["revision"])
+    edit = orthogonalise(finding.direction)
     job = prepare(folder, edit, allow_partial=True, trust_remote_code=trust_remote_code)
     return estimate_of(job)
 

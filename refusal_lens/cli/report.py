@@ -31,12 +31,8 @@ def report(
     the reference implementation is read, its candidates are put to the selection rule, and the
     table, summary and figures are written to --out.
     """
-    from refusal_lens.report import (
-        is_reference_run,
-        write_reference_report,
-        write_whole_report,
-    )
-    from refusal_lens.report.folder import RunFolder
+    from refusal_lens.interop.layout import is_reference_run
+    from refusal_lens.pipeline.page import open_folder, write_reference_report, write_whole_report
 
     ours = not is_reference_run(run)
     if ours and out is not None:
@@ -50,7 +46,7 @@ def report(
         )
     else:
         page = write_reference_report(run, out).resolve()
-    summary = RunFolder.open(page.parent).summary
+    summary = open_folder(page.parent).summary
     if json:
         deliver_json({"report": page, "summary": summary})
     else:

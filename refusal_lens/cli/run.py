@@ -28,25 +28,53 @@ def run(
     model: Annotated[
         str, typer.Argument(help="Hugging Face name, a folder, or organism (bundled, offline).")
     ] = "organism",
-    harmful: Annotated[
+    concept: Annotated[
         str | None,
-        typer.Option(help="Prompts to refuse: .txt (a line each), .json, .jsonl, .csv, data set."),
+        typer.Option(help="A TOML file: kinds, prompts, behaviour, judge, words, places, sizes."),
     ] = None,
-    harmless: Annotated[str | None, typer.Option(help="Prompts to answer, likewise.")] = None,
+    positive: Annotated[
+        str | None,
+        typer.Option(
+            "--positive",
+            "--harmful",
+            help="Prompts that show it (to refuse): .txt, .json, .jsonl, .csv, data set.",
+        ),
+    ] = None,
+    negative: Annotated[
+        str | None,
+        typer.Option("--negative", "--harmless", help="Prompts that do not (to answer), likewise."),
+    ] = None,
     splits: Annotated[
         str | None, typer.Option(help="Folder of splits in the reference repository's layout.")
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="The base model it was tuned from, to compare with.")
     ] = None,
-    n_train: Annotated[int, typer.Option(min=1, help="Prompts of each kind for the means.")] = 128,
-    n_val: Annotated[int, typer.Option(min=1, help="Prompts of each kind for the scores.")] = 32,
-    n_test: Annotated[int, typer.Option(min=1, help="Prompts of each kind for the tests.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the splits and the nulls.")] = 0,
-    refusal_tokens: Annotated[
-        str | None,
-        typer.Option(help="First tokens of refusals, as texts or ids: I,As  [default: found out]"),
+    name: Annotated[
+        str | None, typer.Option(help="What the direction is about  [default: refusal]")
     ] = None,
+    places: Annotated[
+        str | None,
+        typer.Option(help="Where it is sought: t_inst,post[-1]  [default: all behind the prompt]"),
+    ] = None,
+    first_tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--first-tokens",
+            "--refusal-tokens",
+            help="First tokens of replies that show it, as texts or ids: I,As  [default: found out]",
+        ),
+    ] = None,
+    n_train: Annotated[
+        int | None, typer.Option(min=1, help="Prompts of each kind for the means  [default: 128]")
+    ] = None,
+    n_val: Annotated[
+        int | None, typer.Option(min=1, help="Prompts of each kind for the scores  [default: 32]")
+    ] = None,
+    n_test: Annotated[
+        int | None, typer.Option(min=1, help="Prompts of each kind for the tests  [default: 100]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the splits and the nulls.")] = 0,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     prefill: Annotated[str, typer.Option(help="Text that opens every answer.")] = "",
     thinking: Annotated[
@@ -104,26 +132,28 @@ def run(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Find the refusal direction of MODEL, test it, and write a run folder with a page.
+    """Find the direction of refusal, or of another concept, in MODEL; test it, and write a run folder with a page.
 
     Killed or interrupted, the same command goes on where it was. With changed options it redoes
     just the steps that depend on them. By default 260 distinct prompts of each kind are needed.
     """
     options = {name: value for name, value in locals().items() if name not in ("out", *SHARED)}
-    options["refusal_tokens"] = None if refusal_tokens is None else _tokens(refusal_tokens)
+    for option, listed in (("first_tokens", first_tokens), ("places", places)):
+        options[option] = None if listed is None else _listed(option, listed)
 
     from refusal_lens.directions import Thresholds
     from refusal_lens.pipeline import RunConfig, run_pipeline
+    from refusal_lens.pipeline.page import open_folder
     from refusal_lens.report.claim import make_claim
-    from refusal_lens.report.folder import RunFolder
 
     check_place(dtype, device, device_map)
     with usage():
         Thresholds(kl_threshold, induce_threshold, prune_layers)
         config = RunConfig(**options)
+        config.asked_concept()
     with progress() as on_progress:
         summary = run_pipeline(config, out, on_progress=on_progress)
-    headline = make_claim(RunFolder.open(out)).headline
+    headline = make_claim(open_folder(out)).headline
     page = (out / "report.html").resolve()
     if json:
         deliver_json({"headline": headline, "report": page, "summary": summary})
@@ -135,12 +165,14 @@ def run(
         raise typer.Exit(UNMET)
 
 
-def _tokens(listed: str) -> tuple[str, ...]:
-    """The texts or ids of --refusal-tokens."""
-    found = tuple(listed.split(","))
-    if "" in found:
+def _listed(option: str, listed: str) -> tuple[str, ...]:
+    """What an option lists with commas."""
+    texts = tuple(listed.split(","))
+    if "" in texts:
+        need = {"first_tokens": "texts or ids", "places": "places"}[option]
+        such = {"first_tokens": "I,As", "places": "t_inst,post[-1]"}[option]
         raise typer.BadParameter(
-            f"got {listed!r}, need texts or ids with commas between them, such as I,As",
-            param_hint="--refusal-tokens",
+            f"got {listed!r}, need {need} with commas between them, such as {such}",
+            param_hint=f"--{option.replace('_', '-')}",
         )
-    return found
+    return texts

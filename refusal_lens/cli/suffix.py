@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -52,33 +53,25 @@ def suffix(
     if text is not None and file is not None:
         raise typer.BadParameter("give one of the two", param_hint="--suffix and --suffix-file")
 
-    from refusal_lens.pipeline.suffix_job import run_suffix_study
+    from refusal_lens.pipeline.finding import LoadOptions
+    from refusal_lens.pipeline.page import open_folder
+    from refusal_lens.pipeline.suffix_job import SuffixConfig, run_suffix_study
     from refusal_lens.report.sections.suffix import headline
     from refusal_lens.studies.suffix import read_suffix
-    from refusal_lens.studies.suffix.suffixes import checked_suffix
 
     check_place(dtype, device, device_map)
     with usage():
-        if text is not None:
-            checked_suffix(text)
-    with progress() as on_progress:
-        summary = run_suffix_study(
-            run,
-            suffix=text if file is None else read_suffix(file),
-            n_heads=n_heads,
-            n_random_sets=n_random_sets,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            trust_remote_code=trust_remote_code,
-            on_progress=on_progress,
+        config = SuffixConfig(
+            text, n_heads, n_random_sets, seed, max_new_tokens=max_new_tokens, batch_size=batch_size
         )
-    page = (run / "report.html").resolve()
+    if file is not None:
+        config = replace(config, suffix=read_suffix(file))
+    options = LoadOptions(dtype, device, device_map, trust_remote_code)
+    with progress() as on_progress:
+        summary = run_suffix_study(run, config, options=options, on_progress=on_progress)
+    page, labels = (run / "report.html").resolve(), open_folder(run).labels
     if json:
-        deliver_json({"headline": headline(summary), "report": page, "summary": summary})
+        deliver_json({"headline": headline(summary, labels), "report": page, "summary": summary})
     else:
-        show(headline(summary))
+        show(headline(summary, labels))
         show(f"report: {page}")

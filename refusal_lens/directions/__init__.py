@@ -2,19 +2,16 @@
 
 from ..direction import Direction
 from .candidates import Candidates
-from .finding import Finding, find_direction
 from .selection import NoCandidateError, Selection, Thresholds, select
 from .sweep import SweepCheckpoint, score_candidates
 
 __all__ = [
     "Candidates",
     "Direction",
-    "Finding",
     "NoCandidateError",
     "Selection",
     "SweepCheckpoint",
     "Thresholds",
-    "find_direction",
     "score_candidates",
     "select",
 ]

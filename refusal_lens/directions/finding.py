@@ -1,18 +1,16 @@
-"""From a model and a contrast to the selected direction, in one call."""
+"""What leads from a model and a contrast to candidates: the behaviour, prompts that show it or not, means."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 
 from ..activations import mean_residuals
 from ..behaviours import Behaviour, FirstTokens, choose_first_tokens
 from ..chat import Place
 from ..conversations import Prompt
-from ..direction import Direction
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
@@ -21,9 +19,6 @@ from ..progress import Progress, named
 from ..prompts import Contrast, PromptPair
 from ..shapes import PerPrompt
 from .candidates import Candidates, provenance_of
-from .selection import Selection, Thresholds, select
-from .sweep import score_candidates
-from .sweep.sweeping import Mode
 
 LEAST_KEPT = 2
 """Fewer prompts of a kind than this leave no mean worth the name."""
@@ -67,26 +62,6 @@ class FilteredPrompts:
         if reason := self.too_few(split):
             raise InputError(reason)
         return self
-
-
-@shown(
-    "selection.place", "selection.layer", "selection.scores", "selection.n_passing", "behaviour", "direction"
-)
-@dataclass(frozen=True, eq=False)
-class Finding:
-    """A direction with everything that led to it."""
-
-    direction: Direction
-    candidates: Candidates
-    selection: Selection
-    behaviour: Behaviour
-    train: FilteredPrompts
-    val: FilteredPrompts
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """Every candidate with its scores and the reason why it does not pass."""
-        return self.selection.table
 
 
 @checked
@@ -167,63 +142,6 @@ def extract_candidates(
         weights_sha256=model.weights_sha256,
     )
     return Candidates.from_means(*means, **facts)
-
-
-@checked
-def find_direction(
-    model: ChatModel,
-    contrast: Contrast,
-    *,
-    behaviour: Behaviour | None = None,
-    places: Sequence[Place | str] | None = None,
-    thresholds: Thresholds | None = None,
-    mode: Mode = "exhaustive",
-    batch_size: int = 32,
-    on_progress: Progress | None = None,
-) -> Finding:
-    """The direction that the paper's rule selects, with candidates, scores and counts.
-
-    behaviour: what the direction is about; by default first tokens, discovered. places: where candidates are read, by
-    default at every post-instruction token. mode "lazy" scores just what the same choice needs. batch_size: prompts in
-    a pass that reads activations; the sweep over candidates finds its own.
-
-    Filters prompts by the model's own behaviour, takes the difference of means on train, scores on val,
-    selects. Raises NoCandidateError (its ``table`` has every score and reason) when no candidate passes,
-    NoFirstTokens (its ``evidence`` has the likeliest first tokens) when none tells the kinds apart, and
-    InputError when the model behaves so on fewer than two prompts of a kind.
-    """
-    rule = thresholds or Thresholds()
-    about: Behaviour = behaviour or choose_behaviour(
-        model, contrast, batch_size=batch_size, on_progress=on_progress
-    )
-    train, val = (
-        filter_by_behaviour(
-            model, pair, behaviour=about, batch_size=batch_size, on_progress=on_progress
-        ).require_enough(split)
-        for split, pair in (("train", contrast.train), ("val", contrast.val))
-    )
-    candidates = extract_candidates(
-        model,
-        train.pair,
-        data_sha256=contrast.sha256,
-        concept=contrast.name,
-        places=places,
-        batch_size=batch_size,
-        on_progress=on_progress,
-    )
-    table = score_candidates(
-        model,
-        candidates,
-        positive=val.pair.positive,
-        negative=val.pair.negative,
-        behaviour=about,
-        mode=mode,
-        rule=rule,
-        on_progress=on_progress,
-    )
-    selection = select(table, model.n_layers, rule)
-    direction = candidates.direction(selection.place, selection.layer)
-    return Finding(direction, candidates, selection, about, train, val)
 
 
 def _where(prompts: Sequence[Prompt], keep: torch.Tensor) -> tuple[Prompt, ...]:

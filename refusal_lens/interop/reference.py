@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from refusal_lens import __version__
+from refusal_lens.behaviours.words import REFUSAL
 from refusal_lens.directions import Direction, NoCandidateError, Selection, Thresholds, select
 from refusal_lens.errors import InputError
 from refusal_lens.interop.layout import EVALUATIONS, METADATA
@@ -148,6 +150,8 @@ def _summary(run: ReferenceRun, selection: Selection | None, table: pd.DataFrame
     rule = Thresholds()
     n_positions = -int(run.scores["position"].min())
     summary: dict[str, Any] = {
+        "behaviour": {"name": "refusal", "unit": "nats", "judge": "phrases", "words": asdict(REFUSAL)},
+        "kinds": ["harmful", "harmless"],
         "model": run.path.resolve().name,
         "n_layers": run.n_layers,
         "positions": _positions(n_positions),
@@ -169,7 +173,7 @@ def _summary(run: ReferenceRun, selection: Selection | None, table: pd.DataFrame
         selected = {"position": selection.position, "layer": selection.layer, "position_name": ""}
         summary |= {"selected": selected, "scores": selection.scores}
     if run.rates:
-        summary["refusal_rate"] = run.rates
+        summary["rates"] = run.rates
     if run.losses is not None:
         summary |= _loss_summary(run.losses)
     return summary

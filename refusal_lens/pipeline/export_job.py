@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import Field, asdict, dataclass, field, fields
 from datetime import datetime, timezone
@@ -18,8 +17,7 @@ from typing import Any, Literal
 import torch
 
 from .. import __version__
-from ..behaviours import FirstTokens
-from ..directions import Candidates, Direction
+from ..conversations import Prompt
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
@@ -30,8 +28,7 @@ from ..interventions import ablate, add, applied
 from ..model import ChatModel
 from ..model.shards import DTYPES
 from ..progress import Progress
-from ..report import write_report
-from ..runs import Run, read_csv, read_json, read_jsonl
+from ..runs import Run
 from ..weights import (
     ExportPlan,
     Orthogonalise,
@@ -46,8 +43,11 @@ from ..weights import (
 from ..weights.arithmetic import NewBias
 from ..weights.atomic import leftovers, require_outside, require_room, shortened, there
 from ..weights.checkpoint import configuration
-from .config import chat_options
 from .export_model import check_belongs, model_folder, where
+from .finding import LoadOptions, open_run
+from .measurements import FORMS
+from .measurements.exports import ExportRecord, step_of
+from .page import write_report
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def run_export(
     work = _Export(Path(folder), config, on_progress)
     work.require_outside_models()
     done: Exported = getattr(work, f"_to_{config.to}")()
-    write_report(work.run.path)
+    write_report(work.finding.path)
     return done
 
 
@@ -145,15 +145,13 @@ class _Export:
 
     def __init__(self, folder: Path, config: ExportConfig, on_progress: Progress | None) -> None:
         self.config = config
-        self.run = Run.read(folder)
-        self.run.whole()
+        options = LoadOptions(config.dtype, config.device, trust_remote_code=config.trust_remote_code)
+        self.finding = open_run(folder, options)
         # Whether the export can be noted there is known before hours of work.
         with Run.open(folder) as run:
-            _take_back_what_never_appeared(run)
-            self.whole = run.whole()
+            _remove_what_never_appeared(run)
         self.on_progress = on_progress
-        self.direction = Direction.load(self.run.output("direction.safetensors"))
-        self.dtype = config.dtype or self.whole["config"]["dtype"]
+        self.direction = self.finding.direction
 
     @property
     def edit(self) -> WeightEdit:
@@ -165,10 +163,11 @@ class _Export:
     @cached_property
     def source(self) -> Path:
         """The folder of the model whose weights are edited, checked to be the direction's own."""
-        own = self.whole["config"]
-        name = self.config.model or own["model"]
-        folder = model_folder(name, own["revision"] if name == own["model"] else None)
-        check_belongs(self.direction, folder, own, trust_remote_code=self.config.trust_remote_code)
+        settings = self.finding.settings
+        name = self.config.model or settings["model"]
+        folder = model_folder(name, settings["revision"] if name == settings["model"] else None)
+        trust = self.config.trust_remote_code
+        check_belongs(self.direction, folder, settings, trust_remote_code=trust)
         return folder
 
     @cached_property
@@ -188,7 +187,7 @@ class _Export:
 
     def require_outside_models(self) -> None:
         """Raise InputError when the output lies in the run's model, the edited one or the packaged ones."""
-        for name in {self.config.model, self.whole["config"]["model"], "organism"} - {None}:
+        for name in {self.config.model, self.finding.settings["model"], "organism"} - {None}:
             require_outside(self.config.out, where(name))
 
     # ---------------------------------------------------------------- formats
@@ -200,7 +199,7 @@ class _Export:
         wanted = self._hook_scores(done)
 
         def check(hidden: Path) -> None:
-            done.parity = self._parity(plan, wanted, lambda: self._load(str(hidden)))
+            done.parity = self._parity(plan, wanted, lambda: self.finding.load(str(hidden)))
 
         write_checkpoint(
             plan,
@@ -278,12 +277,11 @@ class _Export:
         return done
 
     def _to_reference(self) -> Exported:
-        candidates = Candidates.load(self.run.output("candidates.safetensors"))
         done = Exported(self.config.out)
         write_reference(
             self.config.out,
             self.direction,
-            candidates,
+            self.finding.candidates,
             provenance=self.provenance,
             recorded=lambda: self._recorded(done),
         )
@@ -325,23 +323,13 @@ class _Export:
 
     # ---------------------------------------------------------------- hooks against files
 
-    def _load(self, name: str) -> ChatModel:
-        c = self.config
-        return ChatModel.load(
-            name,
-            device=c.device,
-            dtype=self.dtype,
-            **chat_options(self.whole["config"]),
-            trust_remote_code=c.trust_remote_code,
-        )
-
     def _load_adapted(self, adapter: Path) -> ChatModel:
         """The original model with the adapter as peft loads it."""
         import peft
         from transformer_lens.model_bridge import TransformerBridge
         from transformers import AutoModelForCausalLM
 
-        plain = self._load(str(self.source))
+        plain = self.finding.load(str(self.source))
         chat, device, dtype = plain.chat, plain.device, plain.dtype
         del plain
         gc.collect()
@@ -367,7 +355,7 @@ class _Export:
         """The test prompts under hooks, before anything is written; None without a check."""
         if not self.config.check:
             return None
-        original = self._load(str(self.source))
+        original = self.finding.load(str(self.source))
         self._check_same_model(original)
         hooks = self._hooks(original)
         if isinstance(self.edit, Orthogonalise) and original.missed_writes:
@@ -379,7 +367,7 @@ class _Export:
             model,
             self.prompts,
             self.edit,
-            behaviour=self.behaviour,
+            behaviour=self.finding.behaviour,
             under=under,
             max_new_tokens=self.config.max_new_tokens,
             batch_size=self.config.batch_size,
@@ -401,7 +389,7 @@ class _Export:
         table = parity(
             wanted,
             got,
-            words=self.behaviour.words,
+            words=self.finding.behaviour.words,
             promise=Promise(
                 dtype=coarsest,
                 exact=plan.writers.exactness != "post-norm",
@@ -420,34 +408,26 @@ class _Export:
         return applied(model, add(self.direction, strength=edit.strength))
 
     @cached_property
-    def behaviour(self) -> FirstTokens:
-        """What the run's direction is about."""
-        return FirstTokens(tuple(read_json(self.run.output("summary.json"))["refusal_tokens"]))
-
-    @cached_property
-    def prompts(self) -> dict[str, list[str]]:
+    def prompts(self) -> dict[str, Sequence[Prompt]]:
         """The first test prompts of each kind."""
-        rows = [r for r in read_jsonl(self.run.output("prompts.jsonl")) if r["split"] == "test"]
-        kinds = dict.fromkeys(row["kind"] for row in rows)
-        return {
-            kind: [r["instruction"] for r in rows if r["kind"] == kind][: self.config.n_prompts]
-            for kind in kinds
-        }
+        contrast, n = self.finding.contrast, self.config.n_prompts
+        test = (contrast.test.positive[:n], contrast.test.negative[:n])
+        return dict(zip(contrast.kinds, test, strict=True))
 
     def _check_same_model(self, model: ChatModel) -> None:
         """Raise InputError when the model does not say what the run's model said."""
-        metrics = read_csv(self.run.output("metrics.csv"))
+        metrics = self.finding.frame("metrics")
         for kind, texts in self.prompts.items():
             rows = metrics[(metrics["kind"] == kind) & (metrics["condition"] == "baseline")]
-            then = rows.sort_values("index")["metric"].to_numpy(float)[: min(8, len(texts))]
+            then = rows.sort_values("index")["score"].to_numpy(float)[: min(8, len(texts))]
             if not len(then):
                 continue
-            now = self.behaviour.scores(model, texts[: len(then)]).numpy()
+            now = self.finding.behaviour.scores(model, texts[: len(then)]).numpy()
             apart = float(abs(now - then).mean())
             if not apart <= ANOTHER_MODEL:
                 raise InputError(
-                    f"model {self.source}: its {self.behaviour.words.score} on {kind} prompts is {apart:.1f} "
-                    f"{self.behaviour.unit} from the run's; is it another model than {self.direction.model}?"
+                    f"model {self.source}: its {self.finding.behaviour.words.score} on {kind} prompts is {apart:.1f} "
+                    f"{self.finding.behaviour.unit} from the run's; is it another model than {self.direction.model}?"
                 )
 
     # ---------------------------------------------------------------- what stays in the run folder
@@ -468,42 +448,30 @@ class _Export:
             if done.parity
             else None,
         }
-        # Done anew each time, also twice within a second.
-        facts = {name: entry[name] for name in ("to", "out", "edit", "strength")} | {
-            "at": time.time_ns()
-        }
-        with Run.open(self.run.path) as run:
-            name = _free_name(run, c.out)
-            step_name = f"export-{name}"
+        with Run.open(self.finding.path) as run:
+            writers = done.writers.frame() if done.writers else None
+            record = ExportRecord(_free_name(run, c.out), entry, writers)
+            step = step_of(record.label)
             try:
-                with run.addition(step_name, inputs=facts, after=[_found_by(run)]) as step:
-                    step.write_json(f"exports/{name}.json", entry)
-                    if done.writers is not None:
-                        step.write_csv(f"exports/{name}.writers.csv", done.writers.frame())
+                with run.addition(step.name, inputs=step.inputs(record), after=step.after) as opened:
+                    step.work(record, opened)
                 yield
             except BaseException:
-                run.take_back(step_name)
+                run.remove_addition(step.name)
                 raise
 
 
-def _take_back_what_never_appeared(run: Run) -> None:
+def _remove_what_never_appeared(run: Run) -> None:
     """Remove the records of exports that were killed just before their result got its name."""
     for name in run.manifests():
         if not name.startswith("export-"):
             continue
         label = name.removeprefix("export-")
-        path = run.path / "exports" / f"{label}.json"
-        entry = read_json(path) if path.is_file() else None
-        out = entry.get("out") if isinstance(entry, dict) else None
-        if not isinstance(out, str) or there(Path(out)) or not leftovers(Path(out)):
+        out = _out_of(run, label)
+        if not out or there(Path(out)) or not leftovers(Path(out)):
             continue
         log.info("%s: was killed before it appeared, its record goes", out)
-        run.take_back(name)
-
-
-def _found_by(run: Run) -> str:
-    """The step that found the direction."""
-    return next(n for n, m in run.manifests().items() if "direction.safetensors" in m.outputs)
+        run.remove_addition(name)
 
 
 def _free_name(run: Run, out: Path) -> str:
@@ -511,10 +479,18 @@ def _free_name(run: Run, out: Path) -> str:
     for number in count(1):
         # Names of files in the run are made of it, which must not get too long.
         name = shortened(out.resolve().name) + (f"-{number}" if number > 1 else "")
-        path = run.path / "exports" / f"{name}.json"
-        if not path.is_file() or read_json(path).get("out") == str(out.resolve()):
+        if _out_of(run, name) in (None, str(out.resolve())):
             return name
     raise AssertionError
+
+
+def _out_of(run: Run, label: str) -> str | None:
+    """Where the export of this label was written to, by its record; None without a record."""
+    name = f"exports/{label}.json"
+    if not (run.path / name).is_file():
+        return None
+    out: str = FORMS.read(run.path, name).get("out", "")
+    return out
 
 
 def _lora_notes(plan: ExportPlan) -> list[str]:

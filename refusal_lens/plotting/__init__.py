@@ -7,20 +7,23 @@ Nothing here computes a measurement, reads a file or saves one. Views of attenti
 from __future__ import annotations
 
 from refusal_lens.plotting.cosine import cosine_by_layer
-from refusal_lens.plotting.distributions import metric_histograms, pca_by_layer
-from refusal_lens.plotting.rates import refusal_rates, top_tokens
+from refusal_lens.plotting.distributions import pca_by_layer, score_histograms
+from refusal_lens.plotting.labels import Labels, capital
+from refusal_lens.plotting.rates import rates_by_condition, top_tokens
 from refusal_lens.plotting.sweeps import candidate_map, layer_sweep
 from refusal_lens.plotting.theme import TEMPLATE, label, visible
 
 __all__ = [
     "TEMPLATE",
+    "Labels",
     "candidate_map",
+    "capital",
     "cosine_by_layer",
     "label",
     "layer_sweep",
-    "metric_histograms",
     "pca_by_layer",
-    "refusal_rates",
+    "rates_by_condition",
+    "score_histograms",
     "top_tokens",
     "visible",
 ]

@@ -1,4 +1,4 @@
-"""Cosine similarity with the refusal direction by layer (paper, Figs. 5, 22 and 24)."""
+"""Cosine similarity with the direction by layer (paper, Figs. 5, 22 and 24)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from refusal_lens.evaluation.conditions import CONDITIONS
 from refusal_lens.plotting import theme
+from refusal_lens.plotting.labels import Labels
+from refusal_lens.plotting.places import in_order, places_of
 
-_ORDER = tuple(theme.CONDITIONS)
+_ORDER = tuple(CONDITIONS)
 
 
 def cosine_by_layer(
     curves: pd.DataFrame,
     *,
-    position: int | None = None,
+    labels: Labels,
+    place: str | None = None,
     selected_layer: int | None = None,
     conditions: Sequence[str] | None = None,
 ) -> go.Figure:
@@ -25,16 +29,15 @@ def cosine_by_layer(
     Colour and marker say which kind, the dash which condition.
 
     Args:
-        curves: rows (kind, condition, layer, position, mean, sd); a `quantity` column, where there
-            is one, must say "cosine" for a row to count. Other kinds than harmful and harmless (a
-            suffix, another model) take spare colours.
-        position: which token; the last one there is unless given.
+        curves: rows (kind, condition, layer, place or position, mean, sd); a `quantity` column, where there
+            is one, must say "cosine" for a row to count.
+        labels: the two kinds and the behaviour; other kinds (a suffix, another model) take spare colours.
+        place: where in the prompt; the last token there is unless given.
         selected_layer: the layer that r was taken from, marked by a line.
         conditions: which to draw, all unless given.
     """
     rows = curves[curves["quantity"] == "cosine"] if "quantity" in curves else curves
-    place = int(rows["position"].max()) if position is None else position
-    rows = rows[rows["position"] == place]
+    rows = rows[places_of(rows) == (in_order(rows)[0] if place is None else place)]
     kinds = list(dict.fromkeys(rows["kind"]))
     figure = go.Figure()
     shown = _sorted(rows["condition"], conditions)
@@ -42,7 +45,7 @@ def cosine_by_layer(
         for kind in kinds:
             series = rows[(rows["kind"] == kind) & (rows["condition"] == condition)]
             if not series.empty:
-                _add_series(figure, series.sort_values("layer"), kinds, shown)
+                _add_series(figure, series.sort_values("layer"), labels.kinds, shown, kinds)
     if selected_layer is not None:
         figure.add_vline(
             x=selected_layer, line={"color": theme.GREY, "width": 1},
@@ -53,28 +56,32 @@ def cosine_by_layer(
         )  # fmt: skip
     figure.add_hline(y=0, line={"color": theme.GREY, "width": 1}, layer="below")
     figure.update_xaxes(title_text="Layer", hoverformat="d")
-    figure.update_yaxes(title_text="Cosine similarity with refusal direction")
+    figure.update_yaxes(title_text=theme.title(f"Cosine similarity with {labels.words.noun} direction"))
     figure.update_layout(hovermode="x unified")
     return theme.finish(figure, 440)
 
 
-def _sorted(found: pd.Series, wanted: Sequence[str] | None) -> list[str]:
-    names = list(dict.fromkeys(found))
+def _sorted(conditions: pd.Series, wanted: Sequence[str] | None) -> list[str]:
+    names = list(dict.fromkeys(conditions))
     ranked = [c for c in _ORDER if c in names] + [c for c in names if c not in _ORDER]
     return ranked if wanted is None else [c for c in ranked if c in wanted]
 
 
 def _add_series(
-    figure: go.Figure, series: pd.DataFrame, kinds: Sequence[str], conditions: Sequence[str]
+    figure: go.Figure,
+    series: pd.DataFrame,
+    kinds: tuple[str, str],
+    conditions: Sequence[str],
+    shown: Sequence[str],
 ) -> None:
     kind, condition = str(series["kind"].iloc[0]), str(series["condition"].iloc[0])
-    group, colour = f"{kind} {condition}", theme.kind_colour(kind, kinds)
+    group, colour = theme.title(f"{kind} {condition}"), theme.kind_colour(kind, kinds, shown)
     layers, mean = series["layer"].tolist(), series["mean"].to_numpy(float)
     if "sd" in series and series["sd"].notna().any():
         sd = series["sd"].to_numpy(float)
         figure.add_trace(_band(layers, mean - sd, mean + sd, colour=colour, group=group))
-    edit = theme.EDITS.get(condition, theme.label(condition))
-    name = theme.label(kind) + ("" if condition == "baseline" else f", {edit}")
+    edit = theme.edit_label(condition)
+    name = theme.label(kind) + (f", {edit}" if edit else "")
     figure.add_trace(
         go.Scatter(
             x=layers,
@@ -86,9 +93,9 @@ def _add_series(
                 "color": colour,
                 "dash": theme.condition_dash(condition, conditions),
                 # Both ablated curves lie on zero: the lower one is drawn wider so that it shows.
-                "width": 4 if group == "harmful ablation" else 2.2,
+                "width": 4 if (kind, condition) == (kinds[0], "ablation") else 2.2,
             },
-            marker={"symbol": theme.kind_symbol(kind, kinds), "size": 7, "color": colour},
+            marker={"symbol": theme.kind_symbol(kind, kinds, shown), "size": 7, "color": colour},
             hovertemplate="%{y:.3f}",
         )
     )

@@ -13,9 +13,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from refusal_lens.plotting import theme
+from refusal_lens.plotting.labels import Labels, capital
 
 _COLOURS = (theme.BLUE, theme.ORANGE, theme.GREEN, theme.PINK, theme.SKY, theme.BLACK)
 _PATTERNS = ("", "/", ".")
+SUFFIXED = " + "
+"""Between a kind of prompts and its suffix, in the name of a condition."""
 REGION_ORDER = ("instruction", "suffix", "template", "BOS")
 REGION_COLOURS = {
     "instruction": theme.VERMILLION,
@@ -23,18 +26,15 @@ REGION_COLOURS = {
     "template": theme.SKY,
     "BOS": theme.GREY,
 }
-_WRAPPED = {
-    "harmful": "harmful<br>(no suffix)",
-    "harmful + random suffix": "harmful +<br>random suffix",
-    "harmful + adversarial suffix": "harmful +<br>adversarial suffix",
-}
 
-
-def head_attribution(values: pd.DataFrame, *, conditions: Sequence[str] | None = None) -> go.Figure:
+def head_attribution(
+    values: pd.DataFrame, *, labels: Labels, conditions: Sequence[str] | None = None
+) -> go.Figure:
     """Stacked bars of the chosen heads' DFA per condition (paper, Fig. 6a).
 
     Args:
         values: rows of quantity "dfa"; the heads keep the order in which they come.
+        labels: the behaviour.
         conditions: which bars, in order; all unless given. The diamond is the heads' sum, its bar
             one population standard deviation over prompts.
     """
@@ -42,14 +42,14 @@ def head_attribution(values: pd.DataFrame, *, conditions: Sequence[str] | None =
     shown = _order(rows["condition"], conditions)
     figure = go.Figure()
     for i, (layer, head) in enumerate(_heads(rows)):
-        own = rows[(rows["layer"] == layer) & (rows["head"] == head)]
-        means = own.groupby("condition")["value"].mean().reindex(shown)
+        of_head = rows[(rows["layer"] == layer) & (rows["head"] == head)]
+        means = of_head.groupby("condition")["value"].mean().reindex(shown)
         figure.add_trace(_bar(_names(shown), means.tolist(), f"H{layer}.{head}", i))
     totals = rows.groupby(["condition", "prompt"])["value"].sum().groupby("condition")
     figure.add_trace(_totals(_names(shown), totals.mean()[shown], totals.std(ddof=0)[shown]))
     figure.add_hline(y=0, line={"color": theme.RULE, "width": 1})
     figure.update_xaxes(title_text="Suffix type", showgrid=False, ticks="")
-    figure.update_yaxes(title_text="Output projection onto refusal direction")
+    figure.update_yaxes(title_text=_projection(labels))
     figure.update_layout(barmode="relative", bargap=0.45, legend_title_text="Top heads")
     return theme.finish(figure, 440)
 
@@ -57,24 +57,27 @@ def head_attribution(values: pd.DataFrame, *, conditions: Sequence[str] | None =
 def head_attention(
     values: pd.DataFrame,
     *,
-    conditions: Sequence[str] = ("harmful + random suffix", "harmful + adversarial suffix"),
+    conditions: Sequence[str] | None = None,
     regions: Sequence[str] = ("instruction", "suffix"),
 ) -> go.Figure:
     """Attention from the last token to each region, stacked by head, per condition (Fig. 6b).
 
     Args:
         values: rows of quantity "attention".
-        conditions: a panel each.
+        conditions: a panel each; unless given, those with a suffix.
         regions: a bar each; a head's attention over all four regions sums to 1.
     """
-    rows = values[(values["quantity"] == "attention") & values["condition"].isin(conditions)]
+    rows = values[values["quantity"] == "attention"]
+    if conditions is None:
+        conditions = [c for c in dict.fromkeys(rows["condition"]) if SUFFIXED in c]
+    rows = rows[rows["condition"].isin(conditions)]
     figure = make_subplots(
         rows=1, cols=len(conditions), shared_yaxes=True, horizontal_spacing=0.06,
         subplot_titles=[_title(c) for c in conditions],
     )  # fmt: skip
     for i, (layer, head) in enumerate(_heads(rows)):
-        own = rows[(rows["layer"] == layer) & (rows["head"] == head)]
-        means = own.groupby(["condition", "region"])["value"].mean()
+        of_head = rows[(rows["layer"] == layer) & (rows["head"] == head)]
+        means = of_head.groupby(["condition", "region"])["value"].mean()
         for col, condition in enumerate(conditions, start=1):
             bar = _bar(list(regions), [means[condition, r] for r in regions], f"H{layer}.{head}", i)
             figure.add_trace(bar.update(showlegend=col == 1), row=1, col=col)
@@ -85,11 +88,14 @@ def head_attention(
     return theme.finish(figure, 440)
 
 
-def head_sources(values: pd.DataFrame, *, conditions: Sequence[str] | None = None) -> go.Figure:
+def head_sources(
+    values: pd.DataFrame, *, labels: Labels, conditions: Sequence[str] | None = None
+) -> go.Figure:
     """The heads' DFA split over the regions that it was read from, summed over heads.
 
     Args:
         values: rows of quantity "source dfa".
+        labels: the behaviour.
         conditions: which bars, in order; all unless given.
     """
     rows = values[values["quantity"] == "source dfa"]
@@ -111,22 +117,27 @@ def head_sources(values: pd.DataFrame, *, conditions: Sequence[str] | None = Non
     figure.add_trace(_totals(_names(shown), whole.mean()[shown], whole.std(ddof=0)[shown]))
     figure.add_hline(y=0, line={"color": theme.RULE, "width": 1})
     figure.update_xaxes(title_text="Suffix type", showgrid=False, ticks="")
-    figure.update_yaxes(title_text="Output projection onto refusal direction")
+    figure.update_yaxes(title_text=_projection(labels))
     figure.update_layout(barmode="relative", bargap=0.45)
     return theme.finish(figure, 440)
 
 
-def head_effects(effects: pd.DataFrame, *, quantity: str = "projection") -> go.Figure:
+def head_effects(
+    effects: pd.DataFrame, *, labels: Labels, quantity: str = "projection"
+) -> go.Figure:
     """What replacing the chosen heads changes, beside as many random other heads.
 
     Args:
         effects: rows (condition, edit, heads, prompt, projection, metric); heads is "none", "top"
             or "random i".
+        labels: the behaviour.
         quantity: "projection" or "metric".
     """
     means = effects.groupby(["condition", "edit", "heads"], sort=False)[quantity].mean()
     pairs = list(dict.fromkeys((c, e) for c, e, _ in means.index))
-    names = [f"{_wrapped(e)}<br>in {_WRAPPED.get(c, theme.label(c))}" for c, e in pairs]
+    shown = list(dict.fromkeys(condition for condition, _ in pairs))
+    titles = dict(zip(shown, _names(shown), strict=True))
+    names = [f"{_edit(edit)}<br>in {titles[condition]}" for condition, edit in pairs]
     moved = [means[pair] - means[pair]["none"] for pair in pairs]
     figure = go.Figure(
         go.Bar(
@@ -156,15 +167,19 @@ def head_effects(effects: pd.DataFrame, *, quantity: str = "projection") -> go.F
     )
     figure.add_hline(y=0, line={"color": theme.RULE, "width": 1})
     words = {
-        "projection": "Change of projection onto refusal direction",
-        "metric": "Change of refusal metric (log-odds)",
+        "projection": f"Change of projection onto {labels.words.noun} direction",
+        "metric": f"Change of {labels.words.score} ({labels.unit})",
     }
-    figure.update_yaxes(title_text=words[quantity])
+    figure.update_yaxes(title_text=theme.title(words[quantity]))
     figure.update_xaxes(showgrid=False, ticks="", tickfont={"size": 11}, tickangle=0)
     return theme.finish(figure, 430)
 
 
-def _wrapped(edit: str) -> str:
+def _projection(labels: Labels) -> str:
+    return theme.title(f"Output projection onto {labels.words.noun} direction")
+
+
+def _edit(edit: str) -> str:
     words = {"zero": "set to zero", "mean": "set to their mean"}
     source = edit.removeprefix("patch from ")
     if source != edit:
@@ -178,17 +193,29 @@ def _heads(rows: pd.DataFrame) -> list[tuple[int, int]]:
     )
 
 
-def _order(found: pd.Series, wanted: Sequence[str] | None) -> list[str]:
-    names = list(dict.fromkeys(found))
+def _order(conditions: pd.Series, wanted: Sequence[str] | None) -> list[str]:
+    names = list(dict.fromkeys(conditions))
     return names if wanted is None else [c for c in wanted if c in names]
 
 
 def _names(conditions: Sequence[str]) -> list[str]:
-    return [_WRAPPED.get(c, theme.label(c)) for c in conditions]
+    """Conditions in two lines; the one that others add a suffix to says that it has none."""
+    plain = {c.split(SUFFIXED)[0] for c in conditions if SUFFIXED in c}
+    return [wrapped(c) + ("<br>(no suffix)" if c in plain else "") for c in conditions]
+
+
+def wrapped(condition: str) -> str:
+    """A condition of the suffix study in up to two lines.
+
+    >>> wrapped("verse + random suffix")
+    'verse +<br>random suffix'
+    """
+    kind, plus, suffix = condition.partition(SUFFIXED)
+    return theme.label(kind) + (f" +<br>{theme.label(suffix)}" if plus else "")
 
 
 def _title(condition: str) -> str:
-    return theme.label(condition.removeprefix("harmful + ").capitalize())
+    return theme.label(capital(condition.rpartition(SUFFIXED)[2]))
 
 
 def _bar(x: list[str], y: list[float], name: str, index: int) -> go.Bar:

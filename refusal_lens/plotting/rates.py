@@ -1,4 +1,4 @@
-"""Refusal rates beside chance (paper, Figs. 1, 3 and 23) and the first token (Fig. 9)."""
+"""How often replies show the behaviour, beside chance (paper, Figs. 1, 3 and 23), and the first token (Fig. 9)."""
 
 from __future__ import annotations
 
@@ -9,68 +9,72 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from refusal_lens.evaluation.conditions import condition_text
 from refusal_lens.plotting import theme
+from refusal_lens.plotting.labels import Labels, capital
+from refusal_lens.plotting.nulls import null_of
 
 Trace: TypeAlias = go.Bar | go.Scatter
 
-_WRAPPED = {
-    "baseline": "No<br>intervention",
-    "ablation": "Directional<br>ablation",
-    "addition": "Activation<br>addition (+r)",
-    "subtraction": "Activation<br>subtraction (\u2212r)",
-}
-_NULLS = {
-    ("random_direction", "harmful"): "Null: random<br>direction ablated",
-    ("norm_matched_move", "harmful"): "Null: random<br>move, equal size",
-    ("norm_matched_move", "harmless"): "Null: random<br>move, norm \u2016r\u2016",
-}
 
-
-def refusal_rates(
+def rates_by_condition(
     rates: Mapping[str, Mapping[str, Mapping[str, float]]],
     nulls: pd.DataFrame | None = None,
+    *,
+    labels: Labels,
 ) -> go.Figure:
-    """Refusal rate by condition, harmful left and harmless right, with SE bars and nulls.
+    """Share of replies that show the behaviour by condition, a panel per kind, with SE bars and nulls.
 
     Args:
         rates: kind to condition to {"rate", "se", "n"}; se is sqrt(p (1 - p) / n).
-        nulls: rows (null, kind, refusal_rate): one per random draw. A null is a grey bar at the
+        nulls: rows (null, kind, rate): one per random draw. A null is a grey bar at the
             mean of its draws, and every draw is a dot.
+        labels: the two kinds and the behaviour.
     """
     kinds = [k for k in rates if rates[k]]
     columns = {k: _columns(rates[k], _of_kind(nulls, k)) for k in kinds}
     figure = make_subplots(
         rows=1, cols=max(1, len(kinds)), shared_yaxes=True, horizontal_spacing=0.03,
-        subplot_titles=[f"{kind.capitalize()} instructions" for kind in kinds],
+        subplot_titles=[_prompts(kind, labels) for kind in kinds],
         column_widths=[max(1, len(columns[k])) for k in kinds] or None,
     )  # fmt: skip
     for col, kind in enumerate(kinds, start=1):
         for slot, name in enumerate(columns[kind]):
             if name in rates[kind]:
-                traces = _bar(rates[kind][name], slot, kind=kind, condition=name)
+                traces = _bar(rates[kind][name], slot, condition=name, colour=_colour(kind, labels))
             else:
                 traces = _null_bar(_draws(_of_kind(nulls, kind), name), slot)
             figure.add_traces(traces, rows=1, cols=col)
-        ticks = [_tick(name, kind) for name in columns[kind]]
+        ticks = [_tick(name, kind, labels.kinds) for name in columns[kind]]
         figure.update_xaxes(
             tickvals=list(range(len(ticks))), ticktext=ticks, tickfont={"size": 11.5},
             range=[-0.6, len(ticks) - 0.4], showgrid=False, ticks="", row=1, col=col,
         )  # fmt: skip
     figure.update_yaxes(range=[0, 1.12], tickvals=[0, 0.25, 0.5, 0.75, 1])
-    figure.update_yaxes(title_text="Refusal rate", row=1, col=1)
+    figure.update_yaxes(title_text=theme.title(f"{capital(labels.words.noun)} rate"), row=1, col=1)
     figure.update_layout(showlegend=False, bargap=0.3)
     theme.left_titles(figure, len(kinds))
     return theme.finish(figure, 400)
 
 
-def _tick(name: str, kind: str) -> str:
-    return _WRAPPED.get(name) or _NULLS.get((name, kind)) or theme.label(name)
+def _prompts(kind: str, labels: Labels) -> str:
+    return theme.title(capital(f"{kind} {labels.words.prompts}"))
+
+
+def _colour(kind: str, labels: Labels) -> str:
+    return theme.kind_colour(kind, labels.kinds)
+
+
+def _tick(name: str, kind: str, kinds: tuple[str, str]) -> str:
+    null = null_of(name, kinds.index(kind)) if kind in kinds else None
+    wrapped = capital(theme.label(condition_text(name))).replace(" ", "<br>", 1)
+    return null.tick if null else wrapped
 
 
 def _of_kind(nulls: pd.DataFrame | None, kind: str) -> pd.DataFrame:
     if nulls is None:
-        return pd.DataFrame(columns=["null", "kind", "refusal_rate"])
-    return nulls[(nulls["kind"] == kind) & nulls["refusal_rate"].notna()]
+        return pd.DataFrame(columns=["null", "kind", "rate"])
+    return nulls[(nulls["kind"] == kind) & nulls["rate"].notna()]
 
 
 def _columns(rates: Mapping[str, object], nulls: pd.DataFrame) -> list[str]:
@@ -78,11 +82,10 @@ def _columns(rates: Mapping[str, object], nulls: pd.DataFrame) -> list[str]:
 
 
 def _draws(nulls: pd.DataFrame, name: str) -> list[float]:
-    return [float(v) for v in nulls.loc[nulls["null"] == name, "refusal_rate"]]
+    return [float(v) for v in nulls.loc[nulls["null"] == name, "rate"]]
 
 
-def _bar(score: Mapping[str, float], slot: int, *, kind: str, condition: str) -> list[Trace]:
-    colour = theme.kind_colour(kind)
+def _bar(score: Mapping[str, float], slot: int, *, condition: str, colour: str) -> list[Trace]:
     se, n = score.get("se") or 0.0, score.get("n")
     sample = "" if n is None else f", n = {n:.0f}"
     bar = go.Bar(
@@ -94,7 +97,7 @@ def _bar(score: Mapping[str, float], slot: int, *, kind: str, condition: str) ->
             "line": {"color": colour, "width": 1.4},
             "pattern": {"shape": theme.HATCHES.get(condition, "-"), "fgcolor": colour, "size": 7},
         },
-        name=theme.CONDITIONS.get(condition, theme.label(condition)),
+        name=theme.label(condition_text(condition)),
         hovertemplate=f"%{{y:.3f}} \u00b1 {se:.3f} (SE){sample}",
     )
     return [bar, _value(score["rate"], slot, above=score["rate"] + se)]
@@ -135,24 +138,26 @@ def _value(rate: float, slot: int, *, above: float, words: str = "") -> go.Scatt
 
 
 def top_tokens(
-    tokens: pd.DataFrame, *, refusal_tokens: Sequence[int] = (), most: int = 10
+    tokens: pd.DataFrame, *, labels: Labels, scored: Sequence[int] = (), most: int = 10
 ) -> go.Figure:
     """The most probable first tokens of a reply, mean probability over prompts (Fig. 9).
 
     Args:
         tokens: rows (kind, token_id, token, probability).
-        refusal_tokens: ids drawn in full colour; the others are pale.
+        labels: the two kinds and the behaviour.
+        scored: ids whose log-odds are the score, drawn in full colour; the others are pale.
         most: bars per kind.
     """
-    kinds = [k for k in ("harmful", "harmless") if k in set(tokens["kind"])]
+    kinds = [k for k in labels.kinds if k in set(tokens["kind"])]
     kinds += [k for k in dict.fromkeys(tokens["kind"]) if k not in kinds]
     figure = make_subplots(
         rows=1, cols=max(1, len(kinds)), horizontal_spacing=0.2,
-        subplot_titles=[f"{theme.label(kind).capitalize()} instructions" for kind in kinds],
+        subplot_titles=[_prompts(kind, labels) for kind in kinds],
     )  # fmt: skip
     for col, kind in enumerate(kinds, start=1):
         rows = tokens[tokens["kind"] == kind].nlargest(most, "probability", keep="first")
-        figure.add_trace(_token_bars(rows, kind, set(refusal_tokens)), row=1, col=col)
+        bars = _token_bars(rows, set(scored), _colour(kind, labels), labels.words.noun)
+        figure.add_trace(bars, row=1, col=col)
         ticks = [
             f"{theme.label(str(t))}  ({int(i)})"
             for t, i in zip(rows["token"], rows["token_id"], strict=True)
@@ -169,19 +174,18 @@ def top_tokens(
     return theme.finish(figure, 390)
 
 
-def _token_bars(rows: pd.DataFrame, kind: str, refusal_tokens: set[int]) -> go.Bar:
-    colour = theme.kind_colour(kind)
-    refuses = [int(i) in refusal_tokens for i in rows["token_id"]]
+def _token_bars(rows: pd.DataFrame, scored: set[int], colour: str, noun: str) -> go.Bar:
+    is_scored = [int(token_id) in scored for token_id in rows["token_id"]]
     return go.Bar(
         x=rows["probability"].tolist(),
         y=list(range(len(rows))),
         orientation="h",
         marker={
-            "color": [colour if r else theme.faded(colour, 0.35) for r in refuses],
+            "color": [colour if full else theme.faded(colour, 0.35) for full in is_scored],
             "line": {"color": colour, "width": 1},
         },
         text=[f"{p:.3f}" if p >= 0.0005 else "< 0.001" for p in rows["probability"]],
         textposition="auto",
-        customdata=["refusal token" if r else "" for r in refuses],
+        customdata=[theme.title(f"{noun} token") if full else "" for full in is_scored],
         hovertemplate="%{x:.4f} %{customdata}<extra></extra>",
     )

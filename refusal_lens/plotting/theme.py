@@ -1,10 +1,10 @@
 """What every figure shares: one template, one meaning per colour, text that cannot act as markup.
 
 Colours are Okabe and Ito's (2008), told apart under every common colour blindness. Colour says
-which instructions (harmful, harmless), and so does the marker of a line; a dash or a hatch says
+which kind of prompts (positive, negative), and so does the marker of a line; a dash or a hatch says
 which condition (baseline, ablation, addition, subtraction, another model), grey says chance, and
 yellow is kept for the selected candidate.
-Positions, which are neither, take the colours that are left.
+Places, which are neither, take the colours that are left.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from collections.abc import Container, Sequence
 
 import plotly.graph_objects as go
 
+from refusal_lens.evaluation.conditions import CONDITIONS
+
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PINK = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, RULE, INK = "#999999", "#5A5A5A", "#222222"
 SHADE, VEIL = "rgba(0, 0, 0, 0.06)", "rgba(255, 255, 255, 0.4)"
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-KINDS = {"harmful": VERMILLION, "harmless": BLUE}
+KIND_COLOURS, KIND_SYMBOLS = (VERMILLION, BLUE), ("circle", "diamond-open")
+"""Of the positive and of the negative prompts."""
 DASHES = {
     "baseline": "solid",
     "ablation": "dot",
@@ -29,33 +32,15 @@ DASHES = {
     "chat": "solid",
     "base": "dash",
 }
-SYMBOLS = {"harmful": "circle", "harmless": "diamond-open"}
 HATCHES = {"baseline": "", "ablation": "/", "addition": ".", "subtraction": "x"}
-CONDITIONS = {
-    "baseline": "no intervention",
-    "ablation": "directional ablation",
-    "addition": "activation addition (+r)",
-    "subtraction": "activation subtraction (\u2212r)",
-}
-EDITS = {
-    "chat": "chat model",
-    "base": "base model",
-    "ablation": "r ablated",
-    "addition": "r added",
-    "subtraction": "r subtracted",
-}
-NULLS = {
-    ("random_direction", "harmful"): "random direction ablated",
-    ("norm_matched_move", "harmful"): "random move as large as ablation\u2019s",
-    ("norm_matched_move", "harmless"): "random move of norm \u2016r\u2016 added",
-}
-_POSITION_COLOURS = (BLACK, GREEN, ORANGE, PINK, SKY)
-_POSITION_DASHES = ("solid", "dash", "dot")
-_POSITION_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")
+MODELS = {"chat": "chat model", "base": "base model"}
+_PLACE_COLOURS = (BLACK, GREEN, ORANGE, PINK, SKY)
+_PLACE_DASHES = ("solid", "dash", "dot")
+_PLACE_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")
 _SPARE_COLOURS = (GREEN, PINK, SKY, ORANGE)
 _SPARE_SYMBOLS = ("square", "triangle-up", "cross", "x")
 _SPARE_DASHES = ("dashdot", "longdashdot", "10px,3px,3px,3px", "2px,8px")
-_LONGEST_LABEL = 28
+_LONGEST_LABEL, _LONGEST_TITLE = 28, 160
 
 _AXIS = {
     "showline": True,
@@ -104,18 +89,21 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
-def label(text: str) -> str:
+def label(text: str, longest: int = _LONGEST_LABEL) -> str:
     """Text made safe for a figure: visible, short, and free of the tags that plotly would obey."""
     shown = visible(text)
-    if len(shown) > _LONGEST_LABEL:
-        shown = shown[: _LONGEST_LABEL - 1] + "\u2026"
+    if len(shown) > longest:
+        shown = shown[: longest - 1] + "\u2026"
     return html.escape(shown, quote=False)
 
 
-def position_label(position: int, name: str = "") -> str:
-    r"""A post-instruction position as figures name it, for example `-1 \n`."""
-    number = str(position).replace("-", "\u2212")
-    return f"{number}  {label(name)}" if name else number
+def title(text: str) -> str:
+    """A title or axis title made safe, longer than a label may be.
+
+    >>> title("score of <b>verse</b>")
+    'score of &lt;b&gt;verse&lt;/b&gt;'
+    """
+    return label(text, _LONGEST_TITLE)
 
 
 def number(value: float) -> str:
@@ -123,14 +111,24 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def kind_colour(kind: str, kinds: Sequence[str] = ()) -> str:
-    """The colour of a set of instructions; an unknown set takes a spare one by its place."""
-    return KINDS.get(kind) or _spare(kind, kinds, KINDS, _SPARE_COLOURS)
+def kind_colour(kind: str, kinds: tuple[str, str], shown: Sequence[str] = ()) -> str:
+    """The colour of a set of prompts; one of neither kind takes a spare colour by its place among those shown."""
+    if kind in kinds:
+        return KIND_COLOURS[kinds.index(kind)]
+    return _spare(kind, shown, kinds, _SPARE_COLOURS)
 
 
-def kind_symbol(kind: str, kinds: Sequence[str] = ()) -> str:
-    """The marker of a set of instructions, which tells it from others without its colour."""
-    return SYMBOLS.get(kind) or _spare(kind, kinds, SYMBOLS, _SPARE_SYMBOLS)
+def kind_symbol(kind: str, kinds: tuple[str, str], shown: Sequence[str] = ()) -> str:
+    """The marker of a set of prompts, which tells it from others without its colour."""
+    if kind in kinds:
+        return KIND_SYMBOLS[kinds.index(kind)]
+    return _spare(kind, shown, kinds, _SPARE_SYMBOLS)
+
+
+def edit_label(condition: str) -> str:
+    """A condition as an edit, or the model that it is."""
+    known = CONDITIONS.get(condition)
+    return known.edit if known else MODELS.get(condition, label(condition))
 
 
 def condition_dash(condition: str, conditions: Sequence[str] = ()) -> str:
@@ -150,14 +148,11 @@ def faded(colour: str, opacity: float) -> str:
     return f"rgba({red}, {green}, {blue}, {opacity})"
 
 
-def position_style(index: int) -> tuple[str, str, str]:
-    """Colour, dash and marker of the index-th position counted from the last; the triple is unique.
-
-    Unique for the first 15 positions; templates have 3 to 12.
-    """
-    n = len(_POSITION_COLOURS)
-    dash = _POSITION_DASHES[(index // n) % len(_POSITION_DASHES)]
-    return _POSITION_COLOURS[index % n], dash, _POSITION_SYMBOLS[index % len(_POSITION_SYMBOLS)]
+def place_style(index: int) -> tuple[str, str, str]:
+    """Colour, dash and marker of the index-th place; unique for the first 15, and templates have 3 to 12 tokens."""
+    n = len(_PLACE_COLOURS)
+    dash = _PLACE_DASHES[(index // n) % len(_PLACE_DASHES)]
+    return _PLACE_COLOURS[index % n], dash, _PLACE_SYMBOLS[index % len(_PLACE_SYMBOLS)]
 
 
 def finish(figure: go.Figure, height: int, *, legend: str = "right") -> go.Figure:

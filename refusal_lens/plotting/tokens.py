@@ -77,7 +77,7 @@ def attention_view(story: Mapping[str, Any]) -> str:
 
     view = attention_heads(
         attention=np.asarray(story["pattern"], float),
-        tokens=_held(story["tokens"]),
+        tokens=_with_stand_ins(story["tokens"]),
         attention_head_names=[f"H{head}" for head in story["heads"]],
     )
     return _page(f"Attention, {story['condition']}", view.local_src)
@@ -90,7 +90,7 @@ def contribution_view(story: Mapping[str, Any]) -> str:
     values = np.asarray(story["contribution"], float).sum(0)
     size = float(np.abs(values).max()) or 1.0
     view = colored_tokens(
-        _held(story["tokens"]),
+        _with_stand_ins(story["tokens"]),
         values,
         min_value=-size,
         max_value=size,
@@ -100,15 +100,15 @@ def contribution_view(story: Mapping[str, Any]) -> str:
     return _page(f"Contribution by source token, {story['condition']}", view.local_src)
 
 
-def _held(tokens: Sequence[str]) -> list[str]:
+def _with_stand_ins(tokens: Sequence[str]) -> list[str]:
     """Tokens as they are shown, with a stand-in for ``<`` that no parser of pages knows."""
     return [theme.visible(token).replace("<", STAND_IN) for token in tokens]
 
 
 def _page(title: str, source: str) -> str:
     """The local source as a page; its tokens can neither end the script nor open a tag."""
-    for held in (STAND_IN, json.dumps(STAND_IN)[1:-1]):
-        source = source.replace(held, "\\u003c")
+    for spelling in (STAND_IN, json.dumps(STAND_IN)[1:-1]):
+        source = source.replace(spelling, "\\u003c")
     # circuitsvis draws the element's name by chance; one view a page needs no such name.
     source = _BY_CHANCE.sub("circuits-vis", source)
     (script,) = re.findall(r"<script[^>]*>(.*)</script>", source, flags=re.DOTALL)

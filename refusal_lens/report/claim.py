@@ -6,12 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from refusal_lens.display import shown
-from refusal_lens.report.facts import change, flags, metric_of, not_selected, passing, signed
+from refusal_lens.evaluation.conditions import CONDITIONS, OF_KIND
+from refusal_lens.plotting.labels import capital
+from refusal_lens.plotting.nulls import NULLS
+from refusal_lens.report.facts import (
+    change,
+    flags,
+    from_to,
+    not_selected,
+    passing,
+    score_meaning,
+    scores_of,
+    signed,
+)
 from refusal_lens.report.folder import Rate, RunFolder
-from refusal_lens.report.headline import NULLS, candidate, headline
+from refusal_lens.report.headline import candidate, headline
 from refusal_lens.report.markup import percent
-
-_EDITS = {"ablation": "r ablated", "subtraction": "r subtracted", "addition": "r added"}
 
 
 @shown()
@@ -25,21 +35,20 @@ class Claim:
 
 
 def make_claim(run: RunFolder) -> Claim:
-    """The claim of a run; of a run without refusal rates, what its selection says."""
-    rates = run.rates
+    """The claim of a run; of a run without rates, what its scores or its selection say."""
     evidence = (
         str(run.value("reference", "verdict") or ""),
         _sentence(not_selected(run)),
         _selection(run),
         _kept(run),
-        _harmful(rates.get("harmful", {})),
-        _chance(run, "harmful"),
-        _harmless(run, rates.get("harmless", {})),
-        _chance(run, "harmless"),
-        _metric(run),
+        _on_positive(run),
+        _chance(run, 0),
+        _on_negative(run),
+        _chance(run, 1),
+        _mean_scores(run),
     )
-    shown = tuple(sentence for sentence in evidence if sentence)
-    return Claim(headline(run), shown, tuple(flags(run)))
+    sentences = tuple(sentence for sentence in evidence if sentence)
+    return Claim(headline(run), sentences, tuple(flags(run)))
 
 
 def _selection(run: RunFolder) -> str:
@@ -73,10 +82,11 @@ def _kept(run: RunFolder) -> str:
     )
 
 
-def _harmful(rates: dict[str, Rate]) -> str:
+def _on_positive(run: RunFolder) -> str:
+    rates = run.rates_of(0)
     if "baseline" not in rates:
         return ""
-    parts = [f"Harmful test instructions{_sample(rates)}: refusal {_rate(rates['baseline'])}"]
+    parts = [_plain(run, 0)]
     if "ablation" in rates:
         parts.append(f"{_rate(rates['ablation'])} with r ablated at every layer and token")
     if "subtraction" in rates:
@@ -84,10 +94,11 @@ def _harmful(rates: dict[str, Rate]) -> str:
     return ", ".join(parts) + "."
 
 
-def _harmless(run: RunFolder, rates: dict[str, Rate]) -> str:
+def _on_negative(run: RunFolder) -> str:
+    rates = run.rates_of(1)
     if "baseline" not in rates:
         return ""
-    parts = [f"Harmless test instructions{_sample(rates)}: refusal {_rate(rates['baseline'])}"]
+    parts = [_plain(run, 1)]
     if "ablation" in rates:
         parts.append(f"{_rate(rates['ablation'])} with r ablated")
     sentence = ", ".join(parts)
@@ -95,56 +106,59 @@ def _harmless(run: RunFolder, rates: dict[str, Rate]) -> str:
         return sentence + "."
     verdict = change(rates["baseline"], rates["addition"])
     words = {
-        "raises": "adding r makes it refuse",
+        "raises": "adding r makes it",
         "none": "adding r does not change that measurably:",
         "lowers": "adding r lowers it to",
     }
-    metric = _metric_under_addition(run) if verdict == "none" else ""
-    return f"{sentence}; {words[verdict]} {_rate(rates['addition'])}{metric}."
+    by_score = _score_under_addition(run) if verdict == "none" else ""
+    return f"{sentence}; {words[verdict]} {_rate(rates['addition'])}{by_score}."
 
 
-def _metric_under_addition(run: RunFolder) -> str:
-    """Words for a metric that addition moves where the judge sees nothing, else ""."""
-    before, after = (metric_of(run, "harmless", name) for name in ("baseline", "addition"))
+def _plain(run: RunFolder, side: int) -> str:
+    """What the unedited model does on one kind of test prompts."""
+    rate = run.rates_of(side)["baseline"]
+    n = "" if rate.get("n") is None else f" (n = {rate['n']:.0f})"
+    return f"{capital(run.kinds[side])} test {run.words.prompts}{n}: {run.words.noun} {_rate(rate)}"
+
+
+def _score_under_addition(run: RunFolder) -> str:
+    """Words for a score that addition moves where the judge sees nothing, else ""."""
+    before, after = (scores_of(run, 1, condition) for condition in ("baseline", "addition"))
     if before is None or after is None or change(before.share, after.share) == "none":
         return ""
-    moves = f"from {signed(before.mean)} to {signed(after.mean)} nats"
-    return f" by the phrase judge, though the refusal metric goes {moves}"
+    moves = from_to(before.mean, after.mean, run.labels.unit)
+    return f" by {run.judge}, though the {run.words.score} goes {moves}"
 
 
-def _metric(run: RunFolder) -> str:
-    """Mean refusal metric under each condition, beside what the judge says."""
+def _mean_scores(run: RunFolder) -> str:
+    """Mean score under each condition, beside what the judge says."""
     parts = []
-    for kind, conditions in (
-        ("harmful", ("baseline", "ablation", "subtraction")),
-        ("harmless", ("baseline", "ablation", "addition")),
-    ):
+    for side, conditions in enumerate(OF_KIND):
         means = []
         for condition in conditions:
-            found = metric_of(run, kind, condition)
-            if found is not None:
-                edit = _EDITS.get(condition)
-                means.append(signed(found.mean) + (f" with {edit}" if edit else ""))
+            scores, edit = scores_of(run, side, condition), CONDITIONS[condition].edit
+            if scores is not None:
+                means.append(signed(scores.mean) + (f" with {edit}" if edit else ""))
         if means:
-            parts.append(f"{kind} {', '.join(means)}")
-    return (
-        f"Mean refusal metric (log-odds of a refusal token first, nats): {'; '.join(parts)}."
-        if parts
-        else ""
-    )
+            parts.append(f"{run.kinds[side]} {', '.join(means)}")
+    meaning = ", ".join(part for part in (score_meaning(run), run.labels.unit) if part)
+    return f"Mean {run.words.score} ({meaning}): {'; '.join(parts)}." if parts else ""
 
 
-def _chance(run: RunFolder, kind: str) -> str:
-    """What random edits of the same kind and size do to the same instructions."""
+def _chance(run: RunFolder, side: int) -> str:
+    """What random edits of the same kind and size do to the same prompts."""
+    column = "rate" if run.rates_of(side) else "score"
+    name = run.words.noun if column == "rate" else run.words.score
+    tell = percent if column == "rate" else signed
     parts = []
-    for (null, of_kind), words in NULLS.items():
-        rates = run.null_rates(null, of_kind)
-        if of_kind == kind and rates.size:
+    for null in NULLS:
+        draws = run.null_draws(null.name, side, column)
+        if null.side == side and draws.size:
             parts.append(
-                f"{rates.size} {words}, refusal {percent(rates.mean())} on average "
-                f"({percent(rates.min())} to {percent(rates.max())})"
+                f"{draws.size} {null.instead}, {name} {tell(draws.mean())} on average "
+                f"({tell(draws.min())} to {tell(draws.max())})"
             )
-    return f"Chance, {kind} instructions: {'; '.join(parts)}." if parts else ""
+    return f"Chance, {run.labels.prompts(side)}: {'; '.join(parts)}." if parts else ""
 
 
 def _sentence(text: str) -> str:
@@ -154,13 +168,10 @@ def _sentence(text: str) -> str:
 
 
 def _rate(score: Rate) -> str:
-    se, exact = score.get("se"), score.get("paper_count")
+    se, exact, unjudged = score.get("se"), score.get("paper_count"), score.get("n_unjudged")
     notes = [] if se is None else [f"SE {100 * se:.1f}"]
     if exact is not None and exact != score["rate"]:
         notes.append(f"{percent(exact)} by the paper\u2019s exact phrases")
+    if unjudged:
+        notes.append(f"{unjudged:.0f} more not judged")
     return percent(score["rate"]) + (f" ({'; '.join(notes)})" if notes else "")
-
-
-def _sample(rates: dict[str, Rate]) -> str:
-    n = rates["baseline"].get("n")
-    return "" if n is None else f" (n = {n:.0f})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,11 +17,21 @@ _Z = 1.96
 
 
 @dataclass(frozen=True)
-class Metric:
-    """The refusal metric of some prompts: its mean, the share of them above zero, and how many."""
+class Scores:
+    """The scores of some prompts, at least one, and the score above which a prompt shows the behaviour."""
 
-    mean: float
-    share: Rate
+    values: np.ndarray
+    threshold: float
+
+    @property
+    def mean(self) -> float:
+        """Over prompts."""
+        return float(self.values.mean())
+
+    @property
+    def share(self) -> Rate:
+        """The share of prompts above the threshold."""
+        return {"rate": float((self.values > self.threshold).mean()), "n": float(self.values.size)}
 
 
 def change(before: Rate, after: Rate) -> Verdict:
@@ -38,27 +48,48 @@ def change(before: Rate, after: Rate) -> Verdict:
     return "lowers" if gap < 0 else "raises"
 
 
-def metric_of(run: RunFolder, kind: str, condition: str) -> Metric | None:
-    """The refusal metric of one kind of test prompts under a condition; None when not measured."""
+def mean_change(before: Scores, after: Scores) -> Verdict:
+    """Say "lowers", "raises", or "none" when a z-test of the means at 5% sees no difference.
+
+    Paired where there are as many scores of both, which are then of the same prompts.
+    """
+    gap = after.mean - before.mean
+    if before.values.size == after.values.size:
+        error = _standard_error(after.values - before.values)
+    else:
+        error = math.hypot(_standard_error(before.values), _standard_error(after.values))
+    if abs(gap) <= _Z * error or gap == 0:
+        return "none"
+    return "lowers" if gap < 0 else "raises"
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std() / math.sqrt(values.size))
+
+
+def scores_of(run: RunFolder, side: int, condition: str) -> Scores | None:
+    """The scores of one kind of test prompts (0 positive, 1 negative) under a condition; None without any."""
     rows = run.table("metrics.csv")
     if rows is None:
         return None
-    own = rows.loc[(rows["kind"] == kind) & (rows["condition"] == condition), "metric"]
-    values = own.to_numpy(float)
+    here = (rows["kind"] == run.kinds[side]) & (rows["condition"] == condition)
+    values = rows.loc[here, "score"].to_numpy(float)
     values = values[np.isfinite(values)]
-    if not values.size:
-        return None
-    share: Rate = {"rate": float((values > 0).mean()), "n": float(values.size)}
-    return Metric(float(values.mean()), share)
+    return Scores(values, run.labels.threshold) if values.size else None
 
 
-def null_metric(run: RunFolder, null: str, kind: str) -> float | None:
-    """Mean refusal metric over the random draws of one null; None when not measured."""
-    rows = run.table("nulls.csv")
-    if rows is None or "metric" not in rows:
-        return None
-    values = rows.loc[(rows["null"] == null) & (rows["kind"] == kind), "metric"].dropna()
-    return float(values.mean()) if len(values) else None
+def score_meaning(run: RunFolder) -> str:
+    """What the score is, where it is one of first tokens, else ""."""
+    tokens, noun = run.behaviour.get("first_tokens"), run.words.noun
+    if tokens is None:
+        return ""
+    against = " against others" if tokens.get("against") else ""
+    return f"log-odds of {'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun} token{against} as the first one"
+
+
+def who_names_tokens(behaviour: Mapping[str, Any]) -> str:
+    """Where a user names the first tokens of a behaviour."""
+    return "--refusal-tokens" if behaviour.get("name") == "refusal" else "the concept\u2019s file"
 
 
 def not_selected(run: RunFolder) -> str:
@@ -69,10 +100,10 @@ def not_selected(run: RunFolder) -> str:
 
 def flags(run: RunFolder) -> list[str]:
     """What a reviewer would object to, in sentences."""
-    found = run.value("flags")
+    entries = run.value("flags")
     texts = (
-        [flag.get("text") for flag in found if isinstance(flag, Mapping)]
-        if isinstance(found, list)
+        [flag.get("text") for flag in entries if isinstance(flag, Mapping)]
+        if isinstance(entries, list)
         else []
     )
     return [text for text in texts if isinstance(text, str) and text]
@@ -91,5 +122,11 @@ def passing(run: RunFolder) -> str:
 
 
 def signed(value: float) -> str:
-    """A metric with its sign, one decimal."""
-    return f"{value:+.1f}".replace("-", "\u2212")
+    """A score with its sign: one decimal, below one a second."""
+    digits = 1 if abs(value) >= 1 else 2
+    return f"{value:+.{digits}f}".replace("-", "\u2212")
+
+
+def from_to(before: float, after: float, unit: str) -> str:
+    """A change of a mean score."""
+    return f"from {signed(before)} to {signed(after)} {unit}"

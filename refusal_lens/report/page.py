@@ -9,14 +9,13 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from refusal_lens import __version__
-from refusal_lens.door import checked
-from refusal_lens.errors import InputError
+from refusal_lens.plotting.places import post_position
 from refusal_lens.plotting.policy import content_policy
 from refusal_lens.report.claim import Claim, make_claim
+from refusal_lens.report.entry import Entry
 from refusal_lens.report.facts import not_selected, passing
 from refusal_lens.report.folder import RunFolder
-from refusal_lens.report.markup import MINUS, Html, Plot, Section, number, paragraph, text
-from refusal_lens.report.sections import SECTIONS
+from refusal_lens.report.markup import Html, Plot, Section, number, paragraph, text
 from refusal_lens.report.style import DRAW, STYLE, TABLES
 from refusal_lens.runs import write_text
 from refusal_lens.runs.opening import place_in, read_bytes
@@ -24,41 +23,24 @@ from refusal_lens.runs.opening import place_in, read_bytes
 _PLOTLY_FILE = "plotly.min.js"
 
 
-@checked
-def write_report(run_folder: str | Path) -> Path:
-    """Write report.html and figures/ of a run into its folder; returns the page's path.
-
-    The page holds every section whose data the folder has and says which are missing. Each figure
-    is also a small page of its own in figures/, beside one copy of plotly.js.
+def write_page(run: RunFolder, entries: Sequence[Entry]) -> Path:
+    """Write report.html with these sections, and figures/, into a run's folder; returns the page's path.
 
     Raises:
-        InputError: the folder holds no run, or a damaged one.
+        InputError: a file that a section reads is damaged.
         OSError: the folder cannot be written.
 
     """
-    run = RunFolder.open(run_folder)
-    sections, missing = render_sections(run)
+    sections, missing = render_sections(run, entries)
     _write_figures(run.path / "figures", sections)
     page = place_in(run.path, "report.html")
     write_text(page, _page(run, make_claim(run), sections, missing))
     return page
 
 
-def write_whole_report(run_folder: str | Path) -> Path:
-    """Like `write_report`, for whoever takes a page for a whole run.
-
-    Raises:
-        InputError: also, after the page is written, for a run that is not finished or in which a
-            file is not as its step left it.
-
-    """
-    page = write_report(run_folder)
-    if lack := RunFolder.open(run_folder).lack:
-        raise InputError(f"run folder at {run_folder}: {lack}; the page of what there is: {page}")
-    return page
-
-
-def render_sections(run: RunFolder) -> tuple[list[Section], list[str]]:
+def render_sections(
+    run: RunFolder, entries: Sequence[Entry]
+) -> tuple[list[Section], list[str]]:
     """The sections that the run has data for, and for each other one what it would need.
 
     What a run left out because it selected no direction is a section of its own, with the reason.
@@ -66,7 +48,7 @@ def render_sections(run: RunFolder) -> tuple[list[Section], list[str]]:
     sections: list[Section] = []
     missing: list[str] = []
     left_out: list[str] = []
-    for entry in SECTIONS:
+    for entry in entries:
         section = entry.render(run)
         if section is not None:
             sections.append(section)
@@ -126,7 +108,7 @@ def _page(run: RunFolder, claim: Claim, sections: Sequence[Section], missing: Se
             *(f"<script>{script}</script>" for script in scripts),
         )
     )
-    return _document(f"{_model(run)}: refusal direction", body, policy=content_policy(scripts))
+    return _document(f"{_model(run)}: {run.words.noun} direction", body, policy=content_policy(scripts))
 
 
 def _document(title: str, body: str, *, policy: str = "") -> str:
@@ -158,9 +140,9 @@ def _damage(run: RunFolder) -> str:
     """What is left out because it is not what its step wrote."""
     if not run.damaged:
         return ""
-    said = "; ".join(f"{name} {what}" for name, what in run.damaged.items())
+    damages = "; ".join(f"{name} {what}" for name, what in run.damaged.items())
     return (
-        f'<p class="warning">Left out, since it is not as its step left it: {text(said)}. '
+        f'<p class="warning">Left out, since it is not as its step left it: {text(damages)}. '
         "What wrote it makes it again: refusal-lens run into this folder, suffix or export.</p>"
     )
 
@@ -168,25 +150,22 @@ def _damage(run: RunFolder) -> str:
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
     facts = [("model", str(run.value("model") or "not recorded"))]
     if run.selected is not None:
-        position, layer = run.selected
+        place, layer = run.selected
+        position = post_position(place)
         facts.append(("layer", f"{layer}" + (f" of {run.n_layers}" if run.n_layers else "")))
-        facts.append(("position", str(position).replace("-", MINUS)))
-    for name, keys, digits in _FACTS:
-        if run.number(*keys) is not None and not (name == "candidates" and run.number(*keys) == 0):
-            facts.append((name, number(run.number(*keys), digits)))
+        at = ("place", place) if position is None else ("position", number(position, 0))
+        facts.append(at)
+    measured = (
+        ("bypass", run.number("scores", "bypass"), 2),
+        ("induce", run.number("scores", "induce"), 2),
+        ("KL", run.number("scores", "kl"), 3),
+        *((f"{run.words.number}, {kind}", run.number("baseline", kind), 2) for kind in run.kinds),
+        ("candidates", run.number("n_candidates") or None, 0),
+    )
+    facts += [(name, number(value, digits)) for name, value, digits in measured if value is not None]
     if passing(run):
         facts.append(("that pass", passing(run)))
     return facts
-
-
-_FACTS: tuple[tuple[str, tuple[str, ...], int], ...] = (
-    ("bypass", ("scores", "bypass"), 2),
-    ("induce", ("scores", "induce"), 2),
-    ("KL", ("scores", "kl"), 3),
-    ("metric, harmful", ("baseline", "harmful"), 2),
-    ("metric, harmless", ("baseline", "harmless"), 2),
-    ("candidates", ("n_candidates",), 0),
-)
 
 
 def _model(run: RunFolder) -> str:

@@ -14,14 +14,18 @@ from refusal_lens.runs.files import (
     write_text,
     writing,
 )
+from refusal_lens.runs.forms import Forms
+from refusal_lens.runs.open_step import Manifest, OpenStep
 from refusal_lens.runs.run import Run
-from refusal_lens.runs.step import Manifest, Step
+from refusal_lens.runs.tables import Table
 from refusal_lens.runs.tensors import Tensors, read_safetensors, write_safetensors
 
 __all__ = [
+    "Forms",
     "Manifest",
+    "OpenStep",
     "Run",
-    "Step",
+    "Table",
     "Tensors",
     "plain",
     "read_csv",

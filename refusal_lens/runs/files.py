@@ -17,7 +17,7 @@ from typing import Any
 
 from refusal_lens.door import checked
 from refusal_lens.errors import InputError
-from refusal_lens.runs import schema, tables
+from refusal_lens.runs import schema
 from refusal_lens.runs.opening import (
     BINARY,
     LARGEST,
@@ -26,6 +26,7 @@ from refusal_lens.runs.opening import (
     open_regular,
     read_bytes,
 )
+from refusal_lens.runs.tables import Table, checked_table
 
 TEMPORARY = ".tmp"
 _OURS = re.compile(r"\..+\.(?:[0-9]{1,10}|[0-9a-f]{12})\.tmp", re.DOTALL)
@@ -202,20 +203,19 @@ def write_csv(path: Path, frame: Any) -> None:
 
 
 @checked
-def read_json(path: Path) -> Any:
+def read_json(path: Path, form: Any = None) -> Any:
     """Read JSON; a bare NaN (which JSON does not have but Python and others write) is a float.
 
-    What a run is known to write has the form that `schema` gives it, by its name.
+    form: the msgspec type that the contents must have; None for any.
 
     Raises:
         InputError: the file is missing, no regular file, not JSON, or of another form.
 
     """
-    return schema.checked(json_of(path), path)
+    return schema.checked(_json_of(path), form, f"{path}")
 
 
-def json_of(path: Path) -> Any:
-    """Read JSON of any form; see `read_json`."""
+def _json_of(path: Path) -> Any:
     try:
         return json.loads(_text(path, LARGEST_JSON))
     except json.JSONDecodeError as error:
@@ -233,8 +233,8 @@ def json_of(path: Path) -> Any:
 
 
 @checked
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object per line, each of the form that `schema` gives the file by its name.
+def read_jsonl(path: Path, form: Any = None) -> list[dict[str, Any]]:
+    """Read one JSON object per line; form: the msgspec type that each must have, None for any.
 
     Raises:
         InputError: the file is missing, no regular file, or a line is not such an object.
@@ -243,7 +243,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     # Not splitlines(): a completion may hold U+2028 or other separators that JSON leaves unescaped.
     lines = [line for line in _text(path, LARGEST).split("\n") if line.strip()]
     return [
-        schema.checked(_object(line, path, number), path, row=number)
+        schema.checked(_object(line, path, number), form, f"{path} line {number}")
         for number, line in enumerate(lines, start=1)
     ]
 
@@ -259,15 +259,15 @@ def _object(line: str, path: Path, number: int) -> dict[str, Any]:
 
 
 @checked
-def read_csv(path: Path, *, text: Sequence[str] = ()) -> Any:
+def read_csv(path: Path, table: Table | None = None, *, text: Sequence[str] = ()) -> Any:
     """Read what `write_csv` wrote into a pandas DataFrame, every float bit for bit.
 
     An empty cell is NaN in a column of numbers and "" in one of text; "NA" and "None" are text. A
-    column with nothing but empty cells is one of numbers unless `text` names it. The columns of a
-    run's own tables are checked by `tables`.
+    column with nothing but empty cells is one of numbers unless `text` or `table` names it as text.
+    table: the columns that it must have; None for any.
 
     Raises:
-        InputError: the file is missing, no regular file, not CSV, or not the table it is named.
+        InputError: the file is missing, no regular file, not CSV, or not such a table.
 
     """
     import pandas as pd
@@ -280,14 +280,14 @@ def read_csv(path: Path, *, text: Sequence[str] = ()) -> Any:
             float_precision="round_trip" if old else None,
             keep_default_na=False,
             na_values=[""],
-            dtype=dict.fromkeys({*text, *tables.words_of(path)}, str),
+            dtype=dict.fromkeys({*text, *(table.texts if table else ())}, str),
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, OverflowError) as error:
         why = " ".join(str(error).split())[:100]
         raise InputError(f"{path}: got something that is not CSV ({why})") from error
     words = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
     frame[words] = frame[words].fillna("")
-    return tables.checked_table(frame, path)
+    return frame if table is None else checked_table(frame, table, path)
 
 
 def _text(path: Path, largest: int) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 from refusal_lens.errors import InputError
 from refusal_lens.runs import files
 from refusal_lens.runs.lock import LOCK
+from refusal_lens.runs.open_step import FORMAT
 from refusal_lens.runs.opening import entries, require_plain
-from refusal_lens.runs.step import FORMAT
+from refusal_lens.runs.schema import Mark
 
 MARK = "run.json"
 CONFIGS = ("config.json", "adapter_config.json")
@@ -34,13 +35,13 @@ def refuse_what_is_no_run(folder: Path) -> None:
         require_plain(folder)
         return
     require_plain(folder)
-    contents = files.json_of(mark)
+    contents = files.read_json(mark)
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise InputError(
             f"run folder at {folder}: got a {MARK} that this version does not know, "
             f"need format {FORMAT}; give another --out"
         )
-    files.read_json(mark)
+    files.read_json(mark, Mark)
 
 
 def _of_a_beginning(name: str) -> bool:

@@ -24,30 +24,24 @@ from refusal_lens.runs.folder import (
 )
 from refusal_lens.runs.journal import OF_A_KEY, journals
 from refusal_lens.runs.lock import FolderLock
-from refusal_lens.runs.step import FORMAT, STEPS, ForeignManifestError, Manifest, Step, key_of
+from refusal_lens.runs.open_step import (
+    FORMAT,
+    STEPS,
+    ForeignManifestError,
+    Manifest,
+    OpenStep,
+    key_of,
+)
+from refusal_lens.runs.plan import NOT_PLANNED, Facts, facts_of_steps, in_order, stale_steps
+from refusal_lens.runs.schema import Mark, Whole
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-ASKED = "asked"
-NOT_ASKED = "it is not asked for"
+PLAN = "plan"
 
-Asked = tuple[Mapping[str, Any], Sequence[str]]
+Determined = tuple[Mapping[str, Any], Sequence[str]]
 """What determines a step's results: its inputs, and the steps before it."""
-
-
-class Facts(dict[str, Any]):
-    """What a manifest says; what it does not say is one clear line instead of a KeyError."""
-
-    def __init__(self, facts: Mapping[str, Any], where: str) -> None:
-        super().__init__(facts)
-        self.where = where
-
-    def __missing__(self, name: str) -> Any:
-        raise InputError(
-            f"{self.where}: got no {name!r}, need it; the file is damaged or foreign, try "
-            "refusal-lens run into this folder again"
-        )
 
 
 @shown("path")
@@ -148,7 +142,7 @@ class Run:
     @contextmanager
     def step(
         self, name: str, *, inputs: Mapping[str, Any], after: Sequence[str] = ()
-    ) -> Iterator[Step]:
+    ) -> Iterator[OpenStep]:
         """Yield a step; `if step.needed:` guards its work, and its manifest is written at the end.
 
         Args:
@@ -171,21 +165,21 @@ class Run:
         step.finish()
 
     def _announce(self, name: str) -> None:
-        """Log which of the steps asked for this is: "step 3 of 13: scores"."""
-        asked = [step for step, key in self._asked().items() if key is not None]
-        if name in asked:
-            log.info("step %d of %d: %s", asked.index(name) + 1, len(asked), name)
+        """Log which of the planned steps this is: "step 3 of 13: scores"."""
+        planned = [step for step, key in self._plan().items() if key is not None]
+        if name in planned:
+            log.info("step %d of %d: %s", planned.index(name) + 1, len(planned), name)
 
-    def ask(self, steps: Mapping[str, Asked], *, without: Sequence[str] = ()) -> None:
+    def plan(self, steps: Mapping[str, Determined], *, without: Sequence[str] = ()) -> None:
         """Say which steps make the run from now on; those before a step come before it.
 
         Results of other inputs stay on the disk until their step is done again, and hold again if
-        they are asked for again, but count as out of date. Without this, a step is out of date
-        when one that it builds on was done anew.
+        they are planned again, but count as out of date. Without a plan a step is out of date when
+        one that it builds on was done anew.
 
         Args:
             steps: the steps that will be done or found done, by name.
-            without: names of steps that an earlier call may have asked for, and that this one does not.
+            without: names of steps that an earlier plan may have, and that this one has not.
 
         Raises:
             InputError: a manifest in the folder is foreign, or damaged and of a step that will not be
@@ -197,13 +191,13 @@ class Run:
         for name, (inputs, after) in steps.items():
             keys[name] = key_of(name, inputs, {other: str(keys[other]) for other in after})
         self._refuse_manifests(but=[name for name, key in keys.items() if key is not None])
-        mark = files.read_json(self.path / MARK)
-        if mark.get(ASKED) != keys:
-            files.write_json(self.path / MARK, {**mark, ASKED: keys})
-        self._remove_journals(keys, {*keys, *mark.get(ASKED, {})})
+        mark = files.read_json(self.path / MARK, Mark)
+        if mark.get(PLAN) != keys:
+            files.write_json(self.path / MARK, {**mark, PLAN: keys})
+        self._remove_journals(keys, {*keys, *mark.get(PLAN, {})})
 
     def _remove_journals(self, keys: Mapping[str, str | None], names: set[str]) -> None:
-        """Remove what killed steps of these names left, unless it is for what is asked for now."""
+        """Remove what killed steps of these names left, unless it is for what is planned now."""
         for path, step, key in journals(self.path / STEPS):
             if step in names and (keys.get(step) or "")[:OF_A_KEY] != key:
                 path.unlink()
@@ -219,14 +213,14 @@ class Run:
                 if path.stem not in but:
                     raise
 
-    def withdraw(self, name: str, inputs: Mapping[str, Any], after: Sequence[str]) -> bool:
+    def invalidate(self, name: str, inputs: Mapping[str, Any], after: Sequence[str]) -> bool:
         """Remove the results of a step unless they are those of these inputs; whether they are gone.
 
         For what would be read as the outcome of the whole run while its steps are done again.
         """
         self._require_lock()
-        keys = self._asked()
-        step = Step(self.path, name, inputs=inputs, after={o: str(keys[o]) for o in after})
+        keys = self._plan()
+        step = OpenStep(self.path, name, inputs=inputs, after={o: str(keys[o]) for o in after})
         if step.needed:
             (self.path / MANIFEST).unlink(missing_ok=True)
             step.forget()
@@ -236,7 +230,7 @@ class Run:
     @contextmanager
     def addition(
         self, name: str, *, inputs: Mapping[str, Any], after: Sequence[str] = ()
-    ) -> Iterator[Step]:
+    ) -> Iterator[OpenStep]:
         """Yield a step that is added to a finished run, such as a study of its direction.
 
         Like `step`, but the run stays finished and an earlier addition of that name stays as it is
@@ -257,14 +251,14 @@ class Run:
         try:
             yield step
             others = {other: m for other, m in self.manifests().items() if other != name}
-            files.write_json(self.path / MANIFEST, {**whole, **_of_steps(others, self._asked())})
+            files.write_json(self.path / MANIFEST, {**whole, **facts_of_steps(others, self._plan())})
             step.finish()
         finally:
             step.discard()
-        done = _of_steps(self.manifests(), self._asked())
+        done = facts_of_steps(self.manifests(), self._plan())
         files.write_json(self.path / MANIFEST, {**whole, **done})
 
-    def take_back(self, name: str) -> None:
+    def remove_addition(self, name: str) -> None:
         """Remove an addition with its outputs, as if it had not been made; nothing happens without one.
 
         Raises:
@@ -280,25 +274,24 @@ class Run:
         path.unlink()
         for output in outputs:
             (self.path / output).unlink(missing_ok=True)
-        done = _of_steps(self.manifests(), self._asked())
+        done = facts_of_steps(self.manifests(), self._plan())
         files.write_json(self.path / MANIFEST, {**whole, **done})
 
     def _step(
         self, name: str, inputs: Mapping[str, Any], after: Sequence[str], *, staged: bool = False
-    ) -> Step:
+    ) -> OpenStep:
         self._require_lock()
         keys = {other: self.manifest(other).key for other in after}
-        return Step(self.path, name, inputs=inputs, after=keys, staged=staged)
+        return OpenStep(self.path, name, inputs=inputs, after=keys, staged=staged)
 
     def _require_lock(self) -> None:
         if self._lock is None:
             raise RuntimeError("this run was opened to read; use Run.open to write")
 
-    def _asked(self) -> dict[str, str | None]:
-        """The keys that `ask` wrote down; empty for a run that was never asked for any."""
+    def _plan(self) -> dict[str, str | None]:
+        """The keys that `plan` wrote down; empty for a run without a plan."""
         mark = self.path / MARK
-        asked = files.read_json(mark).get(ASKED) if mark.exists() else None
-        return asked if isinstance(asked, dict) else {}
+        return files.read_json(mark, Mark).get(PLAN, {}) if mark.exists() else {}
 
     @checked
     def manifest(self, step: str) -> Manifest:
@@ -319,13 +312,13 @@ class Run:
     def manifests(self) -> dict[str, Manifest]:
         """Read the manifests of all steps that are done, in the order in which they were."""
         paths = sorted((self.path / STEPS).glob("*.json"))
-        found = [Manifest.read(path) for path in paths if not path.name.startswith(".")]
-        return {m.step: m for m in _in_order(found)}
+        manifests = [Manifest.read(path) for path in paths if not path.name.startswith(".")]
+        return {manifest.step: manifest for manifest in in_order(manifests)}
 
     def current(self) -> dict[str, Manifest]:
         """Read the manifests of the steps that are done and not out of date."""
         done = self.manifests()
-        stale = _stale(done, self._asked())
+        stale = stale_steps(done, self._plan())
         return {name: manifest for name, manifest in done.items() if name not in stale}
 
     @checked
@@ -369,7 +362,7 @@ class Run:
                 f"run folder at {self.path}: got a run that is not finished, need a whole one; "
                 f"try refusal-lens run --out {self.path} again"
             )
-        contents = files.read_json(path)
+        contents = files.read_json(path, Whole)
         self._require_agreement(contents, path)
         if "config" in contents:
             contents["config"] = Facts(contents["config"], f"{path}, config")
@@ -400,7 +393,7 @@ class Run:
 
     def stale(self) -> dict[str, str]:
         """The finished steps that are out of date, each with the reason."""
-        return _stale(self.manifests(), self._asked())
+        return stale_steps(self.manifests(), self._plan())
 
     def damage(self) -> list[str]:
         """Read every file of every finished step, and say which are not as they were left."""
@@ -408,10 +401,10 @@ class Run:
 
     def damages(self) -> dict[str, str]:
         """What is wrong with each result that is not as its step left it."""
-        found: dict[str, str] = {}
+        damages: dict[str, str] = {}
         for manifest in self.manifests().values():
-            found |= manifest.damages(self.path)
-        return found
+            damages |= manifest.damages(self.path)
+        return damages
 
     def finish(self, *, irreproducible: str = "", **facts: Any) -> None:
         """Write `manifest.json`, which says that the whole run is done and what it comes from.
@@ -422,9 +415,9 @@ class Run:
             facts: configuration, seeds, hashes of model and data, and so on, as JSON.
 
         """
-        done, asked = self.manifests(), self._asked()
-        for name, reason in _stale(done, asked).items():
-            if reason != NOT_ASKED:
+        done, plan = self.manifests(), self._plan()
+        for name, reason in stale_steps(done, plan).items():
+            if reason != NOT_PLANNED:
                 log.warning("%s: out of date because %s", name, reason)
         whole = {
             "format": FORMAT,
@@ -434,60 +427,6 @@ class Run:
             "versions": versions(),
             "machine": machine(),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **_of_steps(done, asked),
+            **facts_of_steps(done, plan),
         }
         files.write_json(self.path / MANIFEST, whole)
-
-
-def _of_steps(done: Mapping[str, Manifest], asked: Mapping[str, str | None]) -> dict[str, Any]:
-    """What `manifest.json` says of the steps that are done and of their outputs."""
-    stale = _stale(done, asked)
-    current = {name: m for name, m in done.items() if name not in stale}
-    outputs = {
-        name: {"step": step, "sha256": output.sha256, "bytes": output.bytes}
-        for step, manifest in current.items()
-        for name, output in manifest.outputs.items()
-    }
-    steps = {name: {"key": m.key, "seconds": m.seconds} for name, m in current.items()}
-    return {"steps": steps, "stale": stale, "outputs": outputs}
-
-
-def _stale(done: Mapping[str, Manifest], asked: Mapping[str, str | None]) -> dict[str, str]:
-    """The steps whose results no longer hold, each with the reason.
-
-    Those asked for hold with the key that is asked for, the others with the steps they build on.
-    """
-    keys = {name: m.key for name, m in done.items()}
-    keys |= {name: key for name, key in asked.items() if key is not None}
-    stale: dict[str, str] = {}
-    for name, manifest in done.items():
-        if name in asked:
-            if asked[name] is None:
-                stale[name] = NOT_ASKED
-            elif asked[name] != manifest.key:
-                stale[name] = "it is asked for with other inputs"
-            continue
-        changed = [other for other, key in manifest.after.items() if keys.get(other) != key]
-        behind = [
-            other
-            for other in manifest.after
-            if other in stale and asked.get(other) is None and other not in changed
-        ]
-        said = [f"{', '.join(changed)} changed"] if changed else []
-        said += [f"{', '.join(behind)} is out of date"] if behind else []
-        if said:
-            stale[name] = " and ".join(said)
-    return stale
-
-
-def _in_order(manifests: Sequence[Manifest]) -> list[Manifest]:
-    """Steps after the ones they build on, otherwise by the time they finished."""
-    waiting = sorted(manifests, key=lambda m: (m.finished, m.step))
-    names = {m.step for m in waiting}
-    ordered: list[Manifest] = []
-    while waiting:
-        placed = {m.step for m in ordered}
-        free = [m for m in waiting if not (set(m.after) & names) - placed] or waiting
-        ordered.append(free[0])
-        waiting.remove(free[0])
-    return ordered

@@ -1,4 +1,4 @@
-"""The tables of a run: which columns hold words, whole numbers and other numbers."""
+"""What a table of a run must hold: which columns are words, whole numbers and other numbers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ MOST_LAYERS = 10_000
 """No model has so many layers, nor a template so many tokens."""
 MOST = 10**12
 
-_LAYER = (0, MOST_LAYERS - 1)
-_POSITION = (-MOST_LAYERS, -1)
-_COUNT = (0, MOST)
+LAYER = (0, MOST_LAYERS - 1)
+POSITION = (-MOST_LAYERS, -1)
+COUNT = (0, MOST)
+"""Bounds of whole numbers: layers, post-instruction positions, and counts or ids."""
 
 
 @dataclass(frozen=True)
 class Table:
     """Columns by what they hold.
 
-    whole: whole numbers with their bounds; partly: likewise, or empty cells beside a place. numbers: NaN
-    is allowed. words: text. Each must be there; those in `more` are checked where they are. flags: true
-    or false, may be absent. filled: there is no such table without rows.
+    whole: whole numbers with their bounds; partly: likewise, or empty cells beside a place. numbers: NaN is allowed.
+    words: text. Each must be there; those in `more` are checked where they are. flags: true or false, may be absent.
+    filled: there is no such table without rows.
     """
 
     whole: Mapping[str, tuple[int, int]]
@@ -39,70 +40,19 @@ class Table:
     filled: bool = False
     partly: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
-
-_CURVES = Table(
-    {"layer": _LAYER, "position": _POSITION}, ("mean",), ("kind", "condition"),
-    more=("sd", "n"), more_words=("quantity",),
-)  # fmt: skip
-_SCORES = Table(
-    {"layer": _LAYER}, ("bypass", "induce", "kl"), more=("norm",),
-    more_words=("place", "position_name", "reason", "skipped"), flags=("passes",),
-    partly={"position": _POSITION},
-)  # fmt: skip
-_TABLES: Mapping[str, Table] = {
-    "candidates.csv": _SCORES,
-    "scores.csv": _SCORES,
-    "curves.csv": _CURVES,
-    "base_curves.csv": _CURVES,
-    "metrics.csv": Table({}, ("metric",), ("kind", "condition"), more=("index",)),
-    "top_tokens.csv": Table({"token_id": _COUNT}, ("probability",), ("kind", "token")),
-    "pca.csv": Table(
-        {"layer": _LAYER}, ("pc1", "pc2"), ("kind",), more=("explained1", "explained2")
-    ),
-    "nulls.csv": Table({}, ("refusal_rate",), ("null", "kind"), more=("metric", "n", "index")),
-    "losses.csv": Table(
-        {}, ("ce", "perplexity", "n_tokens"), ("condition",), more_words=("dataset",)
-    ),
-    "suffix/values.csv": Table(
-        {"prompt": _COUNT},
-        ("layer", "head", "value"),
-        ("condition", "quantity", "region"),
-        filled=True,
-    ),
-    "suffix/effects.csv": Table(
-        {"prompt": _COUNT}, ("projection", "metric"), ("condition", "edit", "heads"), filled=True
-    ),
-    "suffix/lost.csv": Table({}, ("attention lost", "DFA lost", "metric lost"), filled=True),
-}
-_WRITERS = Table(
-    {}, ("layer",), ("parameter", "role", "shape", "treatment", "why"), more_words=("after_norm",)
-)
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns that hold text, whatever is in them."""
+        return (*self.words, *self.more_words)
 
 
-def _table_of(path: Path) -> Table | None:
-    path = Path(path)
-    inside = f"{path.parent.name}/{path.name}"
-    if path.parent.name == "exports" and path.name.endswith(".writers.csv"):
-        return _WRITERS
-    return _TABLES.get(inside) or _TABLES.get(path.name)
-
-
-def words_of(path: Path) -> tuple[str, ...]:
-    """The columns that hold text, whatever is in them; none for a table that is not known."""
-    table = _table_of(path)
-    return () if table is None else (*table.words, *table.more_words)
-
-
-def checked_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The table when it is the one that it is named, with its whole numbers as such.
+def checked_table(frame: pd.DataFrame, table: Table, path: Path) -> pd.DataFrame:
+    """The frame when it has the columns of `table`, with its whole numbers as such.
 
     Raises:
         InputError: a column is missing, or holds something else.
 
     """
-    table = _table_of(path)
-    if table is None:
-        return frame
     needed = (*table.whole, *table.partly, *table.numbers, *table.words)
     if missing := [name for name in needed if name not in frame]:
         raise InputError(f"{path}: got no column {', '.join(missing)}; make it again")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pandas as pd
 
 from refusal_lens.plotting import visible
+from refusal_lens.plotting.places import places_of, post_position
 from refusal_lens.report.facts import passing
 from refusal_lens.report.folder import RunFolder
-from refusal_lens.report.markup import Cell, Html, Section, numeric, paragraph, plain, table
+from refusal_lens.report.markup import Cell, Html, Section, numeric, paragraph, plain, table, text
 
-_HEAD = ("", "position", "token", "layer", "norm", "bypass", "induce", "KL", "verdict")
+_HEAD = ("", "place", "token", "layer", "norm", "bypass", "induce", "KL", "verdict")
 _SWITCH = Html(
     '<p class="tools"><label><input type="checkbox" class="filter" data-hide="rejected"> '
     "only candidates that pass</label></p>"
@@ -23,15 +24,17 @@ def render(run: RunFolder) -> Section | None:
         return None
     if "passes" not in scores:
         scores["passes"] = False
-    ranked = scores.sort_values(["passes", "bypass"], ascending=[False, True], kind="stable")
+    ranked = scores.assign(place=places_of(scores)).sort_values(
+        ["passes", "bypass"], ascending=[False, True], kind="stable"
+    )
     rows, css = [], []
     for row in ranked.to_dict("records"):
-        chosen = (row["position"], row["layer"]) == run.selected
+        chosen = (row["place"], row["layer"]) == run.selected
         rows.append(_cells(row, chosen=chosen))
         css.append(" ".join(("chosen" * chosen, "" if row["passes"] else "rejected")).strip())
     taken = "; of those, the one of least bypass score is taken" if scores["passes"].any() else ""
-    text = f"{len(scores)} candidates, {passing(run)} pass the rule{taken}. A column head sorts."
-    parts = (paragraph(text), _SWITCH, table(_HEAD, rows, css="sortable data", row_css=css))
+    summary = f"{len(scores)} candidates, {passing(run)} pass the rule{taken}. A column head sorts."
+    parts = (paragraph(summary), _SWITCH, table(_HEAD, rows, css="sortable data", row_css=css))
     return Section("candidates", "Candidates and reasons", parts)
 
 
@@ -42,7 +45,7 @@ def _cells(row: dict[str, object], *, chosen: bool) -> list[Cell]:
     name = str(row.get("position_name") or "")
     return [
         mark,
-        numeric(_float(row["position"]), 0),
+        _place(str(row["place"])),
         plain(visible(name) if name else "\u2013"),
         numeric(_float(row["layer"]), 0),
         numeric(_float(row.get("norm")), 3),
@@ -51,6 +54,12 @@ def _cells(row: dict[str, object], *, chosen: bool) -> list[Cell]:
         numeric(_float(row["kl"]), 4),
         plain("selected" if chosen else verdict),
     ]
+
+
+def _place(place: str) -> Cell:
+    """A post-instruction token by its position, any other place by its name, which sorts after those."""
+    position = post_position(place)
+    return Cell(text(place), 1.0, True) if position is None else numeric(position, 0)
 
 
 def _float(value: object) -> float | None:

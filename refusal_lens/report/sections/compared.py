@@ -10,18 +10,25 @@ _TEXT = (
     "prompts: the same with replies to other prompts, which is what there is to share by chance."
 )
 _HEAD = ("replies", "prompts", "equal, letter for letter", "overlap, same prompt", "other prompts")
-_WITH_PLAIN = "harmless: ablated model and plain model"
-_WITH_BASE = "harmful, not refused: ablated model and base model"
-_ROWS = (
-    (_WITH_PLAIN, ("overlap", "ablated_with_plain"), ("unchanged", "ablation")),
-    (_WITH_BASE, ("base", "overlap"), ("base", "ablated_equals_base")),
-)
 
 
 def render(run: RunFolder) -> Section | None:
     """A row per comparison of the summary."""
+    positive, negative = run.kinds
+    comparisons = (
+        (
+            f"{negative}: ablated model and plain model",
+            ("overlap", "ablated_with_plain"),
+            ("unchanged", "ablation"),
+        ),
+        (
+            f"{positive}, without {run.words.noun}: ablated model and base model",
+            ("base", "overlap"),
+            ("base", "ablated_equals_base"),
+        ),
+    )
     rows: list[list[Cell]] = []
-    for words, overlap, equal in _ROWS:
+    for words, overlap, equal in comparisons:
         if run.number(*overlap, "same_prompt") is not None:
             shares = (run.number(*overlap, name) for name in ("same_prompt", "other_prompts"))
             n = numeric(run.number(*overlap, "n"), 0)

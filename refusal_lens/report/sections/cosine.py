@@ -5,11 +5,12 @@ from __future__ import annotations
 import pandas as pd
 
 from refusal_lens.plotting import cosine_by_layer
+from refusal_lens.plotting.places import in_order, place_text
 from refusal_lens.report.folder import RunFolder
-from refusal_lens.report.markup import MINUS, Plot, Section
+from refusal_lens.report.markup import Plot, Section
 
 _CAPTION = (
-    "Mean over test instructions at {where}; the bands are one population standard deviation. "
+    "Mean over test {prompts} at {where}; the bands are one population standard deviation. "
     "{ablated}Layer l is the residual stream entering block l."
 )
 
@@ -17,7 +18,7 @@ _ZERO = 0.05
 _BASE = (
     "The chat model and the base model that it was tuned from, both with the chat model\u2019s "
     "direction, at the last token (as in Fig. 24 of the paper): how much of the direction was "
-    "there before refusal was trained."
+    "there before {noun} was trained."
 )
 
 
@@ -26,20 +27,21 @@ def render(run: RunFolder) -> Section | None:
     curves = run.table("curves.csv")
     if curves is None:
         return None
-    last = int(curves["position"].max())
-    position, layer = run.selected or (last, None)
-    places = {last: "the last token"}
-    if position != last and (curves["position"] == position).any():
-        places[position] = f"position {str(position).replace('-', MINUS)}, where r was taken"
+    there = in_order(curves)
+    place, layer = run.selected or (there[0], None)
+    wheres = {there[0]: "the last token" if there[0] == "post[-1]" else place_text(there[0])}
+    if place != there[0] and place in there:
+        wheres[place] = f"{place_text(place)}, where r was taken"
     plots = []
-    for index, (place, where) in enumerate(places.items()):
-        figure = cosine_by_layer(curves, position=place, selected_layer=layer)
+    for index, (shown, where) in enumerate(wheres.items()):
+        figure = cosine_by_layer(curves, labels=run.labels, place=shown, selected_layer=layer)
         name = "cosine_by_layer" if index == 0 else "cosine_by_layer_selected_position"
-        caption = _CAPTION.format(where=where, ablated=_ablated(curves))
+        caption = _CAPTION.format(prompts=run.words.prompts, where=where, ablated=_ablated(curves))
         plots.append(Plot(name, figure, caption))
     both = run.table("base_curves.csv")
     if both is not None:
-        plots.append(Plot("cosine_base", cosine_by_layer(both, selected_layer=layer), _BASE))
+        figure = cosine_by_layer(both, labels=run.labels, selected_layer=layer)
+        plots.append(Plot("cosine_base", figure, _BASE.format(noun=run.words.noun)))
     return Section("cosine", "Cosine similarity by layer", tuple(plots))
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any
 
 from refusal_lens.errors import InputError
 from refusal_lens.report.folder import RunFolder
 from refusal_lens.report.markup import Cell, Html, Section, numeric, paragraph, plain, table, text
-from refusal_lens.runs import read_csv, read_json
 
 _TEXT = (
     "Weights orthogonalised to the direction, or with it added as a bias, and files for other tools. "
@@ -18,7 +16,7 @@ _TEXT = (
 _PARITY = (
     "Hooks against files, on the first test prompts of each kind. Where a difference is allowed it "
     "covers rounding to the checkpoint\u2019s dtype, or what a norm behind an output leaves; an export "
-    "beyond it fails. For the mean refusal metric the difference is the largest of any prompt."
+    "beyond it fails. For the mean {score} the difference is the largest of any prompt."
 )
 _WRITERS = (
     "Every parameter that writes to the residual stream, found by following the stream back through a "
@@ -34,15 +32,15 @@ def render(run: RunFolder) -> Section | None:
 
     Those of an earlier direction are in the table alone, and marked.
     """
-    found = run.made("exports", ".json")
-    earlier = {name for name in found if f"exports/{name}.json" in run.outdated}
-    if not found:
+    paths = run.made("exports", ".json")
+    earlier = {name for name in paths if f"exports/{name}.json" in run.outdated}
+    if not paths:
         return None
     try:
-        entries = {name: read_json(path) for name, path in found.items()}
+        entries = {name: run.forms.read(run.path, f"exports/{name}.json") for name in paths}
         current = {name: entry for name, entry in entries.items() if name not in earlier}
-        parts = [paragraph(_TEXT), _overview(entries, earlier), *_parities(current)]
-        parts += _writers(run.made("exports", ".writers.csv"), current)
+        parts = [paragraph(_TEXT), _overview(entries, earlier), *_parities(current, run.words.score)]
+        parts += _writers(run, current)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"exports at {run.path / 'exports'}: damaged ({type(error).__name__} {error}); try "
@@ -83,12 +81,12 @@ def _verdict(rows: Sequence[Mapping[str, Any]] | None) -> str:
     return "yes" if all(row["equal"] for row in asked) else "no"
 
 
-def _parities(entries: Mapping[str, Mapping[str, Any]]) -> list[Html]:
+def _parities(entries: Mapping[str, Mapping[str, Any]], score: str) -> list[Html]:
     parts: list[Html] = []
     for name, entry in entries.items():
         if entry["parity"]:
             parts += [Html(f"<h3>{text(name)}: hooks against files</h3>"), _parity(entry["parity"])]
-    return [paragraph(_PARITY), *parts] if parts else []
+    return [paragraph(_PARITY.format(score=score)), *parts] if parts else []
 
 
 def _parity(rows: Sequence[Mapping[str, Any]]) -> Html:
@@ -114,13 +112,13 @@ def _small(value: float | None) -> Cell:
     return Cell(text(f"{value:.4g}".replace("-", "\u2212")), value, True)
 
 
-def _writers(tables: Mapping[str, Path], entries: Mapping[str, Mapping[str, Any]]) -> list[Html]:
+def _writers(run: RunFolder, entries: Mapping[str, Mapping[str, Any]]) -> list[Html]:
     """The map of writers of the export that was made last, of those that have one."""
-    made = [name for name in entries if name in tables]
+    made = [name for name in run.made("exports", ".writers.csv") if name in entries]
     if not made:
         return []
-    path = tables[max(made, key=lambda name: str(entries[name]["made"]))]
-    frame = read_csv(path, text=("parameter", "role", "shape", "after_norm", "treatment", "why"))
+    last = max(made, key=lambda name: str(entries[name]["made"]))
+    frame = run.forms.read(run.path, f"exports/{last}.writers.csv")
     rows = [
         [
             plain(row["parameter"]),

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from refusal_lens.plotting.theme import NULLS
-from refusal_lens.report.folder import Rate, RunFolder
+import pandas as pd
+
+from refusal_lens.evaluation.conditions import CONDITIONS
+from refusal_lens.plotting.nulls import null_of
+from refusal_lens.report.facts import scores_of
+from refusal_lens.report.folder import RunFolder
 from refusal_lens.report.markup import Cell, Section, numeric, paragraph, plain, table
 
-_HEAD = (
-    "edit",
-    "instructions",
-    "prompts",
-    "draws",
-    "refusal rate",
-    "lowest",
-    "highest",
-    "mean metric",
-    "SD",
-)
-_EFFECTS = (("harmful", "ablation", "r ablated"), ("harmless", "addition", "r added"))
+_EFFECTS = ("ablation", "addition")
+"""The edit of each kind that the nulls are beside."""
 _TEXT = (
     "Each null repeats the edit with directions drawn evenly from the sphere: ablated, or moved "
     "along by as much as ablating r moves, or added at r\u2019s layer with its norm. Lowest, "
@@ -30,26 +24,53 @@ def render(run: RunFolder) -> Section | None:
     nulls = run.table("nulls.csv")
     if nulls is None:
         return None
-    rows = [
-        _effect(run.rates[kind][condition], kind, words)
-        for kind, condition, words in _EFFECTS
-        if condition in run.rates.get(kind, {})
+    effects = [row for side in (0, 1) if (row := _effect(run, side))]
+    draws = [_draws(run, str(null), str(kind), rows) for (null, kind), rows in _groups(nulls)]
+    head = _head(run)
+    body = table(head, [*effects, *draws], css="data", row_css=["effect"] * len(effects))
+    return Section("nulls", "Nulls", (paragraph(_TEXT), body))
+
+
+def _head(run: RunFolder) -> tuple[str, ...]:
+    words = run.words
+    prompts = ("edit", "kind", words.prompts, "draws")
+    return (*prompts, f"{words.noun} rate", "lowest", "highest", f"mean {words.number}", "SD")
+
+
+def _groups(nulls: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    return list(nulls.groupby(["null", "kind"], sort=False))
+
+
+def _draws(run: RunFolder, null: str, kind: str, draws: pd.DataFrame) -> list[Cell]:
+    known = null_of(null, run.kinds.index(kind)) if kind in run.kinds else None
+    rates, scores = draws["rate"], draws["score"]
+    prompts = float(draws["n"].max()) if "n" in draws else None
+    return [
+        plain(known.text if known else null),
+        plain(kind),
+        numeric(prompts, 0),
+        numeric(len(draws), 0),
+        *(numeric(value) for value in (rates.mean(), rates.min(), rates.max())),
+        numeric(scores.mean()),
+        numeric(scores.std(ddof=0)),
     ]
-    n_effects = len(rows)
-    for (null, kind), draws in nulls.groupby(["null", "kind"], sort=False):
-        rates = draws["refusal_rate"]
-        metric = draws["metric"] if "metric" in draws else rates * float("nan")
-        prompts = float(draws["n"].max()) if "n" in draws else None
-        cells = [plain(NULLS.get((str(null), str(kind)), null)), plain(kind)]
-        cells += [numeric(prompts, 0), numeric(len(draws), 0)]
-        cells += [numeric(value) for value in (rates.mean(), rates.min(), rates.max())]
-        rows.append([*cells, numeric(metric.mean()), numeric(metric.std(ddof=0))])
-    css = ["effect"] * n_effects
-    parts = (paragraph(_TEXT), table(_HEAD, rows, css="data", row_css=css))
-    return Section("nulls", "Nulls", parts)
 
 
-def _effect(score: Rate, kind: str, words: str) -> list[Cell]:
-    none = [numeric(None) for _ in range(4)]
-    counts = [numeric(score.get("n"), 0), numeric(None)]
-    return [plain(words), plain(kind), *counts, numeric(score["rate"]), *none]
+def _effect(run: RunFolder, side: int) -> list[Cell]:
+    """What the edit itself does on one kind of prompts; no cells where that was not measured."""
+    condition = _EFFECTS[side]
+    rate, scores = run.rates_of(side).get(condition, {}), scores_of(run, side, condition)
+    if not rate and scores is None:
+        return []
+    n = rate.get("n", None if scores is None else float(scores.values.size))
+    return [
+        plain(CONDITIONS[condition].edit),
+        plain(run.kinds[side]),
+        numeric(n, 0),
+        numeric(None),
+        numeric(rate.get("rate")),
+        numeric(None),
+        numeric(None),
+        numeric(None if scores is None else scores.mean),
+        numeric(None),
+    ]

@@ -7,7 +7,7 @@ from refusal_lens.report.folder import RunFolder
 from refusal_lens.report.markup import Plot, Section
 
 _CAPTION = (
-    "Residual stream at the last token, a point per test instruction; each layer has its own "
+    "Residual stream at the last token, a point per test prompt; each layer has its own "
     "axes, and a component's sign is arbitrary. Percentages: variance explained by PC 1 and PC "
     "2. {shown}"
 )
@@ -18,9 +18,9 @@ def render(run: RunFolder) -> Section | None:
     points = run.table("pca.csv")
     if points is None:
         return None
-    layer = run.selected[1] if run.selected is not None else None
+    layer = run.selected.layer if run.selected is not None else None
     n = points["layer"].nunique()
-    figure = pca_by_layer(points, selected_layer=layer)
+    figure = pca_by_layer(points, labels=run.labels, selected_layer=layer)
     drawn = sum(1 for trace in figure.data) // max(1, points["kind"].nunique())
     shown = f"{drawn} of {n} layers." if drawn < n else "Every layer."
     if layer is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from refusal_lens.behaviours.words import Words
 from refusal_lens.errors import InputError
 from refusal_lens.plotting.heads import (
     head_attention,
@@ -15,10 +15,11 @@ from refusal_lens.plotting.heads import (
     head_effects,
     head_sources,
 )
-from refusal_lens.plotting.suffix import suffix_cosine, suffix_losses, suffix_refusal
+from refusal_lens.plotting.labels import Labels, capital
+from refusal_lens.plotting.suffix import suffix_behaviour, suffix_cosine, suffix_losses
 from refusal_lens.plotting.theme import visible
 from refusal_lens.plotting.tokens import contribution_map, projection_map
-from refusal_lens.report.facts import change, signed
+from refusal_lens.report.facts import change, score_meaning, signed
 from refusal_lens.report.folder import Rate, RunFolder
 from refusal_lens.report.markup import (
     Html,
@@ -32,13 +33,7 @@ from refusal_lens.report.markup import (
     table,
     text,
 )
-from refusal_lens.runs import read_csv, read_json, read_jsonl
 
-HARMFUL, RANDOM, ADVERSARIAL = (
-    "harmful",
-    "harmful + random suffix",
-    "harmful + adversarial suffix",
-)
 _REPLIES = 4
 _TITLE = "Suffix study"
 _EARLIER = (
@@ -67,82 +62,102 @@ def render(run: RunFolder) -> Section | None:
 
 
 def _section(run: RunFolder) -> Section:
-    summary = read_json(_file(run, "summary.json"))
-    values, effects, lost = (
-        read_csv(_file(run, name)) for name in ("values.csv", "effects.csv", "lost.csv")
-    )
-    stories = [s for s in read_json(_file(run, "stories.json")) if s["prompt"] == 0]
+    summary = _contents(run, "summary.json")
+    values, effects, lost = (_contents(run, f"{name}.csv") for name in ("values", "effects", "lost"))
+    stories = [story for story in _contents(run, "stories.json") if story["prompt"] == 0]
     layer = int(summary["layer"])
     parts: list[Html | Plot] = [
-        paragraph(headline(summary)),
+        paragraph(headline(summary, run.labels)),
         paragraph(f"The suffix, as it stands: {visible(summary['suffix'])}", css="metric"),
-        *(paragraph(sentence) for sentence in _evidence(summary)),
-        *_figures(summary, values, lost, effects),
+        *(paragraph(sentence) for sentence in _evidence(summary, run.labels)),
+        *_figures(run, summary, Tables(values, lost, effects)),
         _correlations(summary["correlations"]),
         Plot("suffix_projection_map", projection_map(stories, selected_layer=layer), _MAP),
         Plot("suffix_contribution_map", contribution_map(stories), _CONTRIBUTIONS),
         _views(run),
-        *_replies(read_jsonl(_file(run, "completions.jsonl"))),
+        *_replies(_contents(run, "completions.jsonl"), suffixes(summary), run.words),
     ]
-    return Section("suffix", title(summary, values), tuple(parts))
+    return Section("suffix", title(summary, values, run.labels), tuple(parts))
 
 
-def title(summary: Mapping[str, Any], values: pd.DataFrame) -> str:
-    """What the suffix does to refusal, plain and beside random suffixes: judge first, then metric."""
-    names = (HARMFUL, RANDOM, ADVERSARIAL)
+class Tables(NamedTuple):
+    """The tables of the study."""
+
+    values: pd.DataFrame
+    lost: pd.DataFrame
+    effects: pd.DataFrame
+
+
+def suffixes(summary: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The conditions of the positive prompts: without suffix, with random ones, with the adversarial one."""
+    plain_, random, adversarial, *_ = summary["conditions"]
+    return plain_, random, adversarial
+
+
+def title(summary: Mapping[str, Any], values: pd.DataFrame, labels: Labels) -> str:
+    """What the suffix does, plain and beside random suffixes: judge first, then score."""
+    names, noun = suffixes(summary), labels.words.noun
     judged: list[Rate] = [summary["conditions"][name]["refusal_rate"] for name in names]
-    for rates in (judged, _above_zero(values, names)):
-        plain_, random, adversarial = rates
-        effect = change(plain_, adversarial), change(random, adversarial)
+    for rates in (judged, _above_threshold(values, names, labels.threshold)):
+        if any(rate["rate"] is None for rate in rates):
+            continue
+        before, random, adversarial = rates
+        effect = change(before, adversarial), change(random, adversarial)
         if effect != ("none", "none"):
             break
     else:
-        return "A suffix that does nothing measurable to refusal"
-    where = "" if rates is judged else "\u2019s metric, not the replies"
+        return f"A suffix that does nothing measurable to {noun}"
+    where = "" if rates is judged else f"\u2019s {labels.words.number}, not the replies"
     if effect == ("lowers", "lowers"):
-        return f"A suffix that lowers refusal{where}" if where else "Why the suffix works"
+        return f"A suffix that lowers {noun}{where}" if where else "Why the suffix works"
     if "raises" in effect:
-        return f"A suffix that raises refusal{where}"
+        return f"A suffix that raises {noun}{where}"
     if effect[0] == "lowers":
-        return f"A suffix that lowers refusal{where}, no more than random suffixes do"
-    return f"A suffix that lowers refusal{where} only beside random suffixes"
+        return f"A suffix that lowers {noun}{where}, no more than random suffixes do"
+    return f"A suffix that lowers {noun}{where} only beside random suffixes"
 
 
-def _above_zero(values: pd.DataFrame, names: Sequence[str]) -> list[Rate]:
-    """Per condition the share of prompts whose refusal metric is above zero."""
-    metric = values[values["quantity"] == "metric"].groupby("condition")["value"]
+def _above_threshold(
+    values: pd.DataFrame, names: Sequence[str], threshold: float
+) -> list[Rate]:
+    """Per condition the share of prompts whose score is above the threshold."""
+    scores = values[values["quantity"] == "metric"].groupby("condition")["value"]
     return [
-        {"rate": float((own > 0).mean()), "n": float(len(own))}
-        for own in (metric.get_group(name) for name in names)
+        {"rate": float((of_condition > threshold).mean()), "n": float(len(of_condition))}
+        for of_condition in (scores.get_group(name) for name in names)
     ]
 
 
-def headline(summary: Mapping[str, Any]) -> str:
+def headline(summary: Mapping[str, Any], labels: Labels) -> str:
     """The study in a sentence with its numbers, whatever they say."""
-    found = summary["conditions"]
-    plain_, random, adversarial = (found[name] for name in (HARMFUL, RANDOM, ADVERSARIAL))
-    rates = [percent(c["refusal_rate"]["rate"]) for c in (plain_, random, adversarial)]
-    metrics = [signed(c["metric"]) for c in (plain_, random, adversarial)]
-    looks = [c["attention"]["instruction"] for c in (random, adversarial)]
-    writes = [c["dfa"] for c in (random, adversarial)]
+    words = labels.words
+    measured = [summary["conditions"][name] for name in suffixes(summary)]
+    rates = [_percent(condition["refusal_rate"]["rate"]) for condition in measured]
+    means = [signed(condition["metric"]) for condition in measured]
+    _, random, adversarial = measured
     n = len(summary["heads"])
     heads = f"{n} head{'s' if n > 1 else ''}"
+    looks = _change(random["attention"]["instruction"], adversarial["attention"]["instruction"])
     return (
-        f"Refusal of harmful instructions: {rates[0]} plain, {rates[1]} with random suffixes, "
-        f"{rates[2]} with the adversarial one (mean refusal metric {', '.join(metrics)} nats). The "
-        f"{heads} that write most of the direction give the instruction {_change(*looks)} of their "
-        f"attention and write {_change(*writes)} along it."
+        f"{capital(words.noun_on)} {labels.prompts(0)}: {rates[0]} plain, {rates[1]} with random suffixes, "
+        f"{rates[2]} with the adversarial one (mean {words.score} {', '.join(means)} {labels.unit}). The "
+        f"{heads} that write most of the direction give the instruction {looks} of their "
+        f"attention and write {_change(random['dfa'], adversarial['dfa'])} along it."
     )
+
+
+def _percent(rate: float | None) -> str:
+    return "not judged" if rate is None else percent(rate)
 
 
 def _change(before: float, after: float) -> str:
     return f"{number(after, 2)} instead of {number(before, 2)}"
 
 
-def _evidence(summary: Mapping[str, Any]) -> list[str]:
+def _evidence(summary: Mapping[str, Any], labels: Labels) -> list[str]:
     level, checks = summary["layers_at_harmless_level"], summary["checks"]
-    kept = summary["kept"]
-    tokens = summary["n_suffix_tokens"]
+    showing, lacking = (summary["kept"][kind] for kind in labels.kinds)
+    tokens, prompts = summary["n_suffix_tokens"], labels.words.prompts
     length = str(tokens[0]) if len(tokens) == 1 else f"{tokens[0]} to {tokens[-1]}"
     merged = summary["merged_at_border"]
     border = (
@@ -151,34 +166,50 @@ def _evidence(summary: Mapping[str, Any]) -> list[str]:
         if merged
         else ""
     )
+    positive, negative = labels.kinds
     return [
-        f"{kept['harmful']['kept']} of {kept['harmful']['of']} harmful test instructions are "
-        f"refused without a suffix and {kept['harmless']['kept']} of {kept['harmless']['of']} "
-        f"harmless ones answered; these are studied. The suffix has {length} tokens, the random "
-        f"ones as many, drawn afresh for every prompt.{border}",
+        f"Studied are the test {prompts} on which the model behaves as their kind should without a suffix: "
+        f"{showing['kept']} of {showing['of']} {positive} and {lacking['kept']} of {lacking['of']} {negative} "
+        f"ones. The suffix has {length} tokens, the random ones as many, drawn afresh for every prompt.{border}",
         f"In {level['n']} of {level['of']} layers from layer {summary['layer']} on, the mean "
-        "cosine with the suffix is at most one standard deviation above that of harmless "
-        "instructions.",
+        f"cosine with the suffix is at most one standard deviation above that of {labels.prompts(1)}.",
         f"Checks: the residual streams of the instruction's tokens change by at most a share of "
         f"{checks['instruction_unchanged']:.1g} when the suffix follows (causal attention), and "
         f"contributions add up to the projection within {checks['attribution_error']:.1g}.",
     ]
 
 
-def _figures(
-    summary: Mapping[str, Any], values: pd.DataFrame, lost: pd.DataFrame, effects: pd.DataFrame
-) -> list[Plot]:
-    layer = int(summary["layer"])
+def _figures(run: RunFolder, summary: Mapping[str, Any], tables: Tables) -> list[Plot]:
+    layer, labels = int(summary["layer"]), run.labels
+    values, score = tables.values, labels.words.score
+    cosine = suffix_cosine(values, labels=labels, selected_layer=layer)
+    by_score = head_effects(tables.effects, labels=labels, quantity="metric")
     return [
-        Plot("suffix_cosine", suffix_cosine(values, selected_layer=layer), _COSINE),
-        Plot("suffix_refusal", suffix_refusal(values), _REFUSAL),
-        Plot("suffix_heads", head_attribution(values), _HEADS.format(layer=layer)),
+        Plot("suffix_cosine", cosine, _COSINE),
+        Plot("suffix_behaviour", suffix_behaviour(values, labels=labels), _behaviour(run)),
+        Plot(
+            "suffix_heads",
+            head_attribution(values, labels=labels),
+            _HEADS.format(layer=layer, prompts=labels.prompts(0)),
+        ),
         Plot("suffix_attention", head_attention(values), _ATTENTION),
-        Plot("suffix_sources", head_sources(values), _SOURCES),
-        Plot("suffix_effects", head_effects(effects), _EFFECTS),
-        Plot("suffix_effects_metric", head_effects(effects, quantity="metric"), _EFFECTS_METRIC),
-        Plot("suffix_losses", suffix_losses(lost), _LOSSES),
+        Plot("suffix_sources", head_sources(values, labels=labels), _SOURCES),
+        Plot(
+            "suffix_effects",
+            head_effects(tables.effects, labels=labels),
+            _EFFECTS.format(kinds=" and ".join(labels.kinds), prompts=labels.words.prompts),
+        ),
+        Plot("suffix_effects_score", by_score, _EFFECTS_SCORE.format(score=score)),
+        Plot("suffix_losses", suffix_losses(tables.lost), _LOSSES.format(score=score)),
     ]
+
+
+def _behaviour(run: RunFolder) -> str:
+    meaning = score_meaning(run)
+    return (
+        f"Left: share of replies in which {run.judge} sees {run.words.noun}; bars are one standard error. "
+        f"Right: {run.words.score}{f', {meaning}' if meaning else ''}; a dot per prompt."
+    )
 
 
 def _correlations(rows: Sequence[Mapping[str, Any]]) -> Html:
@@ -195,15 +226,14 @@ def _correlations(rows: Sequence[Mapping[str, Any]]) -> Html:
     return table(["", "", "Pearson", "Spearman", "prompts"], body)
 
 
-def _file(run: RunFolder, name: str) -> Path:
-    """A file of the study. InputError when it is missing or damaged."""
-    path = run.file(f"suffix/{name}")
-    if path is None:
+def _contents(run: RunFolder, name: str) -> Any:
+    """What a file of the study holds. InputError when it is missing or damaged."""
+    if run.file(f"suffix/{name}") is None:
         raise InputError(
             f"{run.path / 'suffix' / name}: got none as the study left it, need it; try "
             "refusal-lens suffix again"
         )
-    return path
+    return run.forms.read(run.path, f"suffix/{name}")
 
 
 def _views(run: RunFolder) -> Html:
@@ -220,37 +250,35 @@ def _views(run: RunFolder) -> Html:
     return Html(f"<p>Interactive views of the first prompt, beside this page: {links}.</p>")
 
 
-def _replies(rows: Sequence[Mapping[str, Any]]) -> list[Html]:
+def _replies(
+    rows: Sequence[Mapping[str, Any]], conditions: Sequence[str], words: Words
+) -> list[Html]:
     by_prompt: dict[int, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         by_prompt.setdefault(int(row["prompt"]), {})[row["condition"]] = row
     body = [
         (
             plain(f"{prompt}: {condition}"),
-            plain(own[condition]["instruction"]),
-            plain(own[condition]["response"]),
-            numeric(own[condition]["metric"], 2),
+            plain(of_prompt[condition]["instruction"]),
+            plain(of_prompt[condition]["response"]),
+            numeric(of_prompt[condition]["metric"], 2),
         )
-        for prompt, own in list(by_prompt.items())[:_REPLIES]
-        for condition in (HARMFUL, RANDOM, ADVERSARIAL)
-        if condition in own
+        for prompt, of_prompt in list(by_prompt.items())[:_REPLIES]
+        for condition in conditions
+        if condition in of_prompt
     ]
-    heads = ["prompt and condition", "user turn", "reply", "metric"]
-    return [Html("<h3>First test instructions</h3>"), table(heads, body)]
+    heads = ["prompt and condition", "user turn", "reply", words.number]
+    return [Html(f"<h3>{text(f'First test {words.prompts}')}</h3>"), table(heads, body)]
 
 
 _COSINE = (
     "Cosine with r at the last token, by layer: mean over prompts, bands one population standard "
     "deviation (paper, Fig. 5)."
 )
-_REFUSAL = (
-    "Left: share of replies with a refusal phrase; bars are one standard error. Right: log-odds of "
-    "a refusal at the first reply token, a dot per prompt."
-)
 _HEADS = (
     "What the top heads write along the unit direction into the residual stream entering layer "
-    "{layer}, at the last token (paper, Fig. 6a). The heads were chosen once, on harmful "
-    "instructions without a suffix, from the layers below."
+    "{layer}, at the last token (paper, Fig. 6a). The heads were chosen once, on {prompts} "
+    "without a suffix, from the layers below."
 )
 _ATTENTION = (
     "Attention of the same heads from the last token, summed over the tokens of each region "
@@ -262,13 +290,13 @@ _SOURCES = (
 )
 _EFFECTS = (
     "Causal check: the heads' outputs at the last token are set to zero, to their mean over "
-    "harmful and harmless instructions, or to what they are under the other suffix on the same "
+    "{kinds} {prompts}, or to what they are under the other suffix on the same "
     "instruction. Dots: as many random other heads."
 )
-_EFFECTS_METRIC = "The same for the refusal metric, which also counts what later layers do."
+_EFFECTS_SCORE = "The same for the {score}, which also counts what later layers do."
 _LOSSES = (
     "Per prompt, random minus adversarial suffix: attention to the instruction, what the heads "
-    "write, and the refusal metric."
+    "write, and the {score}."
 )
 _MAP = (
     "Projection of the residual stream on the unit direction, by token and layer, for the first "

@@ -89,12 +89,12 @@ class Manifest:
             ForeignManifestError: it names an output outside of the run.
 
         """
-        fields = files.json_of(path)
+        fields = files.read_json(path)
         if isinstance(fields, dict) and isinstance(fields.get("outputs"), dict):
             for name in fields["outputs"]:
                 _require_inside(name, path)
         try:
-            schema.checked(fields, path)
+            schema.checked(fields, schema.StepFile, f"{path}")
         except InputError as error:
             raise InputError(f"{path}: {_DAMAGED} ({_reason(error, path)})") from error
         if fields["format"] != FORMAT:
@@ -102,9 +102,9 @@ class Manifest:
         if fields["step"] != path.stem:
             raise InputError(f"{path}: {_DAMAGED}, but that of another one")
         outputs = {
-            name: Output(each["sha256"], each["bytes"]) for name, each in fields["outputs"].items()
+            name: Output(facts["sha256"], facts["bytes"]) for name, facts in fields["outputs"].items()
         }
-        known = {each.name for each in dataclasses.fields(cls)} - {"outputs"}
+        known = {field.name for field in dataclasses.fields(cls)} - {"outputs"}
         return cls(outputs=outputs, **{name: fields[name] for name in known})
 
     def damage(self, folder: Path) -> str:
@@ -113,8 +113,8 @@ class Manifest:
 
     def damages(self, folder: Path) -> dict[str, str]:
         """What is wrong with each output that is not as it was left; every file is read."""
-        found = {name: output.damage(folder, name) for name, output in self.outputs.items()}
-        return {name: what for name, what in found.items() if what}
+        damages = {name: output.damage(folder, name) for name, output in self.outputs.items()}
+        return {name: what for name, what in damages.items() if what}
 
 
 def _require_inside(name: str, path: Path) -> None:
@@ -129,7 +129,7 @@ def _reason(error: InputError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ").removesuffix("; make it again")
 
 
-class Step:
+class OpenStep:
     """A step to be done or found done, as `run.step(...)` yields it.
 
     Attributes:
@@ -158,7 +158,7 @@ class Step:
         self.key = key_of(name, inputs, after)
         self._staging = folder / files.temporary_name(name) if staged else None
         self._manifest = folder / STEPS / f"{name}.json"
-        self.reason = self._judge()
+        self.reason = self._why_needed()
         self.needed = bool(self.reason)
         self._journal = Journal(folder / STEPS / journal_name(name, self.key))
         self._outputs: dict[str, Output] = {}
@@ -169,7 +169,7 @@ class Step:
         """What a killed attempt with the same key remembered with `keep`, oldest first."""
         return list(self._journal.records)
 
-    def _judge(self) -> str:
+    def _why_needed(self) -> str:
         """Why the step is to be done; "" when its results can be trusted."""
         if not self._manifest.exists():
             return "it was not done before"
@@ -330,9 +330,9 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], *, shown: int = 3
     """
     before, now = _flat(old), _flat(new)
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    said = [_change(name, before.get(name), now.get(name)) for name in names[:shown]]
+    changes = [_change(name, before.get(name), now.get(name)) for name in names[:shown]]
     more = [f"{len(names) - shown} more"] if len(names) > shown else []
-    return " and ".join([", ".join(said), *more])
+    return " and ".join([", ".join(changes), *more])
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
