@@ -771,7 +771,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": takes("organism", "text"),
                 "seed": takes(0, "whole", "seed"),
-                "refusal_tokens": takes(None, "texts or None"),
+                "first_tokens": takes(None, "texts or None"),
                 "mode": takes("lazy", "word"),
                 "kl_threshold": takes(0.1, "number"),
                 "prune_layers": takes(0.2, "number", "share"),
