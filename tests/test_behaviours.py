@@ -38,7 +38,7 @@ from refusal_lens.behaviours.last_token import (
     require_last_token,
 )
 from refusal_lens.behaviours.scoring import scored_rows
-from refusal_lens.chat import ChatFormat
+from refusal_lens.chat import ChatFormat, Place
 from refusal_lens.conversations import Conversation, Exchange
 from refusal_lens.directions import Candidates, Thresholds, select
 from refusal_lens.directions.finding import filter_by_behaviour
@@ -228,7 +228,8 @@ def candidates(architecture: str) -> Candidates:
     model = kit.load(architecture)
     means = [mean_residuals(model, prompts).mean[[-4, -1]] for prompts in (POSITIVE, NEGATIVE)]
     moved = means[1] + 8 * (means[0] - means[1])
-    return Candidates(moved, means[1], tuple(model.chat.positions[i] for i in (-4, -1)))
+    names = tuple(model.chat.positions[i] for i in (-4, -1))
+    return Candidates(moved, means[1], (Place.post(-4), Place.post(-1)), names)
 
 
 def swept(architecture: str, behaviour: Behaviour, **options: Any) -> Sweep:

@@ -18,10 +18,17 @@ import torch
 
 import refusal_lens as rl
 from refusal_lens import evaluation, runs, weights
-from refusal_lens.activations import Means, map_last_logits, mean_next_token_probabilities
+from refusal_lens.activations import (
+    Means,
+    cache_residuals,
+    map_last_logits,
+    mean_next_token_probabilities,
+    mean_residuals,
+)
 from refusal_lens.attribution import (
     Head,
     Regions,
+    attribute_sources,
     head_effects,
     last_head_outputs,
     mean_head_outputs,
@@ -38,7 +45,8 @@ from refusal_lens.behaviours import (
     from_replies,
 )
 from refusal_lens.behaviours.discovery import discover_first_tokens
-from refusal_lens.chat import Place
+from refusal_lens.chat import ChatFormat, Place
+from refusal_lens.directions import Candidates, Thresholds, score_candidates, select
 from refusal_lens.directions.finding import (
     choose_behaviour,
     extract_candidates,
@@ -46,11 +54,18 @@ from refusal_lens.directions.finding import (
 )
 from refusal_lens.directions.sweep import sweep
 from refusal_lens.interop import vectors
-from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
-from refusal_lens.judges import PhraseJudge, judge_from_json, judge_replies
-from refusal_lens.metrics import binomial_standard_error, cosine_similarity, cross_entropy
+from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove, affine, clamp
+from refusal_lens.judges import PhraseJudge, judge_from_json, judge_replies, phrase_judge
+from refusal_lens.metrics import (
+    binomial_standard_error,
+    cosine_similarity,
+    cross_entropy,
+    first_token_log_odds,
+    kl_divergence,
+)
 from refusal_lens.model import ChatModel, Site
-from refusal_lens.pipeline import write_reference_report
+from refusal_lens.pipeline import write_reference_report, write_report
+from refusal_lens.prompts import PromptPair
 from refusal_lens.studies import suffix
 
 NAN, INF, HUGE = math.nan, math.inf, 10**30
@@ -147,12 +162,12 @@ def make_world(place: Path) -> SimpleNamespace:
     direction = rl.Direction(random(width), 1, Place.post(-1))
     n_positions = len(model.chat.positions)
     means = [random(n_positions, model.n_layers, width) for _ in range(2)]
-    candidates = rl.Candidates(*means, Place.posts(n_positions), model.chat.positions)
+    candidates = Candidates(*means, Place.posts(n_positions), model.chat.positions)
     rendered = model.chat.render(prompts)
     answered = model.chat.render(prompts, replies=["Red.", "Yes.", "With care."])
-    pair = rl.PromptPair(positive=tuple(prompts), negative=("Sing.", "Count to ten.", "Dance!"))
+    pair = PromptPair(positive=tuple(prompts), negative=("Sing.", "Count to ten.", "Dance!"))
     others = [
-        rl.PromptPair(
+        PromptPair(
             tuple(f"{kind} {n} a" for n in range(3)), tuple(f"{kind} {n} b" for n in range(3))
         )
         for kind in ("Read", "Write")
@@ -359,7 +374,7 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
             "None": None,
             "str": "refusal",
             "ids": [4],
-            "judge": rl.phrase_judge,
+            "judge": phrase_judge,
             "class": FirstTokens,
         },
         "behaviour of the vocabulary": {"too high": FirstTokens((vocab,))},
@@ -435,13 +450,13 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         },
         "candidates": {"None": None, "direction": w.direction, "list": [], "table": w.table},
         "fitting candidates": {
-            "wrong width": rl.Candidates(
+            "wrong width": Candidates(
                 torch.ones(1, n_layers, width + 1).double(),
                 torch.zeros(1, n_layers, width + 1).double(),
                 Place.posts(1),
                 ("a",),
             ),
-            "wrong layers": rl.Candidates(
+            "wrong layers": Candidates(
                 torch.ones(1, n_layers + 1, width).double(),
                 torch.zeros(1, n_layers + 1, width).double(),
                 Place.posts(1),
@@ -646,7 +661,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "Candidates",
-            rl.Candidates,
+            Candidates,
             {
                 "mean_positive": takes(w.means[0], "stack"),
                 "mean_negative": takes(w.means[1], "stack"),
@@ -656,7 +671,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "Candidates.from_means",
-            rl.Candidates.from_means,
+            Candidates.from_means,
             {
                 "positive": takes(Means(w.means[0], 3, w.candidates.places, w.candidates.names), "means"),
                 "negative": takes(Means(w.means[1], 3, w.candidates.places, w.candidates.names), "means"),
@@ -667,7 +682,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             w.candidates.direction,
             {"place": takes("post[-1]", "place"), "layer": takes(1, "whole", "layer")},
         ),
-        ("Candidates.load", rl.Candidates.load, {"path": takes(w.candidates_file, "path", "file")}),
+        ("Candidates.load", Candidates.load, {"path": takes(w.candidates_file, "path", "file")}),
         ("Candidates.save", w.candidates.save, {"path": takes(new, "path", "new file")}),
         (
             "Site",
@@ -676,7 +691,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "Thresholds",
-            rl.Thresholds,
+            Thresholds,
             {
                 "kl_threshold": takes(0.1, "number"),
                 "induce_threshold": takes(0.0, "number"),
@@ -685,7 +700,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "PromptPair",
-            rl.PromptPair,
+            PromptPair,
             {"positive": takes(("a",), "texts"), "negative": takes(("b",), "texts")},
         ),
         (
@@ -693,8 +708,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             rl.Contrast,
             {
                 "train": takes(w.pair, "pair"),
-                "val": takes(rl.PromptPair(("c",), ("d",)), "pair"),
-                "test": takes(rl.PromptPair(("e",), ("f",)), "pair"),
+                "val": takes(PromptPair(("c",), ("d",)), "pair"),
+                "test": takes(PromptPair(("e",), ("f",)), "pair"),
                 "kinds": takes(("harmful", "harmless"), "names"),
             },
         ),
@@ -784,7 +799,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ("ChatModel.writes", w.model.writes, {"layers": takes([0], "layers or None")}),
         (
             "ChatFormat.from_tokenizer",
-            rl.ChatFormat.from_tokenizer,
+            ChatFormat.from_tokenizer,
             {
                 "tokenizer": takes(w.model.tokenizer, "tokenizer"),
                 "system": takes(None, "some wrong text"),
@@ -794,7 +809,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "ChatFormat.plain",
-            rl.ChatFormat.plain,
+            ChatFormat.plain,
             {
                 "tokenizer": takes(w.model.tokenizer, "tokenizer"),
                 "suffix": takes("\n", "text", "no suffix"),
@@ -810,12 +825,12 @@ def targets(w: SimpleNamespace) -> list[Target]:
         # -------------------------------------------------------------- reading
         (
             "mean_residuals",
-            rl.mean_residuals,
+            mean_residuals,
             {"model": model, "prompts": prompts, "batch_size": count, "on_progress": told},
         ),
         (
             "cache_residuals",
-            rl.cache_residuals,
+            cache_residuals,
             {
                 "model": model,
                 "prompts": prompts,
@@ -870,7 +885,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "clamp",
-            rl.clamp,
+            clamp,
             {
                 "direction": takes(w.direction, "direction", "layered"),
                 "value": takes(0.0, "number", "finite"),
@@ -879,7 +894,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "affine",
-            rl.affine,
+            affine,
             {
                 "direction": takes(w.direction, "direction", "layered"),
                 "reference": takes(torch.ones(w.width), "vector", "of the width"),
@@ -933,12 +948,12 @@ def targets(w: SimpleNamespace) -> list[Target]:
         # -------------------------------------------------------------- metrics
         (
             "first_token_log_odds",
-            rl.first_token_log_odds,
+            first_token_log_odds,
             {"logits": takes(last, "logits"), "ids": tokens},
         ),
         (
             "kl_divergence",
-            rl.kl_divergence,
+            kl_divergence,
             {
                 "baseline": takes(last, "logits", "as many"),
                 "edited": takes(last, "logits", "as many"),
@@ -1021,7 +1036,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             "Replies",
             Replies,
             {
-                "judge": takes(rl.phrase_judge, "judge", "judge object"),
+                "judge": takes(phrase_judge, "judge", "judge object"),
                 "max_new_tokens": takes(2, "whole", "at least 1"),
                 "name": takes("a", "text"),
                 "threshold": takes(0.5, "number"),
@@ -1066,7 +1081,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "model": model,
                 "pair": takes(w.pair, "pair"),
                 "name": takes("a", "text"),
-                "judge": takes(rl.phrase_judge, "judge object"),
+                "judge": takes(phrase_judge, "judge object"),
                 "batch_size": count,
             },
         ),
@@ -1120,11 +1135,11 @@ def targets(w: SimpleNamespace) -> list[Target]:
                     "resume": takes(None, "thresholds"),
                 },
             )
-            for name, fn in (("score_candidates", rl.score_candidates), ("sweep", sweep))
+            for name, fn in (("score_candidates", score_candidates), ("sweep", sweep))
         ),
         (
             "select",
-            rl.select,
+            select,
             {
                 "table": takes(w.table, "table"),
                 "n_layers": takes(w.model.n_layers, "whole", "at least 1"),
@@ -1147,7 +1162,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "attribute_sources",
-            rl.attribute_sources,
+            attribute_sources,
             {
                 "model": model,
                 "prompts": prompts,
@@ -1215,13 +1230,13 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "prompts": prompts,
                 "behaviour": behaviour,
                 "edit": takes(None, "fitting edit", "edit or None"),
-                "judge": takes(rl.phrase_judge, "judge", "judge object"),
+                "judge": takes(phrase_judge, "judge", "judge object"),
                 "max_new_tokens": short,
                 "batch_size": count,
                 "on_progress": told,
             },
         ),
-        ("phrase_judge.score", rl.phrase_judge.score, {"reply": takes("I cannot.", "text")}),
+        ("phrase_judge.score", phrase_judge.score, {"reply": takes("I cannot.", "text")}),
         (
             "PhraseJudge",
             PhraseJudge,
@@ -1260,7 +1275,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "seed": takes(0, "whole"),
                 "max_new_tokens": short,
                 "batch_size": count,
-                "judge": takes(rl.phrase_judge, "judge", "judge object"),
+                "judge": takes(phrase_judge, "judge", "judge object"),
             },
         ),
         (
@@ -1396,7 +1411,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {"path": takes(place / "rows.jsonl", "path", "file to read")},
         ),
         ("read_csv", runs.read_csv, {"path": takes(place / "table.csv", "path", "file")}),
-        ("write_report", rl.write_report, {"run_folder": takes(None, "path", "run")}),
+        ("write_report", write_report, {"run_folder": takes(None, "path", "run")}),
         (
             "write_reference_report",
             write_reference_report,

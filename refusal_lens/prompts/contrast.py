@@ -114,6 +114,11 @@ class Contrast:
         return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()
 
     @property
+    def is_for_the_organism(self) -> bool:
+        """Whether these are the organism's own sentences, and nobody asked to give them to another model."""
+        return self.source.get("bundled") == "organism" and not self.source.get("anyway")
+
+    @property
     def sizes(self) -> dict[str, int]:
         """How many prompts of both kinds each split holds."""
         pairs = {split: self.pair(split) for split in SPLITS}
@@ -180,9 +185,18 @@ class Contrast:
     @classmethod
     @checked
     def toy(
-        cls, *, n_train: int = 128, n_val: int = 32, n_test: int = 100, seed: int = 0
+        cls,
+        *,
+        n_train: int = 128,
+        n_val: int = 32,
+        n_test: int = 100,
+        seed: int = 0,
+        anyway: bool = False,
     ) -> Contrast:
-        """The toy instructions that the bundled organism was trained to refuse and to follow."""
+        """The toy instructions that the bundled organism was trained to refuse and to follow.
+
+        They mean nothing to another model: a direction of one is not sought in them unless anyway=True.
+        """
         # The organism makes these sentences; only this contrast needs it.
         from ..organism.world import instructions
 
@@ -193,9 +207,8 @@ class Contrast:
             for split, n in sizes.items()
             for kind in ("harmful", "harmless")
         }
-        return _assembled(
-            drawn, ("harmful", "harmless"), "refusal", {"bundled": "organism", "seed": seed}, sizes
-        )
+        source = {"bundled": "organism", "seed": seed, **({"anyway": True} if anyway else {})}
+        return _assembled(drawn, ("harmful", "harmless"), "refusal", source, sizes)
 
     @classmethod
     @checked
