@@ -37,7 +37,6 @@ from refusal_lens.behaviours import (
     from_logits,
     from_replies,
 )
-from refusal_lens.behaviours.discovery import discover_first_tokens
 from refusal_lens.chat import Place
 from refusal_lens.directions.finding import (
     choose_behaviour,
@@ -1060,17 +1059,6 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {"model": model, "contrast": takes(w.contrast, "contrast"), "batch_size": count},
         ),
         (
-            "discover_first_tokens",
-            discover_first_tokens,
-            {
-                "model": model,
-                "pair": takes(w.pair, "pair"),
-                "name": takes("a", "text"),
-                "judge": takes(rl.phrase_judge, "judge object"),
-                "batch_size": count,
-            },
-        ),
-        (
             "extract_candidates",
             extract_candidates,
             {
@@ -1097,6 +1085,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "pair": takes(w.pair, "pair"),
+                "name": takes("refusal", "text"),
+                "judge": takes(None, "judge object"),
                 "batch_size": count,
                 "at_most": count,
             },
