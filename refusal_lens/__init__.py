@@ -1,7 +1,7 @@
-"""Find, explain, edit and measure the direction in a chat model that makes it refuse.
+"""Find, explain, edit and measure the direction of refusal, or of another concept, in a chat model.
 
-The names of `__all__` are imported from their rooms when they are first used, so that
-`import refusal_lens` costs milliseconds.
+The names of `__all__` are those that the README teaches; each room has more. They are imported from their rooms
+when they are first used, so that `import refusal_lens` costs milliseconds.
 
 >>> import refusal_lens
 >>> refusal_lens.__version__
@@ -18,102 +18,60 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "errors": ("InputError", "UnmetError"),
+    "errors": ("InputError",),
     "progress": ("bars",),
-    "runs": ("Run",),
-    "prompts": ("Contrast", "PromptPair"),
-    "chat": ("ChatFormat", "Rendered"),
-    "model": ("ChatModel", "Site"),
-    "activations": ("cache_residuals", "mean_residuals"),
-    "interventions": ("Edit", "ablate", "add", "affine", "applied", "clamp", "subtract"),
-    "metrics": ("kl_divergence", "first_token_log_odds"),
-    "directions": (
-        "Candidates",
-        "Direction",
-        "NoCandidateError",
-        "Selection",
-        "Thresholds",
-        "score_candidates",
-        "select",
-    ),
+    "conversations": ("Conversation",),
+    "prompts": ("Contrast",),
+    "model": ("ChatModel",),
+    "direction": ("Direction",),
+    "interventions": ("ablate", "add", "applied", "subtract"),
+    "behaviours": ("Continuations", "FirstTokens"),
+    "attribution": ("attribute",),
     "evaluation": ("complete", "rate"),
-    "judges": ("phrase_judge",),
-    "attribution": ("attribute", "attribute_sources"),
-    "pipeline": ("Finding", "RunConfig", "find_direction", "open_run", "run_pipeline", "write_report"),
+    "pipeline": ("RunConfig", "find_direction", "open_run", "run_pipeline", "run_suffix_study"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 if TYPE_CHECKING:
-    from refusal_lens.activations import cache_residuals, mean_residuals
-    from refusal_lens.attribution import attribute, attribute_sources
-    from refusal_lens.chat import ChatFormat, Rendered
-    from refusal_lens.directions import (
-        Candidates,
-        Direction,
-        NoCandidateError,
-        Selection,
-        Thresholds,
-        score_candidates,
-        select,
-    )
-    from refusal_lens.errors import InputError, UnmetError
+    from refusal_lens.attribution import attribute
+    from refusal_lens.behaviours import Continuations, FirstTokens
+    from refusal_lens.conversations import Conversation
+    from refusal_lens.direction import Direction
+    from refusal_lens.errors import InputError
     from refusal_lens.evaluation import complete, rate
-    from refusal_lens.interventions import Edit, ablate, add, affine, applied, clamp, subtract
-    from refusal_lens.judges import phrase_judge
-    from refusal_lens.metrics import first_token_log_odds, kl_divergence
-    from refusal_lens.model import ChatModel, Site
+    from refusal_lens.interventions import ablate, add, applied, subtract
+    from refusal_lens.model import ChatModel
     from refusal_lens.pipeline import (
-        Finding,
         RunConfig,
         find_direction,
         open_run,
         run_pipeline,
-        write_report,
+        run_suffix_study,
     )
     from refusal_lens.progress import bars
-    from refusal_lens.prompts import Contrast, PromptPair
-    from refusal_lens.runs import Run
+    from refusal_lens.prompts import Contrast
 
 __all__ = [
-    "Candidates",
-    "ChatFormat",
     "ChatModel",
+    "Continuations",
     "Contrast",
+    "Conversation",
     "Direction",
-    "Edit",
-    "Finding",
+    "FirstTokens",
     "InputError",
-    "NoCandidateError",
-    "PromptPair",
-    "Rendered",
-    "Run",
     "RunConfig",
-    "Selection",
-    "Site",
-    "Thresholds",
-    "UnmetError",
     "ablate",
     "add",
-    "affine",
     "applied",
     "attribute",
-    "attribute_sources",
     "bars",
-    "cache_residuals",
-    "clamp",
     "complete",
     "find_direction",
-    "first_token_log_odds",
-    "kl_divergence",
-    "mean_residuals",
     "open_run",
-    "phrase_judge",
     "rate",
     "run_pipeline",
-    "score_candidates",
-    "select",
+    "run_suffix_study",
     "subtract",
-    "write_report",
 ]
 
 

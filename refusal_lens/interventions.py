@@ -72,8 +72,8 @@ class Ablate:
     direction: Direction | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        _require_vector(self.vector, "vector of an ablation")
-        _require_number(self.strength, "strength of an ablation")
+        require_vector(self.vector, "vector of an ablation")
+        require_number(self.strength, "strength of an ablation")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Remove (the share ``strength`` of) the component along r."""
@@ -97,9 +97,9 @@ class Add:
     direction: Direction | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        _require_vector(self.vector, "vector of an addition")
+        require_vector(self.vector, "vector of an addition")
         object.__setattr__(self, "layer", whole(self.layer, "layer of an addition"))
-        _require_number(self.strength, "strength of an addition")
+        require_number(self.strength, "strength of an addition")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Move by ``strength`` times the raw vector."""
@@ -127,10 +127,10 @@ class Clamp:
     direction: Direction | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        _require_vector(self.vector, "vector of a clamp")
+        require_vector(self.vector, "vector of a clamp")
         object.__setattr__(self, "layer", whole(self.layer, "layer of a clamp"))
-        _require_number(self.value, "value of a clamp")
-        _require_number(self.strength, "strength of a clamp")
+        require_number(self.value, "value of a clamp")
+        require_number(self.strength, "strength of a clamp")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Move (the share ``strength`` of) the way to ``x . r^ = value``."""
@@ -156,8 +156,8 @@ class NormMatchedMove:
     other: Float[Tensor, "*rows d_model"]
 
     def __post_init__(self) -> None:
-        _require_vector(self.vector, "vector of a norm-matched move")
-        _require_vector(self.other, "other vector of a norm-matched move")
+        require_vector(self.vector, "vector of a norm-matched move")
+        require_vector(self.other, "other vector of a norm-matched move")
         if self.vector.shape[-1] != self.other.shape[-1]:
             raise InputError(
                 f"vectors of a norm-matched move: got {self.vector.shape[-1]} and {self.other.shape[-1]} "
@@ -319,8 +319,8 @@ def _restricted(edit: Edit, model: ChatModel, when: When) -> Callable[[Tensor], 
     return edit_some
 
 
-def _require_vector(vector: Any, what: str) -> None:
-    """InputError unless these are finite vectors with a direction, [d_model] or [batch 1 d_model]."""
+def require_vector(vector: Any, what: str) -> None:
+    """Raise InputError unless these are finite vectors with a direction, [d_model] or [batch 1 d_model]."""
     if not isinstance(vector, Tensor):
         raise InputError(f"{what}: got {type(vector).__name__}, need a tensor [d_model]")
     shape = tuple(vector.shape)
@@ -335,6 +335,7 @@ def _require_vector(vector: Any, what: str) -> None:
         )
 
 
-def _require_number(value: Any, what: str) -> None:
+def require_number(value: Any, what: str) -> None:
+    """Raise InputError unless this is a finite number."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise InputError(f"{what}: got {value!r}, need a finite number")

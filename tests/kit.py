@@ -346,7 +346,7 @@ def finished_run(path: Path, model_folder: Path) -> Path:
         for i, value in enumerate(first_token_log_odds(model.logits(model.chat.render(texts)), TOKENS))
     ]
     with Run.open(path) as run:
-        with run.step("all", inputs={}) as step:
+        with run.step("selection", inputs={}) as step:
             step.write_jsonl("prompts.jsonl", rows)
             step.write_csv("metrics.csv", pd.DataFrame(metrics))
             step.write_json("summary.json", {"behaviour": about(TOKENS), "model": str(model_folder)})

@@ -171,7 +171,7 @@ def test_with_given_tokens_the_metric_is_measured_though_too_few_are_kept(
     page = body(out)
     assert "too few prompts behave as their kind should" in page
     assert "0 of 16 harmful, 16 of 16 harmless" in page
-    assert "score_histograms" in {path.stem for path in (out / "figures").glob("*.html")}
+    assert "scores" in {path.stem for path in (out / "figures").glob("*.html")}
     rows = [row for row in read_jsonl(out / "prompts.jsonl") if row["split"] == "val"]
     assert [row["kept"] for row in rows] == [row["kind"] == "harmless" for row in rows]
     # Another set of tokens changes what is known of the model, and the rest follows.

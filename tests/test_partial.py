@@ -22,10 +22,10 @@ def config(tmp_path: Path) -> RunConfig:
     for kind in ("harmful", "harmless"):
         files.append(tmp_path / f"{kind}.txt")
         files[-1].write_text("".join(f"{kind} {i}\n" for i in range(6)))
-    harmful, harmless = map(str, files)
+    positive, negative = map(str, files)
     return RunConfig(
-        model=str(folder("rwkv")), device="cpu", harmful=harmful, harmless=harmless, n_train=2, n_val=2,
-        n_test=2, refusal_tokens=("I",), max_new_tokens=3, n_null=0,
+        model=str(folder("rwkv")), device="cpu", positive=positive, negative=negative, n_train=2, n_val=2,
+        n_test=2, first_tokens=("I",), max_new_tokens=3, n_null=0,
     )  # fmt: skip
 
 

@@ -239,8 +239,8 @@ def test_a_rerun_in_which_none_passes_shows_nothing_of_the_direction_before(
     }  # fmt: skip
     assert "directional ablation" not in page
     assert {p.stem for p in (out / "figures").glob("*.html")} == {
-        "candidate_map", "layer_sweeps", "top_tokens", "rates", "score_histograms",
-        "pca_by_layer",
+        "candidate_map", "sweep", "top_tokens", "rates", "scores",
+        "pca",
     }  # fmt: skip
     # Back to where it was, only what the page needs is done again.
     run_pipeline(SMALL, out)

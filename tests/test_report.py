@@ -29,11 +29,11 @@ from refusal_lens.runs import Run
 
 FIGURES = {
     "candidate_map",
-    "cosine_by_layer",
-    "layer_sweeps",
-    "pca_by_layer",
+    "cosine",
+    "sweep",
+    "pca",
     "rates",
-    "score_histograms",
+    "scores",
     "top_tokens",
 }
 
@@ -229,7 +229,7 @@ def test_figures_that_a_page_no_longer_has_are_gone(fresh: Path) -> None:
     (fresh / "curves.csv").unlink()
     write_report(fresh)
     left = {path.stem for path in (fresh / "figures").glob("*.html")}
-    assert left == FIGURES - {"cosine_by_layer"} | {"mine"}
+    assert left == FIGURES - {"cosine"} | {"mine"}
 
 
 def test_an_empty_table_counts_as_missing(fresh: Path) -> None:
@@ -599,6 +599,6 @@ def test_heads_sort_and_the_box_filters(chromium: str, run: Path, tmp_path: Path
 
 @pytest.mark.browser
 def test_a_figure_file_draws_by_itself(chromium: str, run: Path, tmp_path: Path) -> None:
-    dom, console = visit(chromium, run / "figures" / "layer_sweeps.html", tmp_path)
+    dom, console = visit(chromium, run / "figures" / "sweep.html", tmp_path)
     assert console == []
     assert 'data-drawn="1/1"' in dom

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import refusal_lens
-from refusal_lens import Contrast, Direction, PromptPair, Run, RunConfig
+from refusal_lens import Contrast, Direction, RunConfig
 from refusal_lens.activations import Means
 from refusal_lens.attribution import attribute, attribute_sources
 from refusal_lens.attribution.heads import Head
@@ -31,6 +31,8 @@ from refusal_lens.interventions import ablate, add, clamp
 from refusal_lens.judges import phrase_judge
 from refusal_lens.model import ChatModel, Site
 from refusal_lens.pipeline.export_job import ExportConfig, Exported
+from refusal_lens.prompts import PromptPair
+from refusal_lens.runs import Run
 from refusal_lens.weights import add_bias, orthogonalise, prepare, writers_of
 
 LONGEST = 400

@@ -69,7 +69,7 @@ class TestFormats:
         assert set(coverage["treatment"]) == {"edited"}
         whole = Run.read(run).whole()
         assert {f"exports/as-{to}.json", f"exports/as-{to}.writers.csv"} <= set(whole["outputs"])
-        assert whole["steps"].keys() >= {"all", f"export-as-{to}"}
+        assert whole["steps"].keys() >= {"selection", f"export-as-{to}"}
         assert not Run.read(run).damage()
         made = read_json(out / "refusal_lens.json")
         assert made["direction"]["layer"] == 2
@@ -140,7 +140,7 @@ class TestFormats:
         assert call("export", run, "--to", "gguf", "--edit", "subtract", "--out", gguf).code == 0
         layer, vector = read_gguf(gguf)
         assert layer == 2
-        assert torch.equal(vector, -candidates.direction(-1, 2).vector.float())
+        assert torch.equal(vector, -candidates.direction("post[-1]", 2).vector.float())
         assert call("export", run, "--to", "steered", "--out", tmp_path / "s.pt").code == 0
         assert len(torch.load(tmp_path / "s.pt", weights_only=True)) == 7
         assert call("export", run, "--to", "reference", "--out", tmp_path / "ref").code == 0

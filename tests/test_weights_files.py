@@ -211,7 +211,7 @@ class TestEdits:
             lambda: add_bias(direction(), strength=wrong),
             lambda: AddBias(vector, 2),
         ):
-            with pytest.raises(InputError, match="need a"):
+            with pytest.raises(InputError, match="finite"):
                 make_edit()
 
     def test_partial_strength_takes_a_part_of_every_write(self, tmp_path: Path) -> None:
@@ -603,7 +603,7 @@ class TestBadInput:
             (_config_of_another, "need .* as config.json describes"),
             (_quantised, "quantised .bitsandbytes."),
             (_pickles, "need safetensors"),
-            (_unknown_model, "config.json cannot be used"),
+            (_unknown_model, "config.json: cannot be used"),
             (_index({"weight_map": []}), "weight_map"),
             (_index({"weight_map": "x"}), "weight_map"),
             (_index({"weight_map": {"a": 3}}), "weight_map"),
@@ -624,7 +624,7 @@ class TestBadInput:
                 "not a safetensors file",
             ),
             (_header(lambda header, _: header.update(__metadata__=3)), "not a safetensors file"),
-            (_config(hidden_size="32"), "config.json cannot be used"),
+            (_config(hidden_size="32"), "config.json: cannot be used"),
             (_config(hidden_size=-4), "cannot build it"),
             (_config(num_attention_heads=0), "cannot"),
             (_config(num_hidden_layers=0), "need"),

@@ -186,7 +186,7 @@ class TestReference:
     def test_the_files_are_the_reference_implementations(
         self, tmp_path: Path, candidates: Candidates
     ) -> None:
-        chosen = candidates.direction(-1, 2)
+        chosen = candidates.direction("post[-1]", 2)
         out = write_reference(tmp_path / "ref", chosen, candidates, provenance={})
         names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
         assert names == {
@@ -203,11 +203,11 @@ class TestReference:
 
     def test_a_damaged_folder_is_one_line(self, tmp_path: Path, candidates: Candidates) -> None:
         out = write_reference(
-            tmp_path / "ref", candidates.direction(-1, 0), candidates, provenance={}
+            tmp_path / "ref", candidates.direction("post[-1]", 0), candidates, provenance={}
         )
         (out / "direction.pt").write_bytes(b"not a tensor")
         with pytest.raises(InputError, match="cannot be read"):
             read_reference(out)
         with pytest.raises(InputError, match="cannot be read"):
             read_reference(tmp_path / "nothing")
-        assert isinstance(candidates.direction(-1, 0), Direction)
+        assert isinstance(candidates.direction("post[-1]", 0), Direction)

@@ -54,7 +54,7 @@ def test_a_page_about_poems_names_nothing_else(tmp_path: Path, concept: Concept)
         assert found is None, f"{name}: {text[max(0, found.start() - 80) : found.end() + 40]}"
     page = texts["report.html"]
     assert "<title>organism: poetry direction</title>" in page
-    assert "Rhyme score (bits)" in texts["report.html score_histograms"]
+    assert "Rhyme score (bits)" in texts["report.html scores"]
     for word in ("verse", "prose"):
         assert word in page
 
@@ -63,7 +63,7 @@ def test_the_words_of_pages_about_refusal_are_found_by_the_same_search(tmp_path:
     folder = write_run(tmp_path / "run", n_layers=6, n_prompts=24)
     write_report(folder)
     silent = {name for name, text in told(folder).items() if not FOREIGN.search(text)}
-    assert silent == {"cosine_by_layer.html", "pca_by_layer.html"}  # Their texts are in their figures.
+    assert silent == {"cosine.html", "pca.html"}  # Their texts are in their figures.
 
 
 def claim(folder: Path) -> tuple[str, str]:
@@ -163,7 +163,7 @@ def test_the_selected_place_is_named_on_page_and_figures(tmp_path: Path) -> None
     texts = told(folder)
     assert "difference of means at layer 6 of 12, t_inst, one of" in texts["report.html"]
     assert "<dt>place</dt><dd>t_inst</dd>" in texts["report.html"]
-    for figure in ("layer_sweeps", "candidate_map"):
+    for figure in ("sweep", "candidate_map"):
         assert "reply.mean" in texts[f"report.html {figure}"]
         assert "t_inst" in texts[f"report.html {figure}"]
 

@@ -18,10 +18,17 @@ import torch
 
 import refusal_lens as rl
 from refusal_lens import evaluation, runs, weights
-from refusal_lens.activations import Means, map_last_logits, mean_next_token_probabilities
+from refusal_lens.activations import (
+    Means,
+    cache_residuals,
+    map_last_logits,
+    mean_next_token_probabilities,
+    mean_residuals,
+)
 from refusal_lens.attribution import (
     Head,
     Regions,
+    attribute_sources,
     head_effects,
     last_head_outputs,
     mean_head_outputs,
@@ -37,7 +44,10 @@ from refusal_lens.behaviours import (
     from_logits,
     from_replies,
 )
-from refusal_lens.chat import Place
+from refusal_lens.chat import ChatFormat, Place
+from refusal_lens.chat.suffixed import render_suffixed
+from refusal_lens.conversations import Conversation, Message
+from refusal_lens.directions import Candidates, Thresholds, score_candidates, select
 from refusal_lens.directions.finding import (
     choose_behaviour,
     extract_candidates,
@@ -45,11 +55,18 @@ from refusal_lens.directions.finding import (
 )
 from refusal_lens.directions.sweep import sweep
 from refusal_lens.interop import vectors
-from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove
-from refusal_lens.judges import PhraseJudge, judge_from_json, judge_replies
-from refusal_lens.metrics import binomial_standard_error, cosine_similarity, cross_entropy
+from refusal_lens.interventions import Ablate, Add, Clamp, NormMatchedMove, affine, clamp
+from refusal_lens.judges import PhraseJudge, judge_from_json, judge_replies, phrase_judge
+from refusal_lens.metrics import (
+    binomial_standard_error,
+    cosine_similarity,
+    cross_entropy,
+    first_token_log_odds,
+    kl_divergence,
+)
 from refusal_lens.model import ChatModel, Site
-from refusal_lens.pipeline import write_reference_report
+from refusal_lens.pipeline import write_reference_report, write_report
+from refusal_lens.prompts import PromptPair
 from refusal_lens.studies import suffix
 
 NAN, INF, HUGE = math.nan, math.inf, 10**30
@@ -123,6 +140,7 @@ FINE: dict[tuple[str, str], str] = {
     ): "no head is replaced, as `head_effects` measures for comparison",
     ("ChatModel.generate.max_new_tokens", "None"): UNASKED,
     ("ChatModel.generate.prompts", "str"): "one prompt",
+    ("Conversation.of.prompt", "str"): "one message",
     ("complete.max_new_tokens", "None"): UNASKED,
     ("FirstTokens.of.against", "texts"): "a text of digits is an id",
     ("FirstTokens.of.against", "empty"): "there need be none",
@@ -146,12 +164,12 @@ def make_world(place: Path) -> SimpleNamespace:
     direction = rl.Direction(random(width), 1, Place.post(-1))
     n_positions = len(model.chat.positions)
     means = [random(n_positions, model.n_layers, width) for _ in range(2)]
-    candidates = rl.Candidates(*means, Place.posts(n_positions), model.chat.positions)
+    candidates = Candidates(*means, Place.posts(n_positions), model.chat.positions)
     rendered = model.chat.render(prompts)
     answered = model.chat.render(prompts, replies=["Red.", "Yes.", "With care."])
-    pair = rl.PromptPair(positive=tuple(prompts), negative=("Sing.", "Count to ten.", "Dance!"))
+    pair = PromptPair(positive=tuple(prompts), negative=("Sing.", "Count to ten.", "Dance!"))
     others = [
-        rl.PromptPair(
+        PromptPair(
             tuple(f"{kind} {n} a" for n in range(3)), tuple(f"{kind} {n} b" for n in range(3))
         )
         for kind in ("Read", "Write")
@@ -273,24 +291,39 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "at most a million": {"a million million": 10**12, "2^62": 2**62},
         "layer": layers,
         "place": {"None": None, "int": -1, "empty": "", "unknown": "post", "far": "post[-9999]"},
+        "place name": {"None": None, "int": -1, "empty": "", "unknown": "post", "no number": "post[x]", "nul": "a\0b"},
+        "region": {"None": None, "int": -1, "unknown": "prompt", "place": "t_inst", "empty": ""},
+        "index": {"str": "-1", "float": 0.5, "nan": NAN, "bool": True},
+        "replied place": {"no reply": "reply.mean", "reply.first": "reply.first"},
+        "messages": {
+            "None": None,
+            "str": "Hi",
+            "int": 3,
+            "empty": [],
+            "texts": ["Hi"],
+            "users": [("user", "a"), ("user", "b")],
+            "system alone": [("system", "a")],
+            "system behind": [("user", "a"), ("system", "b")],
+            "assistant first": [("assistant", "a"), ("user", "b")],
+            "unknown role": [("robot", "a")],
+            "no content": [{"role": "user"}],
+            "content None": [{"role": "user", "content": None}],
+            "content parts": [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+            "white space": [("user", " \n")],
+            "holds None": [None],
+        },
+        "reply or None": {"int": 3, "list": ["a"], "bytes": b"a"},
+        "lists": {
+            "holds empty": [*w.prompts, []],
+            "holds users": [*w.prompts, [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]],
+            "half characters": [*w.prompts, "\ud800"],
+        },
         "places": {
             "str": "t_inst",
             "ints": [-1],
             "far": ["post[-9999]"],
             "no reply": ["reply.mean"],
             "unknown": ["post"],
-            "empty": [],
-        },
-        "positions": {
-            "int": -1,
-            "str": "-1",
-            "floats": [-1.5],
-            "texts": ["-1"],
-            "0": [0],
-            "far": [-10_000],
-            "huge": [HUGE],
-            "nan": [NAN],
-            "bools": [True],
             "empty": [],
         },
         "number": {
@@ -358,7 +391,7 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
             "None": None,
             "str": "refusal",
             "ids": [4],
-            "judge": rl.phrase_judge,
+            "judge": phrase_judge,
             "class": FirstTokens,
         },
         "behaviour of the vocabulary": {"too high": FirstTokens((vocab,))},
@@ -434,13 +467,13 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         },
         "candidates": {"None": None, "direction": w.direction, "list": [], "table": w.table},
         "fitting candidates": {
-            "wrong width": rl.Candidates(
+            "wrong width": Candidates(
                 torch.ones(1, n_layers, width + 1).double(),
                 torch.zeros(1, n_layers, width + 1).double(),
                 Place.posts(1),
                 ("a",),
             ),
-            "wrong layers": rl.Candidates(
+            "wrong layers": Candidates(
                 torch.ones(1, n_layers + 1, width).double(),
                 torch.zeros(1, n_layers + 1, width).double(),
                 Place.posts(1),
@@ -547,6 +580,8 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         },
         "split": {"None": None, "unknown": "dev", "int": 0, "empty": ""},
         "seed": {"-1": -1, "huge": HUGE},
+        "one suffix": {"one": [" now"], "four": [" now"] * 4},
+        "empty suffix": {"empty": ["", " now", " now"]},
         "suffixed": {"empty": "", "white space": "  "},
         "config": {
             "None": None,
@@ -645,7 +680,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "Candidates",
-            rl.Candidates,
+            Candidates,
             {
                 "mean_positive": takes(w.means[0], "stack"),
                 "mean_negative": takes(w.means[1], "stack"),
@@ -655,7 +690,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "Candidates.from_means",
-            rl.Candidates.from_means,
+            Candidates.from_means,
             {
                 "positive": takes(Means(w.means[0], 3, w.candidates.places, w.candidates.names), "means"),
                 "negative": takes(Means(w.means[1], 3, w.candidates.places, w.candidates.names), "means"),
@@ -666,7 +701,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             w.candidates.direction,
             {"place": takes("post[-1]", "place"), "layer": takes(1, "whole", "layer")},
         ),
-        ("Candidates.load", rl.Candidates.load, {"path": takes(w.candidates_file, "path", "file")}),
+        ("Candidates.load", Candidates.load, {"path": takes(w.candidates_file, "path", "file")}),
         ("Candidates.save", w.candidates.save, {"path": takes(new, "path", "new file")}),
         (
             "Site",
@@ -675,7 +710,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "Thresholds",
-            rl.Thresholds,
+            Thresholds,
             {
                 "kl_threshold": takes(0.1, "number"),
                 "induce_threshold": takes(0.0, "number"),
@@ -684,7 +719,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "PromptPair",
-            rl.PromptPair,
+            PromptPair,
             {"positive": takes(("a",), "texts"), "negative": takes(("b",), "texts")},
         ),
         (
@@ -692,13 +727,42 @@ def targets(w: SimpleNamespace) -> list[Target]:
             rl.Contrast,
             {
                 "train": takes(w.pair, "pair"),
-                "val": takes(rl.PromptPair(("c",), ("d",)), "pair"),
-                "test": takes(rl.PromptPair(("e",), ("f",)), "pair"),
+                "val": takes(PromptPair(("c",), ("d",)), "pair"),
+                "test": takes(PromptPair(("e",), ("f",)), "pair"),
                 "kinds": takes(("harmful", "harmless"), "names"),
             },
         ),
         ("Contrast.pair", w.contrast.pair, {"split": takes("train", "split")}),
         ("Contrast.toy", rl.Contrast.toy, small | {"seed": takes(0, "whole")}),
+        (
+            "Contrast.of",
+            rl.Contrast.of,
+            {
+                "positive": takes([f"Paint {i}." for i in range(9)], "texts", "prompts", "lists"),
+                "negative": takes([f"Sing {i}." for i in range(9)], "texts", "prompts", "lists"),
+                "kinds": takes(("a", "b"), "names", "same names"),
+                "name": takes("poems", "text"),
+                "n_train": takes(3, "whole or None", "at least 1"),
+                "n_val": takes(2, "whole or None", "at least 0"),
+                "n_test": takes(2, "whole or None", "at least 0"),
+                "seed": takes(0, "whole"),
+            },
+        ),
+        (
+            "Conversation",
+            Conversation,
+            {
+                "messages": takes((Message("user", "Hi"),), "messages"),
+                "reply": takes(None, "reply or None"),
+            },
+        ),
+        (
+            "Conversation.of",
+            Conversation.of,
+            {"prompt": takes([Message("user", "Hi"), Message("assistant", "Ho")], "messages")},
+        ),
+        ("Place", Place, {"region": takes("post", "region"), "index": takes(-1, "index")}),
+        ("Place.parse", Place.parse, {"text": takes("t_inst", "place name")}),
         (
             "Contrast.from_files",
             rl.Contrast.from_files,
@@ -721,7 +785,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": takes("organism", "text"),
                 "seed": takes(0, "whole", "seed"),
-                "refusal_tokens": takes(None, "texts or None"),
+                "first_tokens": takes(None, "texts or None"),
                 "mode": takes("lazy", "word"),
                 "kl_threshold": takes(0.1, "number"),
                 "prune_layers": takes(0.2, "number", "share"),
@@ -783,7 +847,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ("ChatModel.writes", w.model.writes, {"layers": takes([0], "layers or None")}),
         (
             "ChatFormat.from_tokenizer",
-            rl.ChatFormat.from_tokenizer,
+            ChatFormat.from_tokenizer,
             {
                 "tokenizer": takes(w.model.tokenizer, "tokenizer"),
                 "system": takes(None, "some wrong text"),
@@ -793,7 +857,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "ChatFormat.plain",
-            rl.ChatFormat.plain,
+            ChatFormat.plain,
             {
                 "tokenizer": takes(w.model.tokenizer, "tokenizer"),
                 "suffix": takes("\n", "text", "no suffix"),
@@ -805,16 +869,26 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {"prompts": prompts, "replies": takes(None, "texts or None", "replies")},
         ),
         ("ChatFormat.decode", w.model.chat.decode, {"ids": takes([4], "decoded")}),
+        ("Rendered.at", w.rendered.at, {"place": takes("post[-1]", "place", "replied place")}),
+        (
+            "render_suffixed",
+            render_suffixed,
+            {
+                "chat": takes(w.model.chat, "tokenizer"),
+                "prompts": prompts,
+                "suffixes": takes([" now"] * 3, "texts", "one suffix", "empty suffix"),
+            },
+        ),
         ("Rendered.batches", w.rendered.batches, {"batch_size": count}),
         # -------------------------------------------------------------- reading
         (
             "mean_residuals",
-            rl.mean_residuals,
+            mean_residuals,
             {"model": model, "prompts": prompts, "batch_size": count, "on_progress": told},
         ),
         (
             "cache_residuals",
-            rl.cache_residuals,
+            cache_residuals,
             {
                 "model": model,
                 "prompts": prompts,
@@ -869,7 +943,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "clamp",
-            rl.clamp,
+            clamp,
             {
                 "direction": takes(w.direction, "direction", "layered"),
                 "value": takes(0.0, "number", "finite"),
@@ -878,7 +952,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ),
         (
             "affine",
-            rl.affine,
+            affine,
             {
                 "direction": takes(w.direction, "direction", "layered"),
                 "reference": takes(torch.ones(w.width), "vector", "of the width"),
@@ -932,12 +1006,12 @@ def targets(w: SimpleNamespace) -> list[Target]:
         # -------------------------------------------------------------- metrics
         (
             "first_token_log_odds",
-            rl.first_token_log_odds,
+            first_token_log_odds,
             {"logits": takes(last, "logits"), "ids": tokens},
         ),
         (
             "kl_divergence",
-            rl.kl_divergence,
+            kl_divergence,
             {
                 "baseline": takes(last, "logits", "as many"),
                 "edited": takes(last, "logits", "as many"),
@@ -973,6 +1047,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "model": model,
                 "contrast": takes(w.contrast, "contrast"),
                 "behaviour": takes(None, "behaviour or None"),
+                "places": takes(None, "places or None"),
                 "rule": takes(None, "thresholds"),
                 "mode": takes("lazy", "word"),
                 "batch_size": count,
@@ -1020,7 +1095,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             "Replies",
             Replies,
             {
-                "judge": takes(rl.phrase_judge, "judge", "judge object"),
+                "judge": takes(phrase_judge, "judge", "judge object"),
                 "max_new_tokens": takes(2, "whole", "at least 1"),
                 "name": takes("a", "text"),
                 "threshold": takes(0.5, "number"),
@@ -1066,6 +1141,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "pair": takes(w.pair, "pair"),
                 "data_sha256": takes("0", "text"),
                 "concept": takes("a", "text"),
+                "places": takes(["post[-1]"], "places"),
                 "batch_size": count,
             },
         ),
@@ -1110,11 +1186,11 @@ def targets(w: SimpleNamespace) -> list[Target]:
                     "resume": takes(None, "thresholds"),
                 },
             )
-            for name, fn in (("score_candidates", rl.score_candidates), ("sweep", sweep))
+            for name, fn in (("score_candidates", score_candidates), ("sweep", sweep))
         ),
         (
             "select",
-            rl.select,
+            select,
             {
                 "table": takes(w.table, "table"),
                 "n_layers": takes(w.model.n_layers, "whole", "at least 1"),
@@ -1130,14 +1206,14 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "prompts": prompts,
                 "direction": direction,
                 "layer": takes(None, "whole or None", "layer"),
-                "positions": takes((-1,), "positions", "no None"),
+                "places": takes(("last",), "places", "no None"),
                 "batch_size": count,
                 "on_progress": told,
             },
         ),
         (
             "attribute_sources",
-            rl.attribute_sources,
+            attribute_sources,
             {
                 "model": model,
                 "prompts": prompts,
@@ -1205,13 +1281,13 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "prompts": prompts,
                 "behaviour": behaviour,
                 "edit": takes(None, "fitting edit", "edit or None"),
-                "judge": takes(rl.phrase_judge, "judge", "judge object"),
+                "judge": takes(phrase_judge, "judge", "judge object"),
                 "max_new_tokens": short,
                 "batch_size": count,
                 "on_progress": told,
             },
         ),
-        ("phrase_judge.score", rl.phrase_judge.score, {"reply": takes("I cannot.", "text")}),
+        ("phrase_judge.score", phrase_judge.score, {"reply": takes("I cannot.", "text")}),
         (
             "PhraseJudge",
             PhraseJudge,
@@ -1250,7 +1326,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "seed": takes(0, "whole"),
                 "max_new_tokens": short,
                 "batch_size": count,
-                "judge": takes(rl.phrase_judge, "judge", "judge object"),
+                "judge": takes(phrase_judge, "judge", "judge object"),
             },
         ),
         (
@@ -1386,7 +1462,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {"path": takes(place / "rows.jsonl", "path", "file to read")},
         ),
         ("read_csv", runs.read_csv, {"path": takes(place / "table.csv", "path", "file")}),
-        ("write_report", rl.write_report, {"run_folder": takes(None, "path", "run")}),
+        ("write_report", write_report, {"run_folder": takes(None, "path", "run")}),
         (
             "write_reference_report",
             write_reference_report,
@@ -1424,6 +1500,7 @@ def cases(w: SimpleNamespace) -> Iterator[Case]:
     wrong = wrong_values(w)
     wrong |= {
         "behaviour or None": _but(wrong["behaviour"], "None"),
+        "places or None": _but(wrong["places"], "far", "no reply"),
         "model or None": _but(wrong["model"], "None"),
         "texts or None": _but(wrong["texts"], "None"),
         "flag or None": _but(wrong["flag"], "None"),

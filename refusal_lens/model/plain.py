@@ -27,6 +27,7 @@ from .threads import Users
 if TYPE_CHECKING:
     from .chat_model import ChatModel
 
+
 @dataclass(frozen=True)
 class _Wrapped:
     parent: nn.Module

@@ -29,6 +29,7 @@ HOOK_NAMES = {
 READ_ONLY = frozenset({"resid_mid"})
 """A bridge shows resid_mid as the second norm's input: a change there would miss the skip path."""
 
+
 @checked
 @dataclass(frozen=True, order=True)
 class Site:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from .. import organism
 from ..behaviours import Behaviour
 from ..chat.places import Place
 from ..conversations import prompt_of_row
@@ -269,8 +270,13 @@ def find_direction(
     Filters prompts by the model's own behaviour, takes the difference of means on train, scores on val, selects.
     Raises NoCandidateError (its ``table`` has every score and reason) when no candidate passes, NoFirstTokens (its
     ``evidence`` has the likeliest first tokens) when none tells the kinds apart, and InputError when the model
-    behaves so on fewer than two prompts of a kind.
+    behaves so on fewer than two prompts of a kind, or when the prompts are the organism's and the model is not.
     """
+    if contrast.is_for_the_organism and not organism.is_its_vocabulary(model.tokenizer.get_vocab()):
+        raise InputError(
+            f"prompts for {model.name}: got the bundled toy sentences, need prompts that it refuses and answers; try "
+            "Contrast.from_files, or Contrast.toy(anyway=True) to see what it makes of them"
+        )
     rule = rule or Thresholds()
     about: Behaviour = behaviour or choose_behaviour(
         model, contrast, batch_size=batch_size, on_progress=on_progress

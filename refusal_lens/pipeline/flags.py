@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..behaviours import Words
 from ..directions import Thresholds
+from ..display import shown
 from ..evaluation.conditions import condition_text
 from ..judges import disagreement
 from ..plotting.labels import capital
@@ -37,6 +38,7 @@ COVERED = 0.5
 """Share of the first-token probability that those tokens should hold where the reply shows the behaviour."""
 
 
+@shown("kinds", "missed_writes")
 @dataclass(frozen=True)
 class Measured:
     """What flags are found in: a run's summary, its completions, its curves.

@@ -227,8 +227,7 @@ def size_in_words(count: int) -> str:
 
 def _sweep(out: Path) -> None:
     """Remove what exports to the same place left when they were killed: nobody holds its lock any more."""
-    name = re.compile(rf"\.{re.escape(shortened(out.name))}\.[0-9a-f]{{16}}\.partial")
-    for left in [p for p in _listed(out.parent) if name.fullmatch(p.name)]:
+    for left in _hidden_folders(out):
         try:
             lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
@@ -242,9 +241,11 @@ def _sweep(out: Path) -> None:
 
 def leftovers(out: Path) -> bool:
     """Whether an export to this place left a hidden folder, or is writing one."""
+    return bool(_hidden_folders(real(out)))
+
+
+def _hidden_folders(out: Path) -> list[Path]:
+    """What exports to this place work in, or left."""
     name = re.compile(rf"\.{re.escape(shortened(out.name))}\.[0-9a-f]{{16}}\.partial")
-    return any(name.fullmatch(p.name) for p in _listed(real(out).parent))
-
-
-def _listed(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+    beside = out.parent.iterdir() if out.parent.is_dir() else ()
+    return [path for path in beside if name.fullmatch(path.name)]

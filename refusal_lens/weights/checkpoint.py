@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,13 @@ from torch import Tensor
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
+from ..model.boundary import loading
 from ..model.norms import Norm, measure_norm
 from ..model.shards import DTYPES, Checkpoint, Stored, folder_at, open_checkpoint
+from ..model.stored import quantisation
 from ..model.stream.empty import empty_model
 from ..model.stream.mapping import writers_of_config
-from ..model.stream.writers import Writers
+from ..model.stream.writers import Writers, name_pattern
 from .addition import config_with_bias
 from .arithmetic import Change, NewBias, Offset, Project, layout, precise, row_chunks
 from .edits import WeightEdit, changes_of, map_after
@@ -85,11 +86,6 @@ class ExportPlan:
             for n, c in self.changes.items()
         )
         return max(sizes, default=0)
-
-
-def _pattern(name: str) -> str:
-    """A name with its numbers blotted out, which the same part of another layer shares."""
-    return re.sub(r"\d+", "#", name)
 
 
 def bytes_held(shape: Sequence[int], axis: int, dtype: torch.dtype) -> int:
@@ -177,8 +173,12 @@ class _Opened:
     def of(cls, folder: Path, *, trust_remote_code: bool) -> _Opened:
         """Raises InputError for a folder that cannot be used, and for quantised weights."""
         checkpoint = open_checkpoint(folder)
-        _refuse_quantised(checkpoint)
         config = configuration(folder, trust_remote_code=trust_remote_code)
+        if method := quantisation(config, folder):
+            raise InputError(
+                f"model folder {folder}: quantised ({method}), need bf16, fp16 or fp32 weights; "
+                "export the original model and quantise the result"
+            )
         model, writers = writers_of_config(config, trust_remote_code=trust_remote_code)
         names = file_names(model, {name: t.shape for name, t in checkpoint.tensors.items()})
         return cls(checkpoint, config, writers, names, trust_remote_code)
@@ -230,13 +230,13 @@ class _Opened:
 
     def unread_writers(self, changes: Iterable[str]) -> tuple[str, ...]:
         """Tensors that no parameter takes and that look like writers: named as these, of the stream's width."""
-        known = {_pattern(n) for n in (*changes, *(w.parameter for w in self.writers.writers))}
+        known = {name_pattern(n) for n in (*changes, *(w.parameter for w in self.writers.writers))}
         tails = {pattern.rpartition("#.")[2] for pattern in known if "#." in pattern}
         return tuple(
             name
             for name in self.names.unread
             if self.writers.d_model in self.checkpoint.tensors[name].shape
-            and _pattern(name).rpartition("#.")[2] in tails
+            and name_pattern(name).rpartition("#.")[2] in tails
         )
 
     def untied(
@@ -269,25 +269,7 @@ class _Opened:
 
 def configuration(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model folder. Raises InputError when transformers cannot read it."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    try:
+    with loading(folder / "config.json"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except StrictDataclassError as error:
-        what = " ".join(str(error).split())
-        raise InputError(f"model folder {folder}: config.json cannot be used ({what})") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"model folder {folder}: config.json cannot be used ({first})") from error
-
-
-def _refuse_quantised(checkpoint: Checkpoint) -> None:
-    config = checkpoint.config
-    quantisation = config.get("quantization_config") or config.get("compression_config")
-    if quantisation:
-        method = quantisation.get("quant_method", "?") if isinstance(quantisation, dict) else "?"
-        raise InputError(
-            f"model folder {checkpoint.folder}: quantised ({method}), need bf16, fp16 or fp32 weights; "
-            "export the original model and quantise the result"
-        )

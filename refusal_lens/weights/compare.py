@@ -209,8 +209,7 @@ class _Reader:
         self.file, self.start, self.dtype = file, stored.start, DTYPES[stored.dtype]
 
     def rows(self, rows: slice, width: int) -> Tensor:
-        at = self.start + rows.start * width * self.dtype.itemsize
-        return read_rows(self.file, at, rows.stop - rows.start, width, self.dtype)
+        return read_rows(self.file, self.start, rows, width, self.dtype)
 
 
 class _Difference:
@@ -256,9 +255,11 @@ def _same(original: Checkpoint, first: Stored, edited: Checkpoint, second: Store
     """Whether two tensors of one dtype and shape have the same bytes."""
     with (original.folder / first.file).open("rb") as a, (edited.folder / second.file).open("rb") as b:
         for start in range(0, first.bytes, PIECE):
-            size = min(PIECE, first.bytes - start)
-            one_piece = read_rows(a.fileno(), first.start + start, 1, size, torch.uint8)
-            two_piece = read_rows(b.fileno(), second.start + start, 1, size, torch.uint8)
-            if not torch.equal(one_piece, two_piece):
+            part = slice(start, min(start + PIECE, first.bytes))
+            one, other = (
+                read_rows(file.fileno(), stored.start, part, 1, torch.uint8)
+                for file, stored in ((a, first), (b, second))
+            )
+            if not torch.equal(one, other):
                 return False
     return True

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..model.shards import DTYPES, Checkpoint, Stored
 from ..shapes import Vector
+from .arithmetic import layout, precise
 from .copying import read_rows
 
 PIECE = 64 << 20
@@ -20,19 +21,17 @@ def contraction(checkpoint: Checkpoint, name: str, axis: int, vector: Vector) ->
     Reads a piece at a time, in float32 for 16-bit tensors and in float64 for longer ones.
     """
     stored = checkpoint.tensors[name]
-    d = stored.shape[axis]
-    outer = torch.Size(stored.shape[:axis]).numel()
-    inner = torch.Size(stored.shape[axis + 1 :]).numel()
-    precise = torch.float32 if DTYPES[stored.dtype].itemsize < 4 else torch.float64
-    weights = vector.to(precise)
+    outer, d, inner = layout(stored.shape, axis)
+    finer = precise(DTYPES[stored.dtype])
+    weights = vector.to(finer)
     sums = torch.zeros(outer, inner, dtype=torch.float64)
     with (checkpoint.folder / stored.file).open("rb") as file:
         if inner == 1:
             for start, rows in _rows(file.fileno(), stored, outer, d):
-                sums[start : start + len(rows), 0] = (rows.to(precise) @ weights).double()
+                sums[start : start + len(rows), 0] = (rows.to(finer) @ weights).double()
         else:
             for start, rows in _rows(file.fileno(), stored, outer * d, inner):
-                _add_rows(sums, rows.to(precise), start, weights, d)
+                _add_rows(sums, rows.to(finer), start, weights, d)
     return sums.view(stored.shape[:axis] + stored.shape[axis + 1 :])
 
 
@@ -47,9 +46,9 @@ def _add_rows(sums: Tensor, rows: Tensor, start: int, weights: Tensor, d: int) -
 
 
 def _rows(file: int, stored: Stored, n: int, width: int) -> Iterator[tuple[int, Tensor]]:
-    """The tensor as n rows: (index of the first, rows) pieces."""
+    """The tensor as n rows, some at a time, each time with the index of the first."""
     dtype = DTYPES[stored.dtype]
     step = max(1, PIECE // (width * dtype.itemsize))
     for start in range(0, n, step):
-        at = stored.start + start * width * dtype.itemsize
-        yield start, read_rows(file, at, min(step, n - start), width, dtype)
+        rows = slice(start, min(start + step, n))
+        yield start, read_rows(file, stored.start, rows, width, dtype)

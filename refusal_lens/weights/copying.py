@@ -125,8 +125,8 @@ def read_all(source: int, data: memoryview, start: int) -> None:
         data, start = data[piece:], start + piece
 
 
-def read_rows(source: int, start: int, n: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Rows [n width] that lie at an offset. Raises OSError when the file ends early."""
-    rows = torch.empty(n, width, dtype=dtype)
-    read_all(source, bytes_of(rows), start)
-    return rows
+def read_rows(source: int, start: int, rows: slice, width: int, dtype: torch.dtype) -> Tensor:
+    """Some of the rows [n width] that lie at an offset. Raises OSError when the file ends early."""
+    values = torch.empty(rows.stop - rows.start, width, dtype=dtype)
+    read_all(source, bytes_of(values), start + rows.start * width * dtype.itemsize)
+    return values

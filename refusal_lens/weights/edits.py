@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,9 @@ from ..direction import Direction, unit
 from ..display import shown
 from ..door import checked
 from ..errors import InputError
+from ..interventions import require_number, require_vector
 from ..model.norms import Norm
+from ..model.sites import whole
 from ..model.stream.writers import Treatment, Writer, Writers
 from ..shapes import Vector
 from .arithmetic import Change, NewBias, Offset, Project
@@ -37,9 +38,7 @@ class Orthogonalise:
     keep_norms: bool = False
 
     def __post_init__(self) -> None:
-        _require_finite(self.vector, self.strength)
-        if float(unit(self.vector).norm()) == 0:
-            raise InputError("direction: got a vector of length 0, need one with a direction")
+        _require_vector_and_strength(self.vector, self.strength)
         if self.keep_norms and self.strength != 1:
             raise InputError("norm-preserving edit: needs strength 1")
 
@@ -60,12 +59,8 @@ class AddBias:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_finite(self.vector, self.strength)
-        layer: Any = self.layer
-        if isinstance(layer, bool) or not isinstance(layer, int):
-            raise InputError(
-                f"layer of a weight edit: got {layer!r:.40}, need a whole number from 0"
-            )
+        _require_vector_and_strength(self.vector, self.strength)
+        object.__setattr__(self, "layer", whole(self.layer, "layer of a weight edit"))
 
     @property
     def name(self) -> str:
@@ -76,16 +71,11 @@ class AddBias:
 WeightEdit = Orthogonalise | AddBias
 
 
-def _require_finite(vector: Any, strength: Any) -> None:
-    if isinstance(strength, bool) or not isinstance(strength, int | float):
-        raise InputError(f"strength of a weight edit: got {strength!r:.40}, need a number")
-    if not math.isfinite(strength):
-        raise InputError(f"strength of a weight edit: got {strength}, need a finite number")
-    if not isinstance(vector, Tensor) or vector.ndim != 1 or not vector.is_floating_point():
-        got = list(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
-        raise InputError(f"direction: got {got}, need a vector of floats [d_model]")
-    if not bool(vector.isfinite().all()):
-        raise InputError("direction: got NaN or infinity in it, need a finite vector")
+def _require_vector_and_strength(vector: Any, strength: Any) -> None:
+    require_number(strength, "strength of a weight edit")
+    require_vector(vector, "vector of a weight edit")
+    if vector.ndim != 1:
+        raise InputError(f"vector of a weight edit: got shape {tuple(vector.shape)}, need [d_model]")
 
 
 def _vector_of(direction: Any) -> Tensor:

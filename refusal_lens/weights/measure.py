@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,14 +82,9 @@ def equivalence(
     """Edit a model in memory, compare with hooks, and put it back. Errors as for `edited`."""
     module = huggingface(model)
     writers = writers or writers_of(module)
-    ids = random_ids(_d_vocab(module)) if ids is None else ids
-    before = projections(module, writers, edit, ids)
-    with hooked(module, writers, edit):
-        wanted = logits_of(module, ids)
+    reference = _with_hooks(module, writers, edit, ids)
     with edited(module, edit, post_norm=post_norm, allow_partial=allow_partial, writers=writers):
-        got = logits_of(module, ids)
-        after = projections(module, writers, edit, ids)
-    return compare(wanted, got, before=before, after=after, edit=edit, dtype=_dtype(module))
+        return _compared(reference, module, writers, edit)
 
 
 @checked
@@ -111,33 +106,40 @@ def verify(
             f"edited model: got {theirs.n_layers} layers of width {theirs.d_model}, need {ours.n_layers} "
             f"of width {ours.d_model} as the original has"
         )
+    return _compared(_with_hooks(module, ours, edit, ids), other_module, theirs, edit)
+
+
+class _Reference(NamedTuple):
+    """What hooks make of token ids: logits [batch pos d_vocab], and the stream along r^ without them."""
+
+    ids: TokenIds
+    logits: Tensor
+    before: tuple[float, ...]
+
+
+def _with_hooks(
+    module: nn.Module, writers: Writers, edit: WeightEdit, ids: TokenIds | None
+) -> _Reference:
     ids = random_ids(_d_vocab(module)) if ids is None else ids
-    before = projections(module, ours, edit, ids)
-    with hooked(module, ours, edit):
-        wanted = logits_of(module, ids)
-    got = logits_of(other_module, ids)
-    after = projections(other_module, theirs, edit, ids)
-    return compare(wanted, got, before=before, after=after, edit=edit, dtype=_dtype(other_module))
+    before = projections(module, writers, edit, ids)
+    with hooked(module, writers, edit):
+        return _Reference(ids, logits_of(module, ids), before)
 
 
-def compare(
-    wanted: Tensor,
-    got: Tensor,
-    *,
-    before: tuple[float, ...],
-    after: tuple[float, ...],
-    edit: WeightEdit,
-    dtype: torch.dtype,
+def _compared(
+    reference: _Reference, module: nn.Module, writers: Writers, edit: WeightEdit
 ) -> Equivalence:
-    """Two sets of logits [batch pos d_vocab], hooks and weights, as a Equivalence."""
+    """A model whose weights are edited, against what hooks make of the original one."""
+    wanted, got = reference.logits, logits_of(module, reference.ids)
     p, q = wanted.double().log_softmax(-1), got.double().log_softmax(-1)
     full = isinstance(edit, Orthogonalise) and edit.strength == 1
+    dtype = _dtype(module)
     return Equivalence(
         logits=float((wanted - got).abs().max()),
         kl=float((p.exp() * (p - q)).sum(-1).mean()),
         largest_logit=float(wanted.abs().max()),
-        projections=after,
-        before=before,
+        projections=projections(module, writers, edit, reference.ids),
+        before=reference.before,
         tolerance=TOLERANCE[dtype],
         clean=CLEAN[dtype] if full else float("inf"),
     )

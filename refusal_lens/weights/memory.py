@@ -107,14 +107,13 @@ def apply(model: ChatModel | nn.Module, edit: WeightEdit, *, allow_partial: bool
             if isinstance(change, NewBias):
                 _set(module, change.parameter, _new_bias(module, change))
             else:
-                _in_place(_parameter(module, change.parameter).data, change)
+                _in_place(module.get_parameter(change.parameter).data, change)
     return Edited(writers, tuple(changes))
 
 
 def _planned(
     module: nn.Module, writers: Writers, edit: WeightEdit, *, skip: tuple[str, ...]
 ) -> list[Change]:
-
     @cache
     def norm_of(name: str) -> Norm:
         return measure_norm(module.get_submodule(name), writers.d_model)
@@ -126,10 +125,6 @@ def _planned(
 
 def _behind_norms(writers: Writers) -> tuple[str, ...]:
     return tuple(dict.fromkeys(w.norms[0] for w in writers.writers if w.treatment == "folded"))
-
-
-def _parameter(module: nn.Module, name: str) -> nn.Parameter:
-    return module.get_parameter(name)
 
 
 def _set(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
@@ -157,7 +152,7 @@ def _changed(module: nn.Module, change: Change) -> Iterator[None]:
         finally:
             _set(module, change.parameter, None)
         return
-    data = _parameter(module, change.parameter).data
+    data = module.get_parameter(change.parameter).data
     before = data.to("cpu", copy=True)
     try:
         _in_place(data, change)
@@ -188,6 +183,6 @@ def _untied(module: nn.Module, name: str) -> Iterator[None]:
 
 
 def _untie(module: nn.Module, name: str) -> nn.Parameter:
-    shared = _parameter(module, name)
+    shared = module.get_parameter(name)
     _set(module, name, nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad))
     return shared

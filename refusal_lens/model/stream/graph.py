@@ -15,17 +15,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 SAME = frozenset(
-    {
-        "Clone",
-        "ToCopy",
-        "Alias",
-        "Detach",
-        "Contiguous",
-        "Neg",
-        "NativeDropout",
-        "MaskedFill",
-        "LiftFresh",
-    }
+    {"Clone", "ToCopy", "Alias", "Detach", "Contiguous", "Neg"}
+    | {"NativeDropout", "MaskedFill", "LiftFresh"}
 )
 """Operations that keep every axis where it is."""
 PICK = frozenset(
@@ -150,31 +141,26 @@ def parameter_behind(place: NodeAxis) -> NodeAxis | None:
     return here
 
 
-def laid_over(place: NodeAxis) -> Iterator[tuple[NodeAxis | None, tuple[int, ...]]]:
+def laid_over(place: NodeAxis) -> Iterator[NodeAxis | None]:
     """Operands of a change in place: the tensor before, and what was added to or laid over a view of it."""
-    for child in inputs(place.node):
-        if child is None:
-            continue
-        before = shape_of(*child)
-        axis = _same_stride(place.shape, place.axis, before)
-        yield (None if axis is None else NodeAxis(*child, axis)), before
+    for child in filter(None, inputs(place.node)):
+        axis = _same_stride(place.shape, place.axis, shape_of(*child))
+        yield None if axis is None else NodeAxis(*child, axis)
 
 
-def operands(place: NodeAxis) -> Iterator[tuple[NodeAxis | None, tuple[int, ...]]]:
-    """Operands of an elementwise or merging operation, each with its own axis of the coordinates.
+def operands(place: NodeAxis) -> Iterator[NodeAxis | None]:
+    """Operands of an elementwise or merging operation, each with its own axis of the coordinates."""
+    return (operand(place, child) for child in inputs(place.node) if child is not None)
 
-    An operand that is broadcast along the coordinates comes as None with its shape.
-    """
-    for child in inputs(place.node):
-        if child is None:
-            continue
-        before = shape_of(*child)
-        axis = place.axis - (len(place.shape) - len(before))
-        if operation(place.node) == "Stack":
-            dim = _dim(place.node, "dim", len(place.shape))
-            axis = place.axis - (place.axis > dim)
-        fits = 0 <= axis < len(before) and before[axis] == place.size
-        yield (NodeAxis(*child, axis) if fits else None), before
+
+def operand(place: NodeAxis, child: tuple[Any, int]) -> NodeAxis | None:
+    """One of them; None for what is broadcast along the coordinates."""
+    before = shape_of(*child)
+    axis = place.axis - (len(place.shape) - len(before))
+    if operation(place.node) == "Stack":
+        axis = place.axis - (place.axis > _dim(place.node, "dim", len(place.shape)))
+    fits = 0 <= axis < len(before) and before[axis] == place.size
+    return NodeAxis(*child, axis) if fits else None
 
 
 def leaves(place: NodeAxis) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from ...errors import InputError
 from .empty import empty_model, trace_empty
 from .trace import Trace, trace
 from .tracer import Write
-from .writers import Treatment, Writer, Writers
+from .writers import Treatment, Writer, Writers, name_pattern
 
 MIXERS = re.compile(
     r"attn|attention|mixer|mamba|conv|temporal|operator|lstm|ssm|recurrent|linear_out"
@@ -83,11 +83,11 @@ def _by_parameter(writes: list[Write]) -> list[Write]:
 
 def _like_those_traced(traced: Trace) -> list[Write]:
     """Experts that no token was sent to: same name but for the numbers, same shape, never run."""
-    patterns = {re.sub(r"\d+", "#", write.parameter): write for write in traced.writes}
+    patterns = {name_pattern(write.parameter): write for write in traced.writes}
     reached = {write.parameter for write in traced.writes}
     alike = []
     for name, shape in traced.shapes.items():
-        model = patterns.get(re.sub(r"\d+", "#", name))
+        model = patterns.get(name_pattern(name))
         if model is None or name in reached or traced.shapes[model.parameter] != shape:
             continue
         if name not in traced.used:
@@ -153,14 +153,14 @@ def _role(write: Write, shape: tuple[int, ...], layer: int | None) -> str:
 
 def _idle(traced: Trace) -> tuple[str, ...]:
     """Modules that take no part in a forward pass on text although they are wide enough to write."""
-    written = {re.sub(r"\d+", "#", write.parameter) for write in traced.writes}
+    written = {name_pattern(write.parameter) for write in traced.writes}
     names = (
         re.sub(r"\.\d+\..*", "", name.rpartition(".")[0])
         for name, shape in traced.shapes.items()
         if name not in traced.used
         and "_original_component" not in name  # a bridge keeps split copies of fused matrices
         and traced.d_model in shape
-        and re.sub(r"\d+", "#", name) not in written
+        and name_pattern(name) not in written
     )
     return tuple(sorted(set(names)))
 

@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-)
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.overrides import TorchFunctionMode
 
 from ...display import shown
@@ -27,33 +24,12 @@ IN_PLACE_SUMS = frozenset(
 )
 """Changes in place that add to a part of a tensor or replace it."""
 ADDITIONS = frozenset(
-    {
-        "add",
-        "add_",
-        "__add__",
-        "__radd__",
-        "__iadd__",
-        "sub",
-        "sub_",
-        "__sub__",
-        "__rsub__",
-        "__isub__",
-    }
+    {"add", "add_", "__add__", "__radd__", "__iadd__"}
+    | {"sub", "sub_", "__sub__", "__rsub__", "__isub__"}
 )
 ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
 STILL_ZERO = frozenset(
-    {
-        "__getitem__",
-        "view",
-        "reshape",
-        "expand",
-        "expand_as",
-        "to",
-        "type",
-        "float",
-        "half",
-        "bfloat16",
-    }
+    {"__getitem__", "view", "reshape", "expand", "expand_as", "to", "type", "float", "half", "bfloat16"}
     | {"clone", "contiguous", "unsqueeze", "squeeze", "flatten", "transpose", "permute", "detach"}
 )
 """What can be done to a tensor of zeros so that it still is one."""

@@ -177,15 +177,15 @@ class Tracer:
         self._note(behind, path, lookup=False, by=place.node)
         if added is None:
             return []
-        bias = [operand for operand in graph.operands(place) if operand[0] is None or operand[0][:2] == added]
+        bias = [operand for operand in graph.operands(place) if operand is None or operand[:2] == added]
         return self._merged(place, path, bias[:1])
 
     def _merged(
-        self, place: NodeAxis, path: _Path, operands: Iterable[tuple[NodeAxis | None, tuple[int, ...]]]
+        self, place: NodeAxis, path: _Path, operands: Iterable[NodeAxis | None]
     ) -> list[tuple[NodeAxis, _Path]]:
         before = []
         scale = None if graph.operation(place.node) == "Where" else path.scale
-        for operand, _ in operands:
+        for operand in operands:
             if operand is None:
                 self._obstacle(path, "one number is added to all coordinates")
             else:
@@ -195,7 +195,7 @@ class Tracer:
     def _scaled(self, place: NodeAxis, path: _Path) -> list[tuple[NodeAxis, _Path]]:
         """A product of a vector per token with one number, or with one number per token."""
         children = graph.inputs(place.node)
-        places = [None if c is None else self._same_axis(place, c) for c in children]
+        places = [None if c is None else graph.operand(place, c) for c in children]
         vectors = [i for i, operand in enumerate(places) if operand is not None]
         if len(vectors) != 1:
             self._obstacle(path, "two vectors are multiplied element by element")
@@ -216,12 +216,6 @@ class Tracer:
             self._obstacle(path, "a rescaling by its own size outside a norm module")
             return []
         return [(vector, replace(path, scale=None, into=None))]
-
-    def _same_axis(self, place: NodeAxis, child: tuple[Any, int]) -> NodeAxis | None:
-        shape = graph.shape_of(*child)
-        axis = place.axis - (len(place.shape) - len(shape))
-        fits = 0 <= axis < len(shape) and shape[axis] == place.size
-        return NodeAxis(*child, axis) if fits else None
 
     def _note(
         self, place: NodeAxis, path: _Path, *, lookup: bool, by: Any, norm: str = ""

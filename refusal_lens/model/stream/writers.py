@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 Treatment = Literal["edited", "folded", "unchanged", "not editable"]
 Exactness = Literal["exact", "exact with untied unembedding", "post-norm", "not editable"]
+
+
+def name_pattern(name: str) -> str:
+    """A name with its numbers blotted out, which the same part of another layer or expert shares."""
+    return re.sub(r"\d+", "#", name)
+
 
 @shown()
 @dataclass(frozen=True)

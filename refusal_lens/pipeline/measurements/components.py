@@ -35,6 +35,6 @@ STEPS = (
         files={
             "pca.csv": Table({"layer": LAYER}, ("pc1", "pc2"), ("kind",), more=("explained1", "explained2"))
         },
-        sections=(Entry(60, "principal components", "pca.csv", pca.render, ("pca_by_layer",)),),
+        sections=(Entry(60, "principal components", "pca.csv", pca.render, ("pca",)),),
     ),
 )

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from msgspec import Struct
 
+from ...display import shown
 from ...report.entry import Entry
 from ...report.sections import exports as section
 from ...runs import OpenStep, Table
@@ -44,6 +45,7 @@ class Export(Struct):
     out: str = ""
 
 
+@shown("label")
 @dataclass(frozen=True)
 class ExportRecord:
     """What an export leaves in its run: its label, the record, and the map of writers where there is one."""

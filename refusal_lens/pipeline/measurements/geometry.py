@@ -46,7 +46,7 @@ STEPS = (
                 "cosine similarity by layer",
                 "curves.csv",
                 cosine.render,
-                ("cosine_by_layer", "cosine_base"),
+                ("cosine", "cosine_selected_place", "cosine_base"),
                 of_a_direction=True,
             ),
         ),

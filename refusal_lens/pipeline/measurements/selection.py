@@ -93,7 +93,7 @@ STEPS = (
                 "layer sweeps",
                 "candidates.csv",
                 sweeps.render,
-                ("layer_sweeps", "candidate_map"),
+                ("sweep", "candidate_map"),
                 of_a_direction=True,
             ),
             Entry(80, "candidates", "candidates.csv", table_section.render, of_a_direction=True),

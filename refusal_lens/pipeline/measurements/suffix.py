@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 FIGURES = (
     "suffix_cosine",
-    "suffix_refusal",
+    "suffix_behaviour",
     "suffix_heads",
     "suffix_attention",
     "suffix_sources",
     "suffix_effects",
-    "suffix_effects_metric",
+    "suffix_effects_score",
     "suffix_losses",
     "suffix_projection_map",
     "suffix_contribution_map",

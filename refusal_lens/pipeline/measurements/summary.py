@@ -108,7 +108,7 @@ STEPS = (
         },
         sections=(
             Entry(0, "agreement with the reference", "a reference run", reference.render, optional=True),
-            Entry(40, "scores of each prompt", "metrics.csv", scores.render, ("score_histograms",)),
+            Entry(40, "scores of each prompt", "metrics.csv", scores.render, ("scores",)),
             Entry(140, "provenance", "summary.json and manifest.json", provenance.render),
         ),
     ),

@@ -35,7 +35,7 @@ def render(run: RunFolder) -> Section | None:
     plots = []
     for index, (shown, where) in enumerate(wheres.items()):
         figure = cosine_by_layer(curves, labels=run.labels, place=shown, selected_layer=layer)
-        name = "cosine_by_layer" if index == 0 else "cosine_by_layer_selected_position"
+        name = "cosine" if index == 0 else "cosine_selected_place"
         caption = _CAPTION.format(prompts=run.words.prompts, where=where, ablated=_ablated(curves))
         plots.append(Plot(name, figure, caption))
     both = run.table("base_curves.csv")

@@ -25,5 +25,5 @@ def render(run: RunFolder) -> Section | None:
     shown = f"{drawn} of {n} layers." if drawn < n else "Every layer."
     if layer is not None:
         shown += " Star: the layer r was taken from."
-    plot = Plot("pca_by_layer", figure, _CAPTION.format(shown=shown))
+    plot = Plot("pca", figure, _CAPTION.format(shown=shown))
     return Section("pca", "Principal components by layer", (plot,))

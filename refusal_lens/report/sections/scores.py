@@ -22,7 +22,7 @@ def render(run: RunFolder) -> Section | None:
         f"One count per test prompt.{f' {capital(words.score)}: {meaning}.' if meaning else ''} Dotted: the "
         f"{words.number} above which a prompt counts as {words.noun}, {threshold}."
     )
-    plot = Plot("score_histograms", score_histograms(scores, labels=run.labels), caption)
+    plot = Plot("scores", score_histograms(scores, labels=run.labels), caption)
     return Section("scores", title, (plot,))
 
 

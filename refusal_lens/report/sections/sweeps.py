@@ -43,7 +43,7 @@ def render(run: RunFolder) -> Section | None:
     caption = _SWEEP.format(meaning=meaning) + _STAR[run.selected is not None]
     once = scores[~pd.DataFrame({"place": places_of(scores), "layer": scores["layer"]}).duplicated()]
     parts = (
-        Plot("layer_sweeps", sweep, caption),
+        Plot("sweep", sweep, caption),
         Plot("candidate_map", candidate_map(once, **where), _MAP.format(shows=run.words.shows)),
     )
     title = "Where the direction was found" if run.selected else "Where a direction was sought"
