@@ -44,7 +44,6 @@ from refusal_lens.behaviours import (
     from_logits,
     from_replies,
 )
-from refusal_lens.behaviours.discovery import discover_first_tokens
 from refusal_lens.chat import ChatFormat, Place
 from refusal_lens.chat.suffixed import render_suffixed
 from refusal_lens.conversations import Conversation, Message
@@ -1135,17 +1134,6 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {"model": model, "contrast": takes(w.contrast, "contrast"), "batch_size": count},
         ),
         (
-            "discover_first_tokens",
-            discover_first_tokens,
-            {
-                "model": model,
-                "pair": takes(w.pair, "pair"),
-                "name": takes("a", "text"),
-                "judge": takes(phrase_judge, "judge object"),
-                "batch_size": count,
-            },
-        ),
-        (
             "extract_candidates",
             extract_candidates,
             {
@@ -1173,6 +1161,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "pair": takes(w.pair, "pair"),
+                "name": takes("refusal", "text"),
+                "judge": takes(None, "judge object"),
                 "batch_size": count,
                 "at_most": count,
             },
@@ -1496,7 +1486,6 @@ BROKEN_BY_DESIGN = (
     "Contrast.from_reference_splits",
     "find_direction",
     "choose_first_tokens",
-    "discover_first_tokens",
     "study_suffix",
 )
 """Targets without a right call here: what they would need takes too long to make."""
