@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .chat import Place, Rendered
-from .chat.places import Columns
+from .chat.places import Columns, all_columns, by_place
 from .conversations import Prompt, unanswered
 from .display import shown
 from .door import checked
@@ -52,7 +52,7 @@ def mean_residuals(
     not grow with the number of prompts. Replies are read where a place lies in them or behind them. Raises
     InputError for a place that a prompt does not have.
     """
-    rendered, wanted = _located(model, prompts, places)
+    rendered, wanted = located(model, prompts, places)
     total = torch.zeros((len(wanted), model.n_layers, model.d_model), dtype=torch.float64)
     for _, streams in _streams(model, rendered, wanted, batch_size, on_progress):
         total += as_float64(streams).sum(0).cpu()
@@ -74,7 +74,7 @@ def cache_residuals(
     places: as in `mean_residuals`, by default every post-instruction token. Raises InputError for a place that a
     prompt does not have.
     """
-    rendered, wanted = _located(model, prompts, places)
+    rendered, wanted = located(model, prompts, places)
     shape = (len(rendered), len(wanted), model.n_layers, model.d_model)
     rows = torch.empty(shape, dtype=model.dtype)
     for index, streams in _streams(model, rendered, wanted, batch_size, on_progress):
@@ -140,10 +140,13 @@ def as_rendered(
     return rendered
 
 
-def _located(
+def located(
     model: ChatModel, prompts: Sequence[Prompt] | Rendered, places: Sequence[Place | str] | None
 ) -> tuple[Rendered, tuple[Place, ...]]:
-    """The prompts, rendered as far as the places need them, and the places."""
+    """The prompts, rendered as far as the places need them, and the places.
+
+    places: by default every post-instruction token. Raises InputError for a place that a prompt does not have.
+    """
     if places is None:
         rendered = as_rendered(model, prompts)
         return rendered, Place.posts(len(rendered.positions))
@@ -193,12 +196,5 @@ def _streams(
 
 def _at_places(x: Tensor, at: Sequence[Columns]) -> Tensor:
     """What a site [batch pos d_model] holds at each place: [batch place d_model]."""
-    columns = torch.cat([place.columns for place in at], 1).to(x.device)
-    tokens = x.gather(1, columns[..., None].expand(-1, -1, x.shape[-1]))
-    lengths = [place.columns.shape[1] for place in at]
-    if max(lengths) == 1:
-        return tokens
-    tokens = as_float64(tokens)
-    weights = torch.cat([place.weights for place in at], 1).to(tokens.device)
-    parts = (tokens * weights[..., None]).split(lengths, dim=1)
-    return torch.stack([part.sum(1) for part in parts], 1)
+    columns = all_columns(at).to(x.device)
+    return by_place(x.gather(1, columns[..., None].expand(-1, -1, x.shape[-1])), at)

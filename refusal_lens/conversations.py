@@ -72,7 +72,7 @@ class Conversation:
             raise InputError(
                 f"prompt: got {prompt!r:.60}, need text, a list of messages or a Conversation"
             )
-        messages = [_message(number, each) for number, each in enumerate(prompt)]
+        messages = [_message(number, message) for number, message in enumerate(prompt)]
         if messages and messages[-1].role == "assistant":
             return cls(tuple(messages[:-1]), messages[-1].content)
         return cls(tuple(messages))

@@ -187,14 +187,14 @@ class Direction:
         if transfer and model is None:
             raise InputError("transfer of a direction: got no model, need the one to take it over to")
         where = f"direction file {path}"
-        found = read_safetensors(Path(path))
-        vector = found.tensors.get("direction")
-        if vector is None or found.header.get("format") != FORMAT:
+        contents = read_safetensors(Path(path))
+        vector = contents.tensors.get("direction")
+        if vector is None or contents.header.get("format") != FORMAT:
             raise InputError(
                 f"{where}: no direction with provenance in it; need a file that Direction.save or "
                 "refusal-lens run wrote"
             )
-        facts = converted(found.header.get("provenance"), DirectionFacts, where)
+        facts = converted(contents.header.get("provenance"), DirectionFacts, where)
         if vector.ndim != 1 or not vector.is_floating_point() or not len(vector):
             raise InputError(
                 f"{where}: got {str(vector.dtype).removeprefix('torch.')} of shape "

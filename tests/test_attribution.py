@@ -57,9 +57,14 @@ def output_matrix(architecture: str, layer: int) -> Tensor:
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *LATENT])
 def test_contributions_add_up_to_the_projection(architecture: str) -> None:
     model, r = kit.load(architecture), direction()
-    found = attribute(model, rendered(architecture), r, positions=(-1, -2, -7), batch_size=3)
-    streams = model.read(rendered(architecture), [Site("resid_pre", LAST)])[Site("resid_pre", LAST)]
-    expected = torch.stack([streams[:, p].double() @ r.unit for p in (-1, -2, -7)], 1)
+    batch, places = rendered(architecture), ("last", "post[-2]", "t_inst", "instruction.mean")
+    found = attribute(model, batch, r, places=places, batch_size=3)
+    along = model.read(batch, [Site("resid_pre", LAST)])[Site("resid_pre", LAST)].double() @ r.unit
+    rows = torch.arange(len(batch))
+    columns = (torch.tensor(-1), batch.post[:, 1] - 2, batch.t_inst)
+    whole = batch.instruction_mask.double()
+    mean = (along * whole).sum(1) / whole.sum(1)
+    expected = torch.stack([*(along[rows, column] for column in columns), mean], 1)
     torch.testing.assert_close(found.projection, expected, rtol=1e-5, atol=1e-6)
     assert found.error <= 1e-5 * float(expected.abs().max())
     assert found.relative_error <= 1e-5
@@ -169,11 +174,13 @@ def test_top_heads_are_those_with_the_highest_mean() -> None:
     assert all(head.layer < LAST for head in found.top_heads(2 * kit.HEADS))
     with pytest.raises(InputError, match="need 1 to 8"):
         found.top_heads(2 * kit.HEADS + 1)
+    with pytest.raises(InputError, match=r"place post\[-2\]: need one of last"):
+        found.top_heads(3, place="post[-2]")
 
 
 def test_frame_has_every_component_and_its_means_add_up() -> None:
-    found = attribute(kit.load("gpt2"), PROMPTS, direction(), positions=(-1, -2)).frame()
-    last = found[found["position"] == -1].set_index("component")["mean"]
+    found = attribute(kit.load("gpt2"), PROMPTS, direction(), places=["last", "post[-2]"]).frame()
+    last = found[found["place"] == "last"].set_index("component")["mean"]
     parts = last.drop(["total", "projection"]).sum()
     assert abs(parts - last["projection"]) < 1e-5
     assert abs(last["position embedding"]) > 1e-3
@@ -225,9 +232,10 @@ def test_attention_that_is_not_pattern_times_values_is_an_error() -> None:
     [
         ({"layer": 9}, "got 9, need 0 to 2"),
         ({"layer": -1}, "got -1, need 0 to 2"),
-        ({"positions": (0,)}, "need negative ones"),
-        ({"positions": (-99,)}, "need negative ones from"),
-        ({"positions": ()}, "need negative ones"),
+        ({"places": ["first"]}, "place: got 'first'"),
+        ({"places": ["post[-99]"]}, r"place post\[-99\] at prompt 0: got \d+ tokens"),
+        ({"places": ["reply.mean"]}, "try prompts with replies"),
+        ({"places": []}, "places: got none"),
     ],
 )
 def test_bad_places_get_a_line(given: dict, line: str) -> None:

@@ -503,7 +503,7 @@ def test_a_judge_that_no_file_holds_is_asked_for(caplog: pytest.LogCaptureFixtur
         ({"ids": "45"}, "ids of FirstTokens"),
         ({"ids": []}, "got no token id"),
         ({"words": {"noun": "a", "adverb": "b"}}, "cannot be read"),
-        ({"words": {"noun": ""}}, "word 'noun'"),
+        ({"words": FIRST.to_json()["words"] | {"noun": ""}}, "word 'noun'"),
     ],
 )
 def test_damaged_json_gets_one_line(change: dict[str, Any], message: str) -> None:

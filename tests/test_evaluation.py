@@ -104,7 +104,7 @@ class TestCompletions:
         assert [row.score for row in rows] == scores.tolist()
 
     def test_what_nobody_can_tell_stays_none(self) -> None:
-        unjudged = complete(TABLE, PROMPTS, behaviour=replace(BEHAVIOUR, judge=None))
+        unjudged = complete(TABLE, PROMPTS, behaviour=replace(BEHAVIOUR, name="openings", judge=None))
         assert [row.shows for row in unjudged] == [None] * 3
         assert {row.paper_count for row in unjudged} == {None}
         share = rate(unjudged)
@@ -172,6 +172,9 @@ class Opaque:
     def to_json(self) -> dict[str, Any]:
         return {"opaque": True}
 
+    def details(self) -> dict[str, Any]:
+        return {}
+
 
 class Longer(FirstTokens):
     """First tokens that are read behind an id."""
@@ -226,7 +229,7 @@ class TestNulls:
         assert slow.drop(columns="score").equals(fast.drop(columns="score"))
 
     def test_what_the_judge_cannot_tell_is_counted_apart(self) -> None:
-        table = self.table(replace(BEHAVIOUR, judge=None), n_moves=0)
+        table = self.table(replace(BEHAVIOUR, name="openings", judge=None), n_moves=0)
         assert table["rate"].isna().all()
         assert list(table["n"]) == [0] * 3
         assert list(table["n_unjudged"]) == [3] * 3

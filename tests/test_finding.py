@@ -5,15 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import kit
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
 
+from refusal_lens.behaviours import NoFirstTokens
 from refusal_lens.errors import InputError
 from refusal_lens.model import ChatModel
 from refusal_lens.pipeline import LoadOptions, RunConfig, find_direction, open_run, run_pipeline
 from refusal_lens.pipeline.finding import Finding
+from refusal_lens.prompts import Contrast
 
 SIZES = {"n_train": 24, "n_val": 12, "n_test": 4}
 
@@ -99,3 +102,12 @@ def test_a_damaged_file_is_one_line(folder: Path, tmp_path: Path, damage: str) -
     with pytest.raises(InputError, match=damage) as caught:
         getattr(run, part[damage])
     assert "\n" not in str(caught.value)
+
+
+def test_the_organism_s_sentences_are_not_for_another_model() -> None:
+    other = kit.load("llama")
+    with pytest.raises(InputError, match=r"toy sentences.*Contrast.from_files"):
+        find_direction(other, Contrast.toy(n_train=4, n_val=2, n_test=0))
+    asked = Contrast.toy(n_train=4, n_val=2, n_test=0, anyway=True)
+    with pytest.raises(NoFirstTokens):
+        find_direction(other, asked)

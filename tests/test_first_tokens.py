@@ -16,11 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from refusal_lens.behaviours import FirstTokens, NoFirstTokens, choose_first_tokens, discovery
-from refusal_lens.behaviours.discovery import (
-    discover_first_tokens,
-    family_first_tokens,
-    separating_tokens,
-)
+from refusal_lens.behaviours.discovery import family_first_tokens, separating_tokens
 from refusal_lens.behaviours.tokens import reply_tokens
 from refusal_lens.chat import ChatFormat
 from refusal_lens.errors import InputError
@@ -165,17 +161,17 @@ def test_a_token_that_answers_use_too_joins_only_where_refusals_need_it() -> Non
 
 
 def test_the_organism_s_tokens_and_their_evidence() -> None:
-    found = discover_first_tokens(kit.load("organism"), pair())
+    found = choose_first_tokens(kit.load("organism"), pair())
     assert set(found.texts) == {"I", "As", "Sorry"}
     chances = {text: (p, q) for _, text, p, q in found.evidence}
     assert all(chances[text][0] > 10 * chances[text][1] for text in found.texts)
     assert chances["Here"][0] < chances["Here"][1]
-    assert choose_first_tokens(kit.load("organism"), pair()).ids == found.ids
+    assert found.source == "discovered from next-token probabilities"
 
 
 def test_a_model_that_refuses_some_of_the_prompts() -> None:
     some = PromptPair((*pair().positive[:16], *pair().negative[:16]), pair().negative[16:])
-    assert set(discover_first_tokens(kit.load("organism"), some).texts) == {"I", "As", "Sorry"}
+    assert set(choose_first_tokens(kit.load("organism"), some).texts) == {"I", "As", "Sorry"}
 
 
 def test_what_sets_two_kinds_of_answers_apart_is_no_refusal() -> None:
@@ -191,16 +187,16 @@ def test_what_sets_two_kinds_of_answers_apart_is_no_refusal() -> None:
         tuple(p for p in held if firsts[p] in ("To", "Here")),
         tuple(p for p in held if firsts[p] not in ("To", "Here")),
     )
-    assert set(discover_first_tokens(kit.load("organism"), kinds, name="openings").texts) == {"To", "Here"}
+    assert set(choose_first_tokens(kit.load("organism"), kinds, name="openings").texts) == {"To", "Here"}
     with pytest.raises(NoFirstTokens, match=r"refuses on 0 of \d+ positive .* 'To' ") as caught:
-        discover_first_tokens(kit.load("organism"), kinds)
+        choose_first_tokens(kit.load("organism"), kinds)
     assert {"To", "Here"} < {text for _, text, _, _ in caught.value.evidence}
     assert len(str(caught.value)) < 300
 
 
 def test_a_model_that_answers_nothing_leaves_doubt() -> None:
     with pytest.raises(NoFirstTokens, match="its reply answers on 0 of 8 negative prompts"):
-        discover_first_tokens(kit.load("organism"), PromptPair(pair().positive[:8], pair().positive[8:16]))
+        choose_first_tokens(kit.load("organism"), PromptPair(pair().positive[:8], pair().positive[8:16]))
 
 
 def test_a_family_s_set_stands_where_discovery_finds_none(monkeypatch: pytest.MonkeyPatch) -> None:

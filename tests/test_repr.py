@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import refusal_lens
-from refusal_lens import Contrast, Direction, RunConfig
+from refusal_lens import Continuations, Contrast, Conversation, Direction, RunConfig
 from refusal_lens.activations import Means
 from refusal_lens.attribution import attribute, attribute_sources
 from refusal_lens.attribution.heads import Head
@@ -66,6 +66,8 @@ def values(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "Candidates": candidates,
         "Selection": selection,
         "FirstTokens": tokens,
+        "Continuations": Continuations(((1, 2),), ((3,),)),
+        "Conversation": Conversation.of(EVIL),
         "FilteredPrompts": filtered,
         "Direction": direction,
         "PromptPair": PromptPair((EVIL,) * 100, (EVIL,)),
@@ -186,6 +188,6 @@ def test_every_dataclass_with_a_tensor_or_a_table_is_shown_short() -> None:
 def test_names_of_the_package_are_covered(values: dict[str, Any]) -> None:
     items = {name: getattr(refusal_lens, name) for name in refusal_lens.__all__}
     public = {n for n, item in items.items() if isinstance(item, type) and is_dataclass(item)}
-    assert public - {"Thresholds"} <= set(values)
+    assert public <= set(values)
     assert isinstance(values["Rendered"], Rendered)
     assert isinstance(values["Direction"], Direction)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import templates
+import torch
 from kit import controls, ids_of, part, shown
 from templates import FAMILIES, STYLES, chat_of
 from tokenizers import processors
 
 from refusal_lens.chat import ChatFormat
+from refusal_lens.chat.suffixed import render_suffixed
 from refusal_lens.conversations import Conversation, Message
 from refusal_lens.errors import InputError
 
@@ -122,6 +124,19 @@ def test_a_reply_after_turns_is_rendered_and_prefilled() -> None:
     assert shown(chat, ids_of(chat.render([talk(TURNS, "x")]))).endswith("Sure")
     with pytest.raises(InputError, match="got one for prompt 1, which has its own"):
         chat.render(["x", talk([], "x", reply="y")], replies=["a", "b"])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_suffix_goes_to_the_last_message(name: str) -> None:
+    chat = chat_of(name)
+    asked = [talk(TURNS, "hello sea"), "hello", talk(TURNS, "hello sea", reply="Sure.")]
+    suffixed = render_suffixed(chat, asked, [" now", " now", " now"])
+    longer = [talk(TURNS, "hello sea now"), "hello now", talk(TURNS, "hello sea now")]
+    assert torch.equal(suffixed.rendered.ids, chat.render(longer).ids)
+    assert suffixed.rendered.prompts == tuple(longer)
+    for row, (start, stop) in enumerate(suffixed.suffix.tolist()):
+        assert shown(chat, suffixed.rendered.ids[row, start:stop].tolist()).strip() == "now"
+    assert torch.equal(suffixed.suffix[:, 1], suffixed.rendered.instruction[:, 1])
 
 
 def test_a_token_that_begins_texts_and_ends_turns_still_begins_them() -> None:

@@ -44,8 +44,9 @@ from refusal_lens.behaviours import (
     from_logits,
     from_replies,
 )
-from refusal_lens.behaviours.discovery import discover_first_tokens
 from refusal_lens.chat import ChatFormat, Place
+from refusal_lens.chat.suffixed import render_suffixed
+from refusal_lens.conversations import Conversation, Message
 from refusal_lens.directions import Candidates, Thresholds, score_candidates, select
 from refusal_lens.directions.finding import (
     choose_behaviour,
@@ -139,6 +140,7 @@ FINE: dict[tuple[str, str], str] = {
     ): "no head is replaced, as `head_effects` measures for comparison",
     ("ChatModel.generate.max_new_tokens", "None"): UNASKED,
     ("ChatModel.generate.prompts", "str"): "one prompt",
+    ("Conversation.of.prompt", "str"): "one message",
     ("complete.max_new_tokens", "None"): UNASKED,
     ("FirstTokens.of.against", "texts"): "a text of digits is an id",
     ("FirstTokens.of.against", "empty"): "there need be none",
@@ -289,24 +291,39 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         "at most a million": {"a million million": 10**12, "2^62": 2**62},
         "layer": layers,
         "place": {"None": None, "int": -1, "empty": "", "unknown": "post", "far": "post[-9999]"},
+        "place name": {"None": None, "int": -1, "empty": "", "unknown": "post", "no number": "post[x]", "nul": "a\0b"},
+        "region": {"None": None, "int": -1, "unknown": "prompt", "place": "t_inst", "empty": ""},
+        "index": {"str": "-1", "float": 0.5, "nan": NAN, "bool": True},
+        "replied place": {"no reply": "reply.mean", "reply.first": "reply.first"},
+        "messages": {
+            "None": None,
+            "str": "Hi",
+            "int": 3,
+            "empty": [],
+            "texts": ["Hi"],
+            "users": [("user", "a"), ("user", "b")],
+            "system alone": [("system", "a")],
+            "system behind": [("user", "a"), ("system", "b")],
+            "assistant first": [("assistant", "a"), ("user", "b")],
+            "unknown role": [("robot", "a")],
+            "no content": [{"role": "user"}],
+            "content None": [{"role": "user", "content": None}],
+            "content parts": [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+            "white space": [("user", " \n")],
+            "holds None": [None],
+        },
+        "reply or None": {"int": 3, "list": ["a"], "bytes": b"a"},
+        "lists": {
+            "holds empty": [*w.prompts, []],
+            "holds users": [*w.prompts, [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]],
+            "half characters": [*w.prompts, "\ud800"],
+        },
         "places": {
             "str": "t_inst",
             "ints": [-1],
             "far": ["post[-9999]"],
             "no reply": ["reply.mean"],
             "unknown": ["post"],
-            "empty": [],
-        },
-        "positions": {
-            "int": -1,
-            "str": "-1",
-            "floats": [-1.5],
-            "texts": ["-1"],
-            "0": [0],
-            "far": [-10_000],
-            "huge": [HUGE],
-            "nan": [NAN],
-            "bools": [True],
             "empty": [],
         },
         "number": {
@@ -563,6 +580,8 @@ def wrong_values(w: SimpleNamespace) -> dict[str, dict[str, Any]]:
         },
         "split": {"None": None, "unknown": "dev", "int": 0, "empty": ""},
         "seed": {"-1": -1, "huge": HUGE},
+        "one suffix": {"one": [" now"], "four": [" now"] * 4},
+        "empty suffix": {"empty": ["", " now", " now"]},
         "suffixed": {"empty": "", "white space": "  "},
         "config": {
             "None": None,
@@ -716,6 +735,35 @@ def targets(w: SimpleNamespace) -> list[Target]:
         ("Contrast.pair", w.contrast.pair, {"split": takes("train", "split")}),
         ("Contrast.toy", rl.Contrast.toy, small | {"seed": takes(0, "whole")}),
         (
+            "Contrast.of",
+            rl.Contrast.of,
+            {
+                "positive": takes([f"Paint {i}." for i in range(9)], "texts", "prompts", "lists"),
+                "negative": takes([f"Sing {i}." for i in range(9)], "texts", "prompts", "lists"),
+                "kinds": takes(("a", "b"), "names", "same names"),
+                "name": takes("poems", "text"),
+                "n_train": takes(3, "whole or None", "at least 1"),
+                "n_val": takes(2, "whole or None", "at least 0"),
+                "n_test": takes(2, "whole or None", "at least 0"),
+                "seed": takes(0, "whole"),
+            },
+        ),
+        (
+            "Conversation",
+            Conversation,
+            {
+                "messages": takes((Message("user", "Hi"),), "messages"),
+                "reply": takes(None, "reply or None"),
+            },
+        ),
+        (
+            "Conversation.of",
+            Conversation.of,
+            {"prompt": takes([Message("user", "Hi"), Message("assistant", "Ho")], "messages")},
+        ),
+        ("Place", Place, {"region": takes("post", "region"), "index": takes(-1, "index")}),
+        ("Place.parse", Place.parse, {"text": takes("t_inst", "place name")}),
+        (
             "Contrast.from_files",
             rl.Contrast.from_files,
             {
@@ -737,7 +785,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": takes("organism", "text"),
                 "seed": takes(0, "whole", "seed"),
-                "refusal_tokens": takes(None, "texts or None"),
+                "first_tokens": takes(None, "texts or None"),
                 "mode": takes("lazy", "word"),
                 "kl_threshold": takes(0.1, "number"),
                 "prune_layers": takes(0.2, "number", "share"),
@@ -821,6 +869,16 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {"prompts": prompts, "replies": takes(None, "texts or None", "replies")},
         ),
         ("ChatFormat.decode", w.model.chat.decode, {"ids": takes([4], "decoded")}),
+        ("Rendered.at", w.rendered.at, {"place": takes("post[-1]", "place", "replied place")}),
+        (
+            "render_suffixed",
+            render_suffixed,
+            {
+                "chat": takes(w.model.chat, "tokenizer"),
+                "prompts": prompts,
+                "suffixes": takes([" now"] * 3, "texts", "one suffix", "empty suffix"),
+            },
+        ),
         ("Rendered.batches", w.rendered.batches, {"batch_size": count}),
         # -------------------------------------------------------------- reading
         (
@@ -989,6 +1047,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "model": model,
                 "contrast": takes(w.contrast, "contrast"),
                 "behaviour": takes(None, "behaviour or None"),
+                "places": takes(None, "places or None"),
                 "rule": takes(None, "thresholds"),
                 "mode": takes("lazy", "word"),
                 "batch_size": count,
@@ -1075,17 +1134,6 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {"model": model, "contrast": takes(w.contrast, "contrast"), "batch_size": count},
         ),
         (
-            "discover_first_tokens",
-            discover_first_tokens,
-            {
-                "model": model,
-                "pair": takes(w.pair, "pair"),
-                "name": takes("a", "text"),
-                "judge": takes(phrase_judge, "judge object"),
-                "batch_size": count,
-            },
-        ),
-        (
             "extract_candidates",
             extract_candidates,
             {
@@ -1093,6 +1141,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "pair": takes(w.pair, "pair"),
                 "data_sha256": takes("0", "text"),
                 "concept": takes("a", "text"),
+                "places": takes(["post[-1]"], "places"),
                 "batch_size": count,
             },
         ),
@@ -1112,6 +1161,8 @@ def targets(w: SimpleNamespace) -> list[Target]:
             {
                 "model": model,
                 "pair": takes(w.pair, "pair"),
+                "name": takes("refusal", "text"),
+                "judge": takes(None, "judge object"),
                 "batch_size": count,
                 "at_most": count,
             },
@@ -1155,7 +1206,7 @@ def targets(w: SimpleNamespace) -> list[Target]:
                 "prompts": prompts,
                 "direction": direction,
                 "layer": takes(None, "whole or None", "layer"),
-                "positions": takes((-1,), "positions", "no None"),
+                "places": takes(("last",), "places", "no None"),
                 "batch_size": count,
                 "on_progress": told,
             },
@@ -1449,6 +1500,7 @@ def cases(w: SimpleNamespace) -> Iterator[Case]:
     wrong = wrong_values(w)
     wrong |= {
         "behaviour or None": _but(wrong["behaviour"], "None"),
+        "places or None": _but(wrong["places"], "far", "no reply"),
         "model or None": _but(wrong["model"], "None"),
         "texts or None": _but(wrong["texts"], "None"),
         "flag or None": _but(wrong["flag"], "None"),

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ..chat import Rendered
 from ..directions import Direction
 from ..display import shown
 from ..errors import InputError
@@ -99,18 +97,6 @@ def check_heads(model: ChatModel, heads: tuple[Head, ...]) -> None:
                 f"head {head} of {model.name}: not there; need a layer from 0 to "
                 f"{model.n_layers - 1} and a head from 0 to {model.n_heads - 1}"
             )
-
-
-def columns_of(batch: Rendered, positions: tuple[int, ...]) -> Int[Tensor, "batch position"]:
-    """The column of every position in every row; positions count back from each prompt's end."""
-    shortest = int(batch.lengths.min())
-    if not positions or not all(-shortest <= p < 0 for p in positions):
-        raise InputError(
-            f"positions {list(positions)}: need negative ones from {-shortest} (the shortest "
-            "prompt's first token) to -1"
-        )
-    columns = batch.ids.shape[1] + torch.tensor(positions)
-    return columns.expand(len(batch), -1)
 
 
 def by_head(z: Tensor, n_heads: int) -> Float[Tensor, "batch pos head d_head"]:

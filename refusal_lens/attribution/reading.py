@@ -28,7 +28,7 @@ class StreamReading:
         model: ChatModel,
         writers: Sequence[HeadWriter],
         r_hat: Vector,
-        columns: Int[Tensor, "batch position"],
+        columns: Int[Tensor, "batch column"],
     ) -> None:
         self._model, self._writers = model, writers
         self._r_hat, self._columns = r_hat, columns
@@ -53,7 +53,7 @@ class StreamReading:
         return hooks
 
     def _at(self, x: Tensor) -> Tensor:
-        """The chosen columns of [batch pos ...], [batch position ...]."""
+        """The chosen columns of [batch pos ...], [batch column ...]."""
         columns = self._columns.to(x.device)
         return x[torch.arange(len(x), device=x.device)[:, None], columns]
 

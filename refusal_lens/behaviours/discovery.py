@@ -115,10 +115,14 @@ def choose_first_tokens(
 ) -> FirstTokens:
     """The first tokens that show a behaviour of this name, found on the first prompts of a pair.
 
-    For refusal, the family's R of the paper if it covers at least half of the positive prompts' first tokens; else
-    discovery, as in `discover_first_tokens`. A family's R also stands where discovery finds none. Looks at at_most
-    prompts of each kind. judge: who says which replies show it; by default phrases for refusal, else the kinds of
-    prompts themselves tell. Raises NoFirstTokens where there is no set beyond doubt.
+    For refusal, the family's R of the paper if it covers at least half of the positive prompts' first tokens. Else they
+    are discovered: the judge says which short greedy replies (24 tokens, to the first 32 prompts of each kind) show the
+    behaviour, and `separating_tokens` weighs each prompt's next-token probabilities. A family's R also stands where
+    discovery finds none.
+
+    judge: by default phrases for refusal; for anything else the kinds of prompts themselves tell. at_most: how many
+    prompts of each kind the mean probabilities are of. Raises NoFirstTokens, with the evidence, when too few replies
+    show the behaviour or lack it, or when no set of first tokens tells the two apart.
     """
     at_least(1, batch_size=batch_size, at_most=at_most)
     concept = _Concept.of(name, words, judge)
@@ -141,7 +145,13 @@ def choose_first_tokens(
         log.info("%s tokens of %s cover only %.0f%%: discovering", name, family.source, 100 * covered)
     try:
         tokens = _discovered(
-            model, pair, concept, means=(positive, negative), batch_size=batch_size, on_progress=on_progress
+            model,
+            pair,
+            concept,
+            positive=positive,
+            evidence=evidence,
+            batch_size=batch_size,
+            on_progress=on_progress,
         )
     except NoFirstTokens as error:
         if family is None:
@@ -152,40 +162,17 @@ def choose_first_tokens(
     return tokens
 
 
-@checked
-def discover_first_tokens(
-    model: ChatModel,
-    pair: PromptPair,
-    *,
-    name: str = "refusal",
-    words: Words | None = None,
-    judge: Judge | None = None,
-    batch_size: int = 32,
-    on_progress: Progress | None = None,
-) -> FirstTokens:
-    """The first tokens that tell the prompts whose replies show a behaviour from those whose replies do not.
-
-    Reads short greedy replies (24 tokens) to the first 32 prompts of each kind, and lets the judge say which
-    show it; `separating_tokens` then weighs each prompt's next-token probabilities. Without a judge (of refusal there
-    is one by default) the kinds of prompts themselves tell.
-
-    Raises NoFirstTokens, with the evidence, when too few replies show it or lack it, or when no set of first
-    tokens tells the two apart.
-    """
-    concept = _Concept.of(name, words, judge)
-    return _discovered(model, pair, concept, batch_size=batch_size, on_progress=on_progress)
-
-
 def _discovered(
     model: ChatModel,
     pair: PromptPair,
     concept: _Concept,
     *,
-    means: tuple[Probabilities, Probabilities] | None = None,
+    positive: Probabilities,
+    evidence: tuple[Evidence, ...],
     batch_size: int,
     on_progress: Progress | None,
 ) -> FirstTokens:
-    """means: of the next-token probabilities of both kinds (paper, Fig. 9), for the evidence and the order."""
+    """positive: mean next-token probabilities on the positive prompts (paper, Fig. 9), which order the tokens."""
     sample = [*pair.positive[:SAMPLE], *pair.negative[:SAMPLE]]
     n = len(pair.positive[:SAMPLE])
 
@@ -193,8 +180,6 @@ def _discovered(
         return as_float64(logits).softmax(-1).float()
 
     first = map_last_logits(model, sample, number=probabilities, batch_size=batch_size)
-    positive, negative = means or (first[:n].double().mean(0), first[n:].double().mean(0))
-    evidence = _evidence(model, positive, negative)
     of_positive = torch.arange(len(sample)) < n
     shows = of_positive
     if concept.judge is not None:

@@ -88,8 +88,8 @@ class _Counting(CodeGenerator):
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 (jinja looks it up)
         self.write("environment.joined((")
-        for each in node.nodes:
-            self.visit(each, frame)
+        for inner in node.nodes:
+            self.visit(inner, frame)
             self.write(", ")
         self.write("))")
 
@@ -106,7 +106,7 @@ class Bounded(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=like.trim_blocks,
             lstrip_blocks=like.lstrip_blocks,
-            extensions=[type(each) for each in like.extensions.values()],
+            extensions=[type(extension) for extension in like.extensions.values()],
         )
         self.globals.update({k: v for k, v in like.globals.items() if k != "lipsum"})
         self.globals.pop("lipsum", None)
@@ -123,12 +123,12 @@ class Bounded(ImmutableSandboxedEnvironment):
     def _load(self, source: str) -> Any:
         if len(source) > SOURCE:
             raise LimitError(f"a source of {len(source):,} characters, more than {SOURCE:,}")
-        found = self._compiled.get(source)
-        if found is None:
+        compiled = self._compiled.get(source)
+        if compiled is None:
             if len(self._compiled) >= KEPT:
                 self._compiled.clear()
-            found = self._compiled[source] = self.from_string(source)
-        return found
+            compiled = self._compiled[source] = self.from_string(source)
+        return compiled
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -232,7 +232,7 @@ class Bounded(ImmutableSandboxedEnvironment):
             self.budget.allow(len(owner) * max(8, *(a for a in args if isinstance(a, int)), 0))
 
     def _check_replace(self, text: Any, args: tuple[Any, ...]) -> None:
-        old, new, *_ = (*(_size(each) for each in args[:2]), 1, 1)
+        old, new, *_ = (*(_size(argument) for argument in args[:2]), 1, 1)
         self.budget.allow(_size(text) + (_size(text) // max(1, old) + 1) * new)
 
     def _check_join(self, glue: Any, items: Any) -> None:
@@ -249,7 +249,7 @@ class Bounded(ImmutableSandboxedEnvironment):
         self.budget.allow(len(form) + fields * max(map(_size, args), default=0))
 
     def _check_widths(self, args: tuple[Any, ...]) -> None:
-        if any(isinstance(each, int) and abs(each) >= 10**6 for each in args):
+        if any(isinstance(argument, int) and abs(argument) >= 10**6 for argument in args):
             raise LimitError("a text padded to millions of characters")
 
     def _check_bits(self, bits: int) -> None:
@@ -287,6 +287,6 @@ def _size(thing: Any, depth: int = 4) -> int:
     if isinstance(thing, Mapping):
         thing = list(thing.values())
     if isinstance(thing, (list, tuple)):
-        own = 8 * len(thing)
-        return own + (sum(_size(each, depth - 1) for each in thing[:1000]) if depth else 0)
+        size = 8 * len(thing)
+        return size + (sum(_size(item, depth - 1) for item in thing[:1000]) if depth else 0)
     return 1

@@ -124,8 +124,8 @@ class Encoder:
         """
         longer = self.encode([e.text + a for e, a in zip(encoded, additions, strict=True)])
         torn = [i for i, e in enumerate(encoded) if longer[i].ids[: len(e)] != e.ids]
-        held = self.encode([encoded[i].text + _BREAK + additions[i] for i in torn])
-        for i, replacement in zip(torn, held, strict=True):
+        joined = self.encode([encoded[i].text + _BREAK + additions[i] for i in torn])
+        for i, replacement in zip(torn, joined, strict=True):
             longer[i] = replacement
         return longer
 
@@ -261,6 +261,6 @@ def _install(
 
 
 def _id_of(pipeline: Tokenizer, token: AddedToken) -> int:
-    found = pipeline.token_to_id(token.content)
-    assert found is not None, "it was just added"
-    return found
+    known = pipeline.token_to_id(token.content)
+    assert known is not None, "it was just added"
+    return known

@@ -208,12 +208,12 @@ class ChatFormat:
         """
         conversations = _conversations(prompts)
         turns = self._turns(conversations)
-        said = self._reply_texts(conversations, replies)
-        header = [self._header if text is not None or self._opening else "" for text in said]
+        texts = self._reply_texts(conversations, replies)
+        header = [self._header if text is not None or self._opening else "" for text in texts]
         headed = self._extended([turn.prompt for turn in turns], header)
         opened = self._extended(headed, [self._opening] * len(turns))
-        answered = self._extended(opened, [text or "" for text in said])
-        ended = self._extended(answered, ["" if text is None else self._end for text in said])
+        answered = self._extended(opened, [text or "" for text in texts])
+        ended = self._extended(answered, ["" if text is None else self._end for text in texts])
         rows = [
             self._row(number, *parts)
             for number, parts in enumerate(zip(turns, headed, answered, ended, strict=True))
@@ -253,12 +253,12 @@ class ChatFormat:
 
     def _turns(self, conversations: Sequence[Conversation]) -> list[_Turn]:
         """Every prompt up to the end of the generation prompt, as tokens."""
-        given = admissible([each.instruction for each in conversations], "instruction")
-        marked = [self._frames.of(row, each) for row, each in enumerate(conversations)]
-        framed = [(each.frame, text) for each, text in zip(marked, given, strict=True)]
+        given = admissible([conversation.instruction for conversation in conversations], "instruction")
+        marked = [self._frames.of(row, conversation) for row, conversation in enumerate(conversations)]
+        framed = [(head.frame, text) for head, text in zip(marked, given, strict=True)]
         written = self._template.written(framed) if self._template else given
         encoded = self._encoder.encode(
-            [each.before + text + each.after for each, text in zip(marked, written, strict=True)]
+            [head.before + text + head.after for head, text in zip(marked, written, strict=True)]
         )
         turns = [_Turn(*parts) for parts in zip(marked, given, written, encoded, strict=True)]
         for row, turn in enumerate(turns):
@@ -303,11 +303,11 @@ class ChatFormat:
         )
 
     def _refuse_control(self, number: int, ids: Sequence[int]) -> None:
-        found = self._encoder.control_ids.intersection(ids) - self._encoder.unknown_ids
-        if found:
+        controls = self._encoder.control_ids.intersection(ids) - self._encoder.unknown_ids
+        if controls:
             raise InputError(
                 f"instruction {number}: got text that this tokenizer turns into the control token "
-                f"{self.tokenizer.convert_ids_to_tokens(min(found))!r}, need plain text; try to "
+                f"{self.tokenizer.convert_ids_to_tokens(min(controls))!r}, need plain text; try to "
                 "rephrase or drop it"
             )
 

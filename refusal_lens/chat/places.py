@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from jaxtyping import Float64, Int
+import torch
+from jaxtyping import Float64, Int, Shaped
 from torch import Tensor
 
+from ..door import checked
 from ..errors import InputError
+from ..shapes import as_float64
 
 Region = Literal["instruction", "post", "reply", "last"]
 _SPELT = re.compile(r"(?P<region>[a-z]+)(?:\[(?P<index>-?\d{1,6})\]|\.(?P<mean>mean))?")
 _NEED = "t_inst, post[-1], post.mean, instruction.mean, reply.first, reply.mean, reply[-1] or last"
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Place:
     """A token of a region, or the mean over the region's tokens.
@@ -32,14 +37,6 @@ class Place:
     index: int | None = None
 
     def __post_init__(self) -> None:
-        if self.region not in get_args(Region):
-            raise InputError(f"place: got {self.region!r:.40}, need {_NEED}")
-        if self.index is not None and (
-            isinstance(self.index, bool) or not isinstance(self.index, int)
-        ):
-            raise InputError(
-                f"token of a place: got {self.index!r:.40}, need a whole number or None"
-            )
         if self.region == "last" and self.index != -1:
             object.__setattr__(self, "index", -1)
 
@@ -100,3 +97,24 @@ class Columns(NamedTuple):
 
     columns: Int[Tensor, "batch k"]
     weights: Float64[Tensor, "batch k"]
+
+
+def all_columns(places: Sequence[Columns]) -> Int[Tensor, "batch column"]:
+    """The columns of several places side by side: what `by_place` takes values at."""
+    return torch.cat([place.columns for place in places], 1)
+
+
+def by_place(
+    values: Shaped[Tensor, "batch column *axes"], places: Sequence[Columns]
+) -> Shaped[Tensor, "batch place *axes"]:
+    """Values at `all_columns` brought together: one for each place.
+
+    Single tokens stay as they are where there is no other place; else float64, means weighted.
+    """
+    lengths = [place.columns.shape[1] for place in places]
+    if max(lengths) == 1:
+        return values
+    values = as_float64(values)
+    weights = torch.cat([place.weights for place in places], 1).to(values.device)
+    weighted = values * weights.reshape(*weights.shape, *[1] * (values.ndim - 2))
+    return torch.stack([part.sum(1) for part in weighted.split(lengths, dim=1)], 1)

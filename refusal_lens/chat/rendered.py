@@ -165,7 +165,7 @@ class Rendered:
             spans = [
                 (start - before, stop - before)
                 for start, stop in (
-                    each[row].tolist() for each in (self.instruction, self.post, self.answer)
+                    region[row].tolist() for region in (self.instruction, self.post, self.answer)
                 )
             ]
             ids = (*self.ids[row, before:].tolist(), *(int(i) for i in reply))

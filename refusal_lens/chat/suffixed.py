@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..conversations import Conversation, Prompt
 from ..display import shown
+from ..door import checked
 from ..errors import InputError
 from ..shapes import Spans
 from .format import ChatFormat
@@ -36,14 +37,18 @@ class Suffixed:
         return tuple((self.suffix[:, 1] - self.suffix[:, 0]).tolist())
 
 
+@checked
 def render_suffixed(
     chat: ChatFormat, prompts: Sequence[Prompt], suffixes: Sequence[str]
 ) -> Suffixed:
     """Render each prompt with its suffix behind the last user message, as a user would have typed the two.
 
-    A reply that a conversation has belongs to the message without suffix and is left out. Raises InputError for an
-    empty suffix, or one of which the template leaves nothing (some trim white space).
+    A reply that a conversation has belongs to the message without suffix and is left out. Raises InputError unless
+    there is one suffix for each prompt, for an empty one, and for one of which the template leaves nothing (some trim
+    white space).
     """
+    if len(suffixes) != len(prompts):
+        raise InputError(f"suffixes: got {len(suffixes)}, need one for each of {len(prompts)} prompts")
     plain = [Conversation.of(prompt) for prompt in prompts]
     texts = [c.instruction + suffix for c, suffix in zip(plain, suffixes, strict=True)]
     longer = [c.with_instruction(text).prompt for c, text in zip(plain, texts, strict=True)]

@@ -119,15 +119,15 @@ class Candidates:
     def load(cls, path: str | Path) -> Candidates:
         """Read what `save` wrote. Raises InputError for a damaged or foreign file."""
         where = f"candidates file {path}"
-        found = read_safetensors(Path(path))
-        if found.header.get("format") != FORMAT:
+        contents = read_safetensors(Path(path))
+        if contents.header.get("format") != FORMAT:
             raise InputError(f"{where}: not written by refusal_lens")
-        names = converted(found.header.get("positions"), list[str], where)
-        places = _places(found.header.get("places"), len(names), where)
-        facts = converted(found.header.get("provenance"), dict[str, Any], where)
+        names = converted(contents.header.get("positions"), list[str], where)
+        places = _places(contents.header.get("places"), len(names), where)
+        facts = converted(contents.header.get("provenance"), dict[str, Any], where)
         converted(facts, CandidateFacts, where)
         positive, negative = (
-            _means(found, name, where) for name in ("mean_positive", "mean_negative")
+            _means(contents, name, where) for name in ("mean_positive", "mean_negative")
         )
         if positive.shape != negative.shape or len(positive) != len(names) or len(places) != len(names):
             raise InputError(
@@ -147,8 +147,8 @@ def _places(listed: str | None, n: int, where: str) -> tuple[Place, ...]:
         raise InputError(f"{where}: {error}") from error
 
 
-def _means(found: Tensors, name: str, where: str) -> PlaceLayerVectors:
-    mean = found.tensors.get(name)
+def _means(contents: Tensors, name: str, where: str) -> PlaceLayerVectors:
+    mean = contents.tensors.get(name)
     if mean is None or mean.dtype != torch.float64 or mean.ndim != 3 or not mean.numel():
         shape = "none" if mean is None else f"{tuple(mean.shape)}"
         raise InputError(f"{where}: got {name} {shape}, need float64 [place layer d_model]")

@@ -55,19 +55,19 @@ def rows_of(path: Path, *, column: str | None = None) -> Iterable[Any]:
 def regular_file(path: Path, what: str, *, most: int = LARGEST) -> None:
     """InputError unless the path is an ordinary file of `most` bytes; `what` begins the message."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         reason = "no such file" if missing else str(error.strerror)
         raise InputError(f"{what} {path}: got {reason}, need a file that can be read") from error
     except ValueError as error:
         raise InputError(f"{what} {str(path)!r:.80}: got no path ({error}), need a file") from error
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
         raise InputError(f"{what} {path}: got {kind}, need an ordinary file; try to save it as one")
-    if found.st_size > most:
+    if status.st_size > most:
         raise InputError(
-            f"{what} {path}: got {found.st_size / 2**20:.0f} MiB, need at most {most // 2**20}; try "
+            f"{what} {path}: got {status.st_size / 2**20:.0f} MiB, need at most {most // 2**20}; try "
             "the part that is needed alone"
         )
 

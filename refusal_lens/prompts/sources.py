@@ -144,13 +144,13 @@ def _read_folder(folder: Path, column: str | None, split: str) -> Source:
         }
         return _collected(_saved(folder, split), where, column, provenance, tabular=True)
     files = _files_of_split(folder, split)
-    found = [read_file(path, column=column) for path in files]
+    sources = [read_file(path, column=column) for path in files]
     provenance["files"] = {
         str(path.relative_to(folder)): source.provenance["sha256"]
-        for path, source in zip(files, found, strict=True)
+        for path, source in zip(files, sources, strict=True)
     }
-    prompts = tuple(prompt for source in found for prompt in source.prompts)
-    return Source(prompts, provenance, sum(source.skipped for source in found))
+    prompts = tuple(prompt for source in sources for prompt in source.prompts)
+    return Source(prompts, provenance, sum(source.skipped for source in sources))
 
 
 def _saved(folder: Path, split: str) -> Iterable[Any]:
