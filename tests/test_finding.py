@@ -58,7 +58,7 @@ def test_tables_and_figures_go_by_their_names(saved: Finding, computed: Finding)
     assert len(saved.frame("prompts")) == 2 * sum(SIZES.values())
     for name in ("sweep", "scores", "cosine", "rates", "pca"):
         assert isinstance(saved.figure(name), go.Figure)
-    for name in ("sweep", "scores"):
+    for name in ("sweep", "candidate_map"):
         assert isinstance(computed.figure(name), go.Figure)
 
 

@@ -388,7 +388,8 @@ def finished(tmp_path: Path) -> Path:
             with step.writing("direction.safetensors") as path:
                 direction().save(path)
         with run.step("summary", inputs={}, after=["selection"]) as step:
-            step.write_json("summary.json", {"refusal_tokens": list(refusal_tokens())})
+            about = kit.about(list(refusal_tokens()))
+            step.write_json("summary.json", {"behaviour": about, "kinds": ["harmful", "harmless"]})
         config = {"model": kit.load("qwen2").name, "revision": None, "system": None, "dtype": None}
         run.finish(config=config, model={}, prompts={}, data_sha256="")
     return folder

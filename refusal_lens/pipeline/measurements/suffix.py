@@ -174,7 +174,7 @@ def work(job: SuffixJob, step: OpenStep) -> None:
     """The study of the run's own model, direction and test prompts."""
     finding, test = job.finding, job.finding.contrast.test
     options = asdict(job.config) | {"suffix": job.suffix}
-    behaviour = finding.behaviour
+    direction, behaviour = finding.direction, finding.behaviour
     if not isinstance(behaviour, LogitBehaviour):
         raise InputError(
             f"behaviour of the suffix study: got {behaviour.name!r}, which is scored by replies; need one that a "
@@ -182,7 +182,7 @@ def work(job: SuffixJob, step: OpenStep) -> None:
         )
     study = study_suffix(
         finding.model,
-        finding.direction,
+        direction,
         prompts=dict(zip(finding.contrast.kinds, (test.positive, test.negative), strict=True)),
         behaviour=behaviour,
         on_progress=job.on_progress,
