@@ -134,15 +134,15 @@ def test_a_toy_concept_goes_from_a_file_to_a_page_in_its_own_words(finished: Pat
     page = html.unescape(re.sub(r"<(script|style).*?</\1>", "", (out / "report.html").read_text(), flags=re.S))
     headline = re.findall(r"<h1>(.*?)</h1>", page)[0]
     assert "eager" in headline
-    assert "wishes" in page
+    assert "Wishing requests" in page
     shown = re.sub(r"refusal[_-]lens", "", page)
     for word in ("harmful", "harmless", "refus"):
         assert word not in shown.lower(), word
     run = open_run(out)
     assert run.direction.concept == run.behaviour.name == "eagerness"
-    assert run.summary["rates"]["wishes"]["baseline"]["rate"] >= 0.9
-    assert run.summary["rates"]["questions"]["baseline"]["rate"] <= 0.1
-    assert run.contrast.kinds == ("wishes", "questions")
+    assert run.summary["rates"]["wishing"]["baseline"]["rate"] >= 0.9
+    assert run.summary["rates"]["asking"]["baseline"]["rate"] <= 0.1
+    assert run.contrast.kinds == ("wishing", "asking")
 
 
 def test_other_words_redo_the_page_alone(finished: Path, tmp_path: Path) -> None:

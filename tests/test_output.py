@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -292,7 +293,10 @@ class TestJson:
             "refusal_lens.pipeline.suffix_job.run_suffix_study", lambda *a, **k: {"n": 1}
         )
         monkeypatch.setattr(
-            "refusal_lens.report.sections.suffix.headline", lambda summary: HEADLINE
+            "refusal_lens.report.sections.suffix.headline", lambda summary, labels: HEADLINE
+        )
+        monkeypatch.setattr(
+            "refusal_lens.pipeline.page.open_folder", lambda path: SimpleNamespace(labels=None)
         )
         code, out, _ = command("suffix", "x", "--suffix", " y", "--json")
         assert (code, json.loads(out)["summary"]) == (0, {"n": 1})

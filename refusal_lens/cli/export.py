@@ -121,22 +121,22 @@ def _estimate(run: Path, model: str | None, *, trust_remote_code: bool) -> Estim
 
 def _as_json(done: Exported) -> dict[str, Any]:
     """Where the result is, its class, the coverage, and the parity table."""
-    found: dict[str, Any] = {"export": done.out.resolve(), "notes": list(done.notes)}
+    facts: dict[str, Any] = {"export": done.out.resolve(), "notes": list(done.notes)}
     if done.writers is not None:
-        found["architecture"] = done.writers.architecture
-        found["exactness"] = done.writers.exactness
-        found["writers"] = _treatments(done)
-        found["left_unedited"] = list(done.writers.problems)
+        facts["architecture"] = done.writers.architecture
+        facts["exactness"] = done.writers.exactness
+        facts["writers"] = _treatments(done)
+        facts["left_unedited"] = list(done.writers.problems)
     if done.parity is not None:
-        found["parity"] = done.parity.rows
-    return found
+        facts["parity"] = done.parity.rows
+    return facts
 
 
 def _treatments(done: Exported) -> dict[str, int]:
     """How many writers were treated in each way."""
     assert done.writers is not None
     treated = [writer.treatment for writer in done.writers.writers]
-    return {each: treated.count(each) for each in dict.fromkeys(treated)}
+    return {treatment: treated.count(treatment) for treatment in dict.fromkeys(treated)}
 
 
 def _lines(done: Exported) -> Iterator[str]:

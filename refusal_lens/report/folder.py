@@ -136,19 +136,19 @@ class RunFolder:
 
     def value(self, *keys: str) -> Any:
         """summary[keys[0]][keys[1]]..., None where any of them is missing."""
-        found: Any = self.summary
+        value: Any = self.summary
         for key in keys:
-            if not isinstance(found, Mapping) or key not in found:
+            if not isinstance(value, Mapping) or key not in value:
                 return None
-            found = found[key]
-        return found
+            value = value[key]
+        return value
 
     def number(self, *keys: str) -> float | None:
         """A finite number of the summary, else None."""
-        found = self.value(*keys)
-        if isinstance(found, bool) or not isinstance(found, int | float):
+        value = self.value(*keys)
+        if isinstance(value, bool) or not isinstance(value, int | float):
             return None
-        return float(found) if math.isfinite(found) else None
+        return float(value) if math.isfinite(value) else None
 
     @property
     def selected(self) -> Selected | None:

@@ -23,13 +23,13 @@ PACKAGES = (
 @cache
 def versions() -> dict[str, str]:
     """Versions of this package, of Python and of the packages that results depend on."""
-    found = {"refusal_lens": __version__, "python": platform.python_version()}
+    versions = {"refusal_lens": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def machine() -> dict[str, str]:

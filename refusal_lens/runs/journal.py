@@ -65,9 +65,9 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | NO_LINK | NO_WAIT | BINARY
             with os.fdopen(os.open(self.path, flags, 0o666), "wb") as file:
-                found = os.fstat(file.fileno())
+                status = os.fstat(file.fileno())
                 # Of two names of one file the other may be somebody else's.
-                if kind_of(found.st_mode) or found.st_nlink > 1:
+                if kind_of(status.st_mode) or status.st_nlink > 1:
                     raise InputError(f"{self.path}: got a file of others; remove it")
                 file.truncate(self._whole)
                 file.seek(self._whole)

@@ -60,12 +60,12 @@ def open_regular(path: Path, *, largest: int = LARGEST, follow: bool = False) ->
     return file
 
 
-def _require_regular(path: Path, found: os.stat_result, largest: int) -> None:
-    if kind := kind_of(found.st_mode):
+def _require_regular(path: Path, status: os.stat_result, largest: int) -> None:
+    if kind := kind_of(status.st_mode):
         raise InputError(f"{path}: got {kind}, need a regular file; make it again")
-    if found.st_size > largest:
+    if status.st_size > largest:
         raise InputError(
-            f"{path}: got {found.st_size} bytes, need at most {largest}; make it again"
+            f"{path}: got {status.st_size} bytes, need at most {largest}; make it again"
         )
 
 
@@ -80,8 +80,8 @@ def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     waiting = [os.fspath(folder)]
     while waiting:
         try:
-            with os.scandir(waiting.pop()) as found:
-                here = list(found)
+            with os.scandir(waiting.pop()) as entries:
+                here = list(entries)
         except FileNotFoundError:  # another process took it away
             continue
         for entry in here:
