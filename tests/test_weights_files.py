@@ -211,7 +211,7 @@ class TestEdits:
             lambda: add_bias(direction(), strength=wrong),
             lambda: AddBias(vector, 2),
         ):
-            with pytest.raises(InputError, match="finite"):
+            with pytest.raises(InputError, match=r"need a number|finite"):
                 make_edit()
 
     def test_partial_strength_takes_a_part_of_every_write(self, tmp_path: Path) -> None:

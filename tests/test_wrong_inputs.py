@@ -81,7 +81,8 @@ def test_every_annotation_at_the_door_can_be_looked_up_and_told() -> None:
 
 
 def test_every_public_name_is_behind_the_door() -> None:
-    values = {"ChatModel", "InputError"}
+    # A conversation takes messages as mappings too, and looks at them itself.
+    values = {"ChatModel", "Conversation", "InputError"}
     # Edits take any callable where sites are given, and look at their vectors and numbers themselves.
     edits = {"ablate", "add", "applied"}
     open_ones = values | edits
