@@ -234,8 +234,15 @@ def hooks_that_stay(handles: Iterable[RemovableHandle]) -> Iterator[Any]:
     """
     for handle in handles:
         hook = (handle.hooks_dict_ref() or {}).get(handle.id)
-        if hook and not getattr(hook, "__module__", "").startswith(WIRING):
+        if hook and not getattr(_within(hook), "__module__", "").startswith(WIRING):
             yield hook
+
+
+def _within(hook: Any) -> Any:
+    """The function that a hook point's own wrapper calls, or the hook itself."""
+    code, cells = getattr(hook, "__code__", None), getattr(hook, "__closure__", None)
+    enclosed = dict(zip(code.co_freevars, cells or (), strict=True)) if code else {}
+    return enclosed["hook"].cell_contents if "hook" in enclosed else hook
 
 
 # ---------------------------------------------------------------- edits, by plain PyTorch

@@ -12,8 +12,9 @@ import kit
 import pytest
 import torch
 import transformers
+from architectures import folder
 
-from refusal_lens.model import Site
+from refusal_lens.model import ChatModel, Site
 
 
 def test_a_hook_that_stays_is_told() -> None:
@@ -46,6 +47,16 @@ def test_a_hook_that_a_model_has_from_the_start_is_none() -> None:
     with pytest.raises(AssertionError, match="left behind"), kit.no_hook_left():
         handle = model.register_forward_hook(lambda *_: None)
     handle.remove()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_a_bridge_s_own_wiring_is_none_and_another_hook_on_it_is_one(architecture: str) -> None:
+    with kit.no_hook_left():
+        model = ChatModel.load(str(folder(architecture)), device="cpu", dtype="float32")
+    point = model.bridge.hook_dict["blocks.0.hook_out"]
+    with pytest.raises(AssertionError, match="left behind"), kit.no_hook_left():
+        point.add_hook(lambda tensor, hook: tensor, is_permanent=True)
+    del model, point
 
 
 SKIPPING = """

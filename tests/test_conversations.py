@@ -73,7 +73,7 @@ def test_a_run_reads_both_turns_and_its_page_shows_them(folder: Path) -> None:
 def test_a_suffix_is_studied_behind_the_last_turn(folder: Path) -> None:
     summary = run_suffix_study(folder)
     plain, _, adversarial, _ = summary["conditions"].values()
-    assert adversarial["metric"] < plain["metric"]
+    assert adversarial["score"] < plain["score"]
     assert summary["checks"]["instruction_unchanged"] < 1e-4
     assert summary["checks"]["attribution_error"] < 1e-3
 

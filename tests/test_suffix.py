@@ -202,8 +202,8 @@ def test_frame_holds_every_number() -> None:
     assert sizes == {
         "cosine": n * kit.LAYERS,
         "projection": n,
-        "metric": n,
-        "refused": n,
+        "score": n,
+        "shows": n,
         "dfa": n * heads,
         "attention": n * heads * regions,
         "source dfa": n * heads * regions,
@@ -229,8 +229,8 @@ def test_correlations_are_numpys() -> None:
 def test_summary_agrees_with_the_frame_and_is_json() -> None:
     found = json.loads(json.dumps(study().summary()))
     frame = study().frame()
-    own = frame[(frame["condition"] == ADVERSARIAL) & (frame["quantity"] == "metric")]
-    assert found["conditions"][ADVERSARIAL]["metric"] == pytest.approx(own["value"].mean())
+    own = frame[(frame["condition"] == ADVERSARIAL) & (frame["quantity"] == "score")]
+    assert found["conditions"][ADVERSARIAL]["score"] == pytest.approx(own["value"].mean())
     totals = study().conditions
     ratio = float(totals[ADVERSARIAL].dfa.sum(1).mean() / totals[RANDOM].dfa.sum(1).mean())
     assert found["against_random"]["dfa"] == pytest.approx(ratio)
@@ -243,7 +243,7 @@ def test_the_causal_check_has_every_edit_with_its_random_sets() -> None:
     edits = effects.groupby(["condition", "edit"])["heads"].nunique()
     assert len(edits) == 4
     assert set(edits) == {2 + 1}, "both heads are in layer 1, which has two others"
-    by_set = effects[effects["edit"] == "patch from random suffix"].groupby("heads")["metric"]
+    by_set = effects[effects["edit"] == "patch from random suffix"].groupby("heads")["score"]
     assert by_set.mean()["none"] == pytest.approx(
         float(study().conditions[ADVERSARIAL].scores.mean()), abs=1e-6
     )
@@ -290,10 +290,10 @@ def test_another_concept_has_its_own_names_and_what_is_unjudged_stays_unknown() 
     shows = [shown for measured in found.conditions.values() for shown in measured.shows]
     assert None in shows
     for name, measured in found.conditions.items():
-        rate = found.summary()["conditions"][name]["refusal_rate"]
+        rate = found.summary()["conditions"][name]["rate"]
         assert rate["n_unjudged"] == measured.shows.count(None)
         assert rate["n"] + rate["n_unjudged"] == 3
-    judged = found.frame().query("quantity == 'refused'")["value"]
+    judged = found.frame().query("quantity == 'shows'")["value"]
     assert judged.isna().tolist() == [shown is None for shown in shows]
     with pytest.raises(InputError, match=r"verse prompts .* on which the model shows poetry"):
         run_study(prompts={"verse": sides()[1], "prose": sides()[1]}, behaviour=behaviour)
@@ -421,7 +421,7 @@ def test_the_study_joins_a_run_and_its_page(finished: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("judged", "metric", "wanted"),
+    ("judged", "score", "wanted"),
     [
         ((1.0, 0.9, 0.1), (1.0, 1.0, 0.1), "Why the suffix works"),
         ((1.0, 1.0, 1.0), (1.0, 1.0, 0.95), "A suffix that does nothing measurable to refusal"),
@@ -432,13 +432,13 @@ def test_the_study_joins_a_run_and_its_page(finished: Path) -> None:
     ],
 )
 def test_the_title_of_the_study_follows_its_numbers(
-    judged: tuple[float, ...], metric: tuple[float, ...], wanted: str
+    judged: tuple[float, ...], score: tuple[float, ...], wanted: str
 ) -> None:
     n, conditions, rows = 40, {}, []
-    for name, rate, share in zip(CONDITIONS[:3], judged, metric, strict=True):
-        conditions[name] = {"refusal_rate": {"rate": rate, "n": n}}
+    for name, rate, share in zip(CONDITIONS[:3], judged, score, strict=True):
+        conditions[name] = {"rate": {"rate": rate, "n": n}}
         signs = [1.0] * round(share * n) + [-1.0] * (n - round(share * n))
-        rows += [{"condition": name, "quantity": "metric", "value": sign} for sign in signs]
+        rows += [{"condition": name, "quantity": "score", "value": sign} for sign in signs]
     assert title({"conditions": conditions}, pd.DataFrame(rows), LABELS) == wanted
 
 

@@ -47,18 +47,18 @@ def main() -> None:
         read_csv(folder / "values.csv", text=("region",)),
     )
     effects, lost = read_csv(folder / "effects.csv"), read_csv(folder / "lost.csv")
-    stories = [s for s in read_json(folder / "stories.json") if s["prompt"] == 0]
+    by_token = [s for s in read_json(folder / "tokens.json") if s["prompt"] == 0]
     labels = open_folder(run).labels
     figures = {
         "heads": head_attribution(values, labels=labels),
         "attention": head_attention(values),
         "sources": head_sources(values, labels=labels),
         "effects": head_effects(effects, labels=labels),
-        "effects_metric": head_effects(effects, labels=labels, quantity="metric"),
+        "effects_score": head_effects(effects, labels=labels, quantity="score"),
         "losses": suffix_losses(lost),
         "behaviour": suffix_behaviour(values, labels=labels),
-        "projection_map": projection_map(stories, selected_layer=summary["layer"]),
-        "contribution_map": contribution_map(stories),
+        "projection_map": projection_map(by_token, selected_layer=summary["layer"]),
+        "contribution_map": contribution_map(by_token),
     }
     heads = values[values["quantity"].isin(["dfa", "attention", "source dfa"])]
     grouped = heads.groupby(

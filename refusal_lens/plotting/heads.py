@@ -128,10 +128,10 @@ def head_effects(
     """What replacing the chosen heads changes, beside as many random other heads.
 
     Args:
-        effects: rows (condition, edit, heads, prompt, projection, metric); heads is "none", "top"
+        effects: rows (condition, edit, heads, prompt, projection, score); heads is "none", "top"
             or "random i".
         labels: the behaviour.
-        quantity: "projection" or "metric".
+        quantity: "projection" or "score".
     """
     means = effects.groupby(["condition", "edit", "heads"], sort=False)[quantity].mean()
     pairs = list(dict.fromkeys((c, e) for c, e, _ in means.index))
@@ -168,7 +168,7 @@ def head_effects(
     figure.add_hline(y=0, line={"color": theme.RULE, "width": 1})
     words = {
         "projection": f"Change of projection onto {labels.words.noun} direction",
-        "metric": f"Change of {labels.words.score} ({labels.unit})",
+        "score": f"Change of {labels.words.score} ({labels.unit})",
     }
     figure.update_yaxes(title_text=theme.title(words[quantity]))
     figure.update_xaxes(showgrid=False, ticks="", tickfont={"size": 11}, tickangle=0)

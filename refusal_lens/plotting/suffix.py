@@ -38,7 +38,7 @@ def suffix_behaviour(values: pd.DataFrame, *, labels: Labels) -> go.Figure:
     """Share of replies that show the behaviour (with its standard error) and score of each prompt, per condition.
 
     Args:
-        values: rows of quantity "refused" (0 or 1) and "metric", one per prompt and condition.
+        values: rows of quantity "shows" (0 or 1) and "score", one per prompt and condition.
         labels: the two kinds, the behaviour and its score.
     """
     conditions = list(dict.fromkeys(values["condition"]))
@@ -47,8 +47,8 @@ def suffix_behaviour(values: pd.DataFrame, *, labels: Labels) -> go.Figure:
     for name, condition in zip(names, conditions, strict=True):
         rows = values[values["condition"] == condition]
         colour = theme.kind_colour(condition, labels.kinds, conditions)
-        figure.add_trace(_rate(name, rows.loc[rows["quantity"] == "refused", "value"], colour), row=1, col=1)
-        scores = rows.loc[rows["quantity"] == "metric", "value"]
+        figure.add_trace(_rate(name, rows.loc[rows["quantity"] == "shows", "value"], colour), row=1, col=1)
+        scores = rows.loc[rows["quantity"] == "score", "value"]
         figure.add_trace(_points(name, scores.tolist(), colour), row=1, col=2)
     line = {"color": theme.RULE, "width": 1, "dash": "dot"}
     figure.add_hline(y=labels.threshold, row=1, col=2, line=line)

@@ -1,6 +1,6 @@
 """A prompt token by token: where the direction grows, what heads read, and where they look.
 
-A story is one prompt of the suffix study as a mapping: condition, tokens, regions, heads (names,
+An entry is one prompt of the suffix study as a mapping: condition, tokens, regions, heads (names,
 layer.head), projection [layer][token], contribution [head][token], and for attention views
 pattern [head][query][key]. Token texts are untrusted, and shown as text only.
 """
@@ -33,71 +33,71 @@ _DIVERGING = [
 
 
 def projection_map(
-    stories: Sequence[Mapping[str, Any]], *, selected_layer: int | None = None
+    entries: Sequence[Mapping[str, Any]], *, selected_layer: int | None = None
 ) -> go.Figure:
-    """Projection onto r^ per token and layer, a panel per story on one colour scale."""
-    size = max(float(np.abs(np.asarray(s["projection"])).max()) for s in stories)
+    """Projection onto r^ per token and layer, a panel per entry on one colour scale."""
+    size = max(float(np.abs(np.asarray(s["projection"])).max()) for s in entries)
     figure = make_subplots(
-        rows=len(stories), cols=1, vertical_spacing=0.3 / len(stories),
-        subplot_titles=[theme.label(s["condition"]) for s in stories],
+        rows=len(entries), cols=1, vertical_spacing=0.3 / len(entries),
+        subplot_titles=[theme.label(s["condition"]) for s in entries],
     )  # fmt: skip
-    for row, story in enumerate(stories, start=1):
-        rows = np.asarray(story["projection"], float)
+    for row, entry in enumerate(entries, start=1):
+        rows = np.asarray(entry["projection"], float)
         figure.add_trace(_heat(rows, list(range(len(rows))), size, show=row == 1), row=row, col=1)
-        _token_axis(figure, story, row)
+        _token_axis(figure, entry, row)
         figure.update_yaxes(title_text="Layer", row=row, col=1)
         if selected_layer is not None:
             line = {"color": theme.INK, "width": 1, "dash": "dot"}
             figure.add_hline(y=selected_layer, row=row, col=1, line=line)
-    theme.left_titles(figure, len(stories))
-    return theme.finish(figure, 90 + 290 * len(stories))
+    theme.left_titles(figure, len(entries))
+    return theme.finish(figure, 90 + 290 * len(entries))
 
 
-def contribution_map(stories: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """What each source token adds to each chosen head's DFA, a panel per story."""
-    size = max(float(np.abs(np.asarray(s["contribution"])).max()) for s in stories)
+def contribution_map(entries: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """What each source token adds to each chosen head's DFA, a panel per entry."""
+    size = max(float(np.abs(np.asarray(s["contribution"])).max()) for s in entries)
     figure = make_subplots(
-        rows=len(stories), cols=1, vertical_spacing=0.34 / len(stories),
-        subplot_titles=[theme.label(s["condition"]) for s in stories],
+        rows=len(entries), cols=1, vertical_spacing=0.34 / len(entries),
+        subplot_titles=[theme.label(s["condition"]) for s in entries],
     )  # fmt: skip
-    for row, story in enumerate(stories, start=1):
-        heads = [f"H{head}" for head in story["heads"]]
-        rows = np.asarray(story["contribution"], float)
+    for row, entry in enumerate(entries, start=1):
+        heads = [f"H{head}" for head in entry["heads"]]
+        rows = np.asarray(entry["contribution"], float)
         figure.add_trace(_heat(rows, heads, size, show=row == 1), row=row, col=1)
-        _token_axis(figure, story, row)
+        _token_axis(figure, entry, row)
         figure.update_yaxes(autorange="reversed", type="category", row=row, col=1)
-    theme.left_titles(figure, len(stories))
-    n = max(len(s["heads"]) for s in stories)
-    return theme.finish(figure, 90 + (150 + 22 * n) * len(stories))
+    theme.left_titles(figure, len(entries))
+    n = max(len(s["heads"]) for s in entries)
+    return theme.finish(figure, 90 + (150 + 22 * n) * len(entries))
 
 
-def attention_view(story: Mapping[str, Any]) -> str:
+def attention_view(entry: Mapping[str, Any]) -> str:
     """Attention patterns of the chosen heads, drawn by circuitsvis: a page that opens offline."""
     from circuitsvis.attention import attention_heads
 
     view = attention_heads(
-        attention=np.asarray(story["pattern"], float),
-        tokens=_with_stand_ins(story["tokens"]),
-        attention_head_names=[f"H{head}" for head in story["heads"]],
+        attention=np.asarray(entry["pattern"], float),
+        tokens=_with_stand_ins(entry["tokens"]),
+        attention_head_names=[f"H{head}" for head in entry["heads"]],
     )
-    return _page(f"Attention, {story['condition']}", view.local_src)
+    return _page(f"Attention, {entry['condition']}", view.local_src)
 
 
-def contribution_view(story: Mapping[str, Any]) -> str:
+def contribution_view(entry: Mapping[str, Any]) -> str:
     """Tokens coloured by what they add to the chosen heads' DFA: a page that opens offline."""
     from circuitsvis.tokens import colored_tokens
 
-    values = np.asarray(story["contribution"], float).sum(0)
+    values = np.asarray(entry["contribution"], float).sum(0)
     size = float(np.abs(values).max()) or 1.0
     view = colored_tokens(
-        _with_stand_ins(story["tokens"]),
+        _with_stand_ins(entry["tokens"]),
         values,
         min_value=-size,
         max_value=size,
         negative_color=theme.BLUE,
         positive_color=theme.VERMILLION,
     )
-    return _page(f"Contribution by source token, {story['condition']}", view.local_src)
+    return _page(f"Contribution by source token, {entry['condition']}", view.local_src)
 
 
 def _with_stand_ins(tokens: Sequence[str]) -> list[str]:
@@ -132,11 +132,11 @@ def _heat(rows: np.ndarray, y: Sequence[Any], size: float, *, show: bool) -> go.
     )
 
 
-def _token_axis(figure: go.Figure, story: Mapping[str, Any], row: int) -> None:
+def _token_axis(figure: go.Figure, entry: Mapping[str, Any], row: int) -> None:
     """Token labels in the colour of their region."""
     ticks = [
         f'<span style="color:{_ink(region)}">{theme.label(token)}</span>'
-        for token, region in zip(story["tokens"], story["regions"], strict=True)
+        for token, region in zip(entry["tokens"], entry["regions"], strict=True)
     ]
     figure.update_xaxes(
         tickvals=list(range(len(ticks))), ticktext=ticks, tickangle=-90, tickfont={"size": 10},

@@ -94,18 +94,18 @@ class Suffixed(Struct):
     prompt: Count
     instruction: str
     response: str
-    refusal: bool | None = None
-    metric: Number = None
+    shows: bool | None = None
+    score: Number = None
 
 
 class Condition(Struct):
     """One condition of the suffix study."""
 
-    refusal_rate: Rate
+    rate: Rate
     dfa: Number
     attention: dict[str, Number]
     n: Count | None = None
-    metric: Number = None
+    score: Number = None
     cosine: Number = None
     projection: Number = None
 
@@ -151,8 +151,8 @@ class SuffixSummary(Struct):
     seed: Count | None = None
 
 
-class Story(Struct):
-    """An entry of suffix/stories.json; a row of numbers has one for each token."""
+class TokenRows(Struct):
+    """An entry of suffix/tokens.json; a row of numbers has one for each token."""
 
     condition: str
     prompt: Count
@@ -211,21 +211,21 @@ def _write(step: OpenStep, study: SuffixStudy) -> None:
                 "prompt": i,
                 **row_of_prompt(completion.prompt),
                 "response": completion.response,
-                "refusal": completion.shows,
-                "metric": completion.score,
+                "shows": completion.shows,
+                "score": completion.score,
             }
             for name, measured in study.conditions.items()
             for i, completion in enumerate(measured.completions)
         ],
     )
-    stories = study.by_token()
-    plain = [{k: v for k, v in story.items() if k != "pattern"} for story in stories]
-    step.write_json("suffix/stories.json", plain)
-    for story in stories:
-        if story["prompt"] == 0:
-            name = story["condition"].replace(" + ", "_").replace(" ", "_")
-            step.write_text(f"suffix/attention_{name}.html", attention_view(story))
-            step.write_text(f"suffix/tokens_{name}.html", contribution_view(story))
+    by_token = study.by_token()
+    plain = [{k: v for k, v in rows.items() if k != "pattern"} for rows in by_token]
+    step.write_json("suffix/tokens.json", plain)
+    for rows in by_token:
+        if rows["prompt"] == 0:
+            name = rows["condition"].replace(" + ", "_").replace(" ", "_")
+            step.write_text(f"suffix/attention_{name}.html", attention_view(rows))
+            step.write_text(f"suffix/tokens_{name}.html", contribution_view(rows))
 
 
 STEPS = (
@@ -236,7 +236,7 @@ STEPS = (
         inputs,
         files={
             "suffix/summary.json": SuffixSummary,
-            "suffix/stories.json": list[Story],
+            "suffix/tokens.json": list[TokenRows],
             "suffix/completions.jsonl": Suffixed,
             "suffix/values.csv": Table(
                 {"prompt": COUNT},
@@ -246,11 +246,11 @@ STEPS = (
             ),
             "suffix/effects.csv": Table(
                 {"prompt": COUNT},
-                ("projection", "metric"),
+                ("projection", "score"),
                 ("condition", "edit", "heads"),
                 filled=True,
             ),
-            "suffix/lost.csv": Table({}, ("attention lost", "DFA lost", "metric lost"), filled=True),
+            "suffix/lost.csv": Table({}, ("attention lost", "DFA lost", "score lost"), filled=True),
         },
         sections=(Entry(70, "suffix study", "suffix/", section.render, FIGURES, optional=True),),
         addition=True,

@@ -64,7 +64,7 @@ def render(run: RunFolder) -> Section | None:
 def _section(run: RunFolder) -> Section:
     summary = _contents(run, "summary.json")
     values, effects, lost = (_contents(run, f"{name}.csv") for name in ("values", "effects", "lost"))
-    stories = [story for story in _contents(run, "stories.json") if story["prompt"] == 0]
+    by_token = [rows for rows in _contents(run, "tokens.json") if rows["prompt"] == 0]
     layer = int(summary["layer"])
     parts: list[Html | Plot] = [
         paragraph(headline(summary, run.labels)),
@@ -72,8 +72,8 @@ def _section(run: RunFolder) -> Section:
         *(paragraph(sentence) for sentence in _evidence(summary, run.labels)),
         *_figures(run, summary, Tables(values, lost, effects)),
         _correlations(summary["correlations"]),
-        Plot("suffix_projection_map", projection_map(stories, selected_layer=layer), _MAP),
-        Plot("suffix_contribution_map", contribution_map(stories), _CONTRIBUTIONS),
+        Plot("suffix_projection_map", projection_map(by_token, selected_layer=layer), _MAP),
+        Plot("suffix_contribution_map", contribution_map(by_token), _CONTRIBUTIONS),
         _views(run),
         *_replies(_contents(run, "completions.jsonl"), suffixes(summary), run.words),
     ]
@@ -97,7 +97,7 @@ def suffixes(summary: Mapping[str, Any]) -> tuple[str, str, str]:
 def title(summary: Mapping[str, Any], values: pd.DataFrame, labels: Labels) -> str:
     """What the suffix does, plain and beside random suffixes: judge first, then score."""
     names, noun = suffixes(summary), labels.words.noun
-    judged: list[Rate] = [summary["conditions"][name]["refusal_rate"] for name in names]
+    judged: list[Rate] = [summary["conditions"][name]["rate"] for name in names]
     for rates in (judged, _above_threshold(values, names, labels.threshold)):
         if any(rate["rate"] is None for rate in rates):
             continue
@@ -121,7 +121,7 @@ def _above_threshold(
     values: pd.DataFrame, names: Sequence[str], threshold: float
 ) -> list[Rate]:
     """Per condition the share of prompts whose score is above the threshold."""
-    scores = values[values["quantity"] == "metric"].groupby("condition")["value"]
+    scores = values[values["quantity"] == "score"].groupby("condition")["value"]
     return [
         {"rate": float((of_condition > threshold).mean()), "n": float(len(of_condition))}
         for of_condition in (scores.get_group(name) for name in names)
@@ -132,8 +132,8 @@ def headline(summary: Mapping[str, Any], labels: Labels) -> str:
     """The study in a sentence with its numbers, whatever they say."""
     words = labels.words
     measured = [summary["conditions"][name] for name in suffixes(summary)]
-    rates = [_percent(condition["refusal_rate"]["rate"]) for condition in measured]
-    means = [signed(condition["metric"]) for condition in measured]
+    rates = [_percent(condition["rate"]["rate"]) for condition in measured]
+    means = [signed(condition["score"]) for condition in measured]
     _, random, adversarial = measured
     n = len(summary["heads"])
     heads = f"{n} head{'s' if n > 1 else ''}"
@@ -183,7 +183,7 @@ def _figures(run: RunFolder, summary: Mapping[str, Any], tables: Tables) -> list
     layer, labels = int(summary["layer"]), run.labels
     values, score = tables.values, labels.words.score
     cosine = suffix_cosine(values, labels=labels, selected_layer=layer)
-    by_score = head_effects(tables.effects, labels=labels, quantity="metric")
+    by_score = head_effects(tables.effects, labels=labels, quantity="score")
     return [
         Plot("suffix_cosine", cosine, _COSINE),
         Plot("suffix_behaviour", suffix_behaviour(values, labels=labels), _behaviour(run)),
@@ -261,7 +261,7 @@ def _replies(
             plain(f"{prompt}: {condition}"),
             plain(of_prompt[condition]["instruction"]),
             plain(of_prompt[condition]["response"]),
-            numeric(of_prompt[condition]["metric"], 2),
+            numeric(of_prompt[condition]["score"], 2),
         )
         for prompt, of_prompt in list(by_prompt.items())[:_REPLIES]
         for condition in conditions

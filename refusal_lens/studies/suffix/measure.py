@@ -327,8 +327,8 @@ def _effects(
         ).assign(condition=name)
         for name, edit, values in edits
     ]
-    columns = ["condition", "edit", "heads", "prompt", "projection", "metric"]
-    return pd.concat(frames, ignore_index=True).rename(columns={"score": "metric"})[columns]
+    columns = ["condition", "edit", "heads", "prompt", "projection", "score"]
+    return pd.concat(frames, ignore_index=True)[columns]
 
 
 def _unchanged(model: ChatModel, plain: Condition, suffixed: Condition, batch_size: int) -> float:

@@ -117,7 +117,7 @@ class SuffixStudy:
         regions: names of the source regions.
         names: what the conditions are called.
         conditions: the measurements, by those names.
-        effects: the causal check (condition, edit, heads, prompt, projection, metric).
+        effects: the causal check (condition, edit, heads, prompt, projection, score).
         unchanged: largest change of an instruction token's residual stream, at any layer, that
             appending the adversarial suffix makes, as a share of its length; causal attention
             makes it rounding.
@@ -144,7 +144,7 @@ class SuffixStudy:
         """Every number per prompt, long.
 
         Columns condition, prompt, quantity ("cosine", "projection", "dfa", "attention", "source
-        dfa", "metric", "refused"), layer, head, region (empty where they do not apply), value (NaN for
+        dfa", "score", "shows"), layer, head, region (empty where they do not apply), value (NaN for
         what was not judged).
         """
         parts = []
@@ -153,8 +153,8 @@ class SuffixStudy:
                 parts.append(_rows(name, "cosine", measured.cosine[:, layer], layer=layer))
             layer = self.direction.layer
             parts.append(_rows(name, "projection", measured.projection, layer=layer))
-            parts.append(_rows(name, "metric", measured.scores))
-            parts.append(_rows(name, "refused", _as_numbers(measured.shows)))
+            parts.append(_rows(name, "score", measured.scores))
+            parts.append(_rows(name, "shows", _as_numbers(measured.shows)))
             for i, head in enumerate(self.heads):
                 at = {"layer": head.layer, "head": head.head}
                 parts.append(_rows(name, "dfa", measured.dfa[:, i], **at))
@@ -184,7 +184,7 @@ class SuffixStudy:
         ]
 
     def correlations(self) -> pd.DataFrame:
-        """Over prompts: attention to the instruction, DFA and metric, each lost to the suffix.
+        """Over prompts: attention to the instruction, DFA and score, each lost to the suffix.
 
         Lost against the random suffix of the same prompt. Columns first, second, pearson,
         spearman, n; NaN where one of the two does not vary.
@@ -204,14 +204,14 @@ class SuffixStudy:
         )
 
     def lost(self) -> pd.DataFrame:
-        """Per prompt, random minus adversarial suffix: attention, DFA and metric lost."""
+        """Per prompt, random minus adversarial suffix: attention, DFA and score lost."""
         region = self.regions.index("instruction")
         random, adversarial = self._suffixed
         return pd.DataFrame(
             {
                 "attention lost": (random.attention - adversarial.attention)[..., region].sum(1),
                 "DFA lost": (random.dfa - adversarial.dfa).sum(1),
-                "metric lost": random.scores - adversarial.scores,
+                "score lost": random.scores - adversarial.scores,
             }
         )
 
@@ -249,8 +249,8 @@ class SuffixStudy:
         attention = measured.attention.sum(1).mean(0)
         return {
             "n": len(measured.completions),
-            "refusal_rate": rate_of(measured.shows)._asdict(),
-            "metric": float(measured.scores.mean()),
+            "rate": rate_of(measured.shows)._asdict(),
+            "score": float(measured.scores.mean()),
             "cosine": float(measured.cosine[:, self.direction.layer].mean()),
             "projection": float(measured.projection.mean()),
             "dfa": float(measured.dfa.sum(1).mean()),
@@ -279,10 +279,10 @@ def causal_summary(effects: pd.DataFrame) -> list[dict[str, Any]]:
     """Per condition and edit: what the chosen heads and what random ones change."""
     rows = []
     for (condition, edit), replaced in effects.groupby(["condition", "edit"], sort=False):
-        means = replaced.groupby("heads", sort=False)[["projection", "metric"]].mean()
+        means = replaced.groupby("heads", sort=False)[["projection", "score"]].mean()
         moved = means - means.loc["none"]
         random = moved[moved.index.str.startswith("random")]
-        for quantity in ("projection", "metric"):
+        for quantity in ("projection", "score"):
             rows.append(
                 {
                     "condition": condition,
